@@ -1,0 +1,502 @@
+"""The call graph of a whole closure: every object's edges with their kind, in one set of columns.
+
+Owns: global function numbers, the resolution of sites to functions through PLT, GOT, bindings and
+      callback arguments, and searches over the result.
+Takes: the linked program (closure, bindings, code indexes) and the signatures of callbacks.
+Gives: a `CallGraph`.
+Must never: treat an unknown target as no target: unknown calls are counted by function.
+Wrong where: a callback's address reaches the call through a variable (then the edge is missing and the
+      call stands as unknown); where a table is filled at run time; where code is generated.
+
+A *function number* indexes all functions of all objects: object i's are base[i] .. base[i+1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Final, NewType
+
+import numpy as np
+import numpy.typing as npt
+
+from forkproof.closure import Bindings, Closure, Sysroot, TypeClass
+from forkproof.code.index import SCANNERS, CodeIndex, index_code
+from forkproof.elf.image import I64, Image, RelocationKind
+from forkproof.elf.names import FunctionNames
+from forkproof.signatures import Signatures
+
+Function = NewType("Function", int)
+"""A function number; -1 is never one."""
+Columns = npt.NDArray[np.int64]
+
+
+class EdgeKind(IntEnum):
+    """How a caller leads to a callee; the names are the report's words."""
+
+    DIRECT = 1
+    """A call instruction that names the function."""
+    JUMP = 2
+    """A tail call, or a jump to the function's cold part."""
+    PLT = 3
+    GOT = 4
+    """A call through a GOT slot (-fno-plt, weak references)."""
+    CALLBACK = 5
+    """The callee is passed to a function that calls it before it returns."""
+    IFUNC = 6
+    """The callee may be chosen by an IFUNC resolver."""
+    THREAD = 7
+    """The callee is started in a new thread."""
+    DEFERRED = 8
+    """The callee is passed to a function that keeps it for later (exit, event loop)."""
+    TABLE = 9
+    """The caller refers to a constant table that holds the callee: low confidence."""
+
+
+CERTAIN: Final = frozenset(
+    {EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT, EdgeKind.CALLBACK, EdgeKind.IFUNC}
+)
+"""Edges of one thread's own control flow."""
+_CALLBACK_REACH: Final = 160
+"""Bytes before a call in which its function argument is looked for."""
+_TABLE_LIMIT: Final = 4096
+"""A constant table ends here at the latest (bytes)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A linked program: a closure with its bindings and the code of each object."""
+
+    closure: Closure
+    bindings: Bindings
+    codes: tuple[CodeIndex, ...]
+    names: tuple[FunctionNames, ...]
+
+    @cached_property
+    def base(self) -> I64:
+        """First function number of each object, then the number of all functions."""
+        return np.concatenate([[0], np.cumsum([len(code) for code in self.codes])]).astype(np.int64)
+
+    @cached_property
+    def start(self) -> I64:
+        """RVA of every function."""
+        return np.concatenate([code.start for code in self.codes]) if self.codes else np.zeros(0, np.int64)
+
+    def image(self, obj: int) -> Image:
+        """The image of an object."""
+        return self.closure.objects[obj].image
+
+    def object_of(self, function: Function) -> int:
+        """Index of the object that holds a function."""
+        return int(np.searchsorted(self.base, function, side="right")) - 1
+
+    def rva_of(self, function: Function) -> int:
+        """Start address of a function in its object."""
+        return int(self.start[function])
+
+    def function(self, obj: int, rva: int) -> Function | None:
+        """The function that begins at an address, if one does."""
+        index = self.codes[obj].function_starting(rva)
+        return Function(int(self.base[obj]) + index) if index >= 0 else None
+
+    def containing(self, obj: int, rva: int) -> Function | None:
+        """The function that contains an address, if one does."""
+        index = self.codes[obj].function_at(rva)
+        return Function(int(self.base[obj]) + index) if index >= 0 else None
+
+    def name_of(self, function: Function) -> str:
+        """The plainest linker name of a function."""
+        obj = self.object_of(function)
+        return self.names[obj].name(self.rva_of(function))
+
+    def called(self, names: Iterable[str], objects: Iterable[int] | None = None) -> dict[Function, str]:
+        """The functions of the closure that bear one of these names, exported or local."""
+        wanted = list(names)
+        result: dict[Function, str] = {}
+        for obj in range(len(self.codes)) if objects is None else objects:
+            for name in wanted:
+                for rva in self.names[obj].addresses(name):
+                    if (function := self.function(obj, rva)) is not None:
+                        result.setdefault(function, name)
+        return result
+
+    def slot_target(self, obj: int, slot: int) -> Function | None:
+        """The function that a loader-filled word leads to, through the closure's bindings."""
+        image = self.image(obj)
+        if (symbol := image.slot_symbols.get(slot)) is not None:
+            return self.symbol_target(obj, symbol)
+        if (target := image.pointer_at(slot)) is not None:
+            return self.function(obj, target)
+        return None
+
+    def symbol_target(self, obj: int, symbol: int) -> Function | None:
+        """The function that a dynamic symbol reference binds to; None for data, or when nothing binds.
+
+        Sought as a call is (TypeClass.PLT): where a fixed-base executable lends its PLT entry as the
+        address of a function, the function itself is wanted.
+        """
+        binding = self.bindings.resolve(obj, symbol, type_class=TypeClass.PLT)
+        return None if binding is None else self.function(binding.object, binding.rva)
+
+
+def link(closure: Closure, sysroot: Sysroot) -> Program:
+    """Index the code of every object and join it with the closure's bindings."""
+
+    def finder(path: str) -> Path | None:
+        try:
+            return sysroot.host_path(path)
+        except OSError:
+            return None
+
+    codes = tuple(index_code(item.image) for item in closure.objects)
+    names = tuple(FunctionNames(item.image, finder) for item in closure.objects)
+    return Program(closure, Bindings(closure), codes, names)
+
+
+@dataclass(frozen=True, eq=False)
+class ImportCalls:
+    """Calls through loader-filled slots that name a symbol, bound or not, as parallel columns."""
+
+    object: Columns
+    caller: Columns
+    site: Columns
+    symbol: Columns
+    target: Columns
+    """Function number, or -1 where the reference binds to no function."""
+
+
+@dataclass(frozen=True, eq=False)
+class CallGraph:
+    """Edges as parallel columns, sorted by source and site."""
+
+    program: Program
+    source: Columns
+    target: Columns
+    site: Columns
+    kind: npt.NDArray[np.uint8]
+    imports: ImportCalls
+
+    @property
+    def size(self) -> int:
+        """Number of functions."""
+        return int(self.program.base[-1])
+
+    @cached_property
+    def _out(self) -> Columns:
+        return np.searchsorted(self.source, np.arange(self.size + 1))
+
+    @cached_property
+    def _by_target(self) -> Columns:
+        return np.argsort(self.target, kind="stable")
+
+    @cached_property
+    def _in(self) -> Columns:
+        return np.searchsorted(self.target[self._by_target], np.arange(self.size + 1))
+
+    def edges_from(self, function: Function) -> range:
+        """Edge positions that leave a function, in site order."""
+        return range(int(self._out[function]), int(self._out[function + 1]))
+
+    def edges_to(self, function: Function) -> list[int]:
+        """Edge positions that lead to a function."""
+        found: list[int] = self._by_target[self._in[function] : self._in[function + 1]].tolist()
+        return found
+
+    def distances(
+        self, roots: Iterable[int], kinds: Iterable[EdgeKind] = CERTAIN, *, backward: bool = False
+    ) -> npt.NDArray[np.int32]:
+        """Number of edges from the nearest root to each function (or from it to a root); -1: no path.
+
+        Breadth first, one vectorised step a level: O(edges) in all.
+        """
+        pointers, order, end = (self._in, self._by_target, self.source) if backward else (self._out, None, self.target)
+        allowed = np.zeros(max(EdgeKind) + 1, bool)
+        allowed[[int(k) for k in kinds]] = True
+        distance = np.full(self.size, -1, np.int32)
+        frontier = np.unique(np.fromiter((int(r) for r in roots), np.int64))
+        distance[frontier] = 0
+        level = 0
+        while len(frontier):
+            level += 1
+            edges = _spans(pointers[frontier], pointers[frontier + 1])
+            edges = edges if order is None else order[edges]
+            ends = end[edges[allowed[self.kind[edges]]]]
+            frontier = np.unique(ends[distance[ends] < 0])
+            distance[frontier] = level
+        return distance
+
+    def path(
+        self, start: Function, distance: npt.NDArray[np.int32], kinds: Iterable[EdgeKind] = CERTAIN
+    ) -> list[int] | None:
+        """Edge positions of a shortest path from `start` along falling `distance` (backward distances).
+
+        Among equals, the more certain kind and then the first site win, so the answer is stable.
+        """
+        allowed = frozenset(kinds)
+        if distance[start] < 0:
+            return None
+        result = []
+        here = start
+        while distance[here] > 0:
+            steps = [
+                e for e in self.edges_from(here)
+                if distance[self.target[e]] == distance[here] - 1 and EdgeKind(self.kind[e]) in allowed
+            ]
+            best = min(steps, key=lambda e: (self.kind[e], self.site[e]))
+            result.append(best)
+            here = Function(int(self.target[best]))
+        return result
+
+
+def _spans(first: Columns, last: Columns) -> Columns:
+    """The integers of all half-open ranges, concatenated."""
+    lengths = last - first
+    total = int(lengths.sum())
+    if not total:
+        return np.zeros(0, np.int64)
+    offsets = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+    return np.arange(total, dtype=np.int64) + offsets
+
+
+# ---- building ---------------------------------------------------------------------------------
+
+EdgeColumns = tuple[Columns, Columns, Columns, npt.NDArray[np.uint8]]
+
+
+def build(program: Program, signatures: Signatures) -> CallGraph:
+    """Resolve every site of every object.
+
+    1. direct branches, and branches to stubs;
+    2. calls through GOT slots;
+    3. IFUNC resolvers to what they choose from;
+    4. callbacks: address arguments of functions that call them;
+    Table edges are left to `with_tables`: most questions do not need them.
+    """
+    parts: list[EdgeColumns] = []
+    imports: list[ImportCalls] = []
+    for obj in range(len(program.codes)):
+        edges, calls = _object_edges(program, obj)
+        parts += edges
+        imports.append(calls)
+    joined = ImportCalls(*(np.concatenate([getattr(c, n) for c in imports]) for n in ImportCalls.__dataclass_fields__))
+    callbacks = _callback_edges(program, _concatenated(parts), signatures)
+    return _sorted_graph(program, [*parts, *callbacks], joined)
+
+
+def _concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
+    source, target, site, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return source, target, site, kind
+
+
+def with_tables(graph: CallGraph) -> CallGraph:
+    """The same graph with edges from functions that refer to constant tables to what the tables hold."""
+    parts = [_table_edges(graph.program, obj) for obj in range(len(graph.program.codes))]
+    return _sorted_graph(graph.program, [(graph.source, graph.target, graph.site, graph.kind), *parts], graph.imports)
+
+
+def _sorted_graph(program: Program, parts: list[EdgeColumns], imports: ImportCalls) -> CallGraph:
+    source, target, site, kind = _concatenated(parts)
+    order = np.lexsort((site, source))
+    return CallGraph(program, source[order], target[order], site[order], kind[order].astype(np.uint8), imports)
+
+
+def _edges(source: Columns, target: Columns, site: Columns, kind: npt.NDArray[np.integer]) -> EdgeColumns:
+    known = (source >= 0) & (target >= 0)
+    return source[known], target[known], site[known], kind[known].astype(np.uint8)
+
+
+def _object_edges(program: Program, obj: int) -> tuple[list[EdgeColumns], ImportCalls]:
+    code, base = program.codes[obj], int(program.base[obj])
+    sites = code.sites
+    to_function = np.searchsorted(code.start, sites.direct_target)
+    is_start = to_function < len(code.start)
+    is_start[is_start] = code.start[to_function[is_start]] == sites.direct_target[is_start]
+    local = np.where(is_start, to_function + base, -1)
+    caller = np.where(code.direct_owner >= 0, code.direct_owner + base, -1)
+    plain = np.where(sites.direct_jump, int(EdgeKind.JUMP), int(EdgeKind.DIRECT))
+    edges = [_edges(caller, local, sites.direct_site, plain)]
+
+    stub = np.searchsorted(code.stubs.start, sites.direct_target)
+    is_stub = ~is_start & (stub < len(code.stubs.start))
+    is_stub[is_stub] = code.stubs.start[stub[is_stub]] == sites.direct_target[is_stub]
+    slot_caller = np.where(code.slot_owner >= 0, code.slot_owner + base, -1)
+    via = np.concatenate([code.stubs.slot[stub[is_stub]], sites.slot_address])
+    callers = np.concatenate([caller[is_stub], slot_caller])
+    places = np.concatenate([sites.direct_site[is_stub], sites.slot_site])
+    kinds = np.concatenate([np.full(int(is_stub.sum()), EdgeKind.PLT), np.full(len(slot_caller), EdgeKind.GOT)])
+    symbol, target = _slot_columns(program, obj, via)
+    edges.append(_edges(callers, target, places, kinds))
+    named = (symbol >= 0) & (callers >= 0)
+    calls = ImportCalls(np.full(int(named.sum()), obj), callers[named], places[named], symbol[named], target[named])
+    edges += _resolver_edges(program, obj)
+    return edges, calls
+
+
+def _slot_columns(program: Program, obj: int, slots: Columns) -> tuple[Columns, Columns]:
+    """(dynamic symbol or -1, function number or -1) for each slot address."""
+    image = program.image(obj)
+    unique, inverse = np.unique(slots, return_inverse=True)
+    symbols, targets = [], []
+    for slot in unique.tolist():
+        symbols.append(image.slot_symbols.get(slot, -1))
+        function = program.slot_target(obj, slot)
+        if function is None:
+            function = _irelative_target(program, obj, slot)
+        targets.append(-1 if function is None else function)
+    return np.array(symbols, np.int64)[inverse], np.array(targets, np.int64)[inverse]
+
+
+def _irelative_target(program: Program, obj: int, slot: int) -> Function | None:
+    """The resolver of a slot filled by IRELATIVE: calls go to what it chooses."""
+    resolver = program.image(obj).irelative_slots.get(slot)
+    return None if resolver is None else program.function(obj, resolver)
+
+
+def _resolver_edges(program: Program, obj: int) -> list[EdgeColumns]:
+    """IFUNC resolvers lead to every function whose address they take."""
+    code, base = program.codes[obj], int(program.base[obj])
+    chosen = np.isin(code.taken_owner, code.ifunc_resolvers)
+    target = np.searchsorted(code.start, code.sites.taken_target[chosen])
+    kind = np.full(len(target), EdgeKind.IFUNC)
+    return [_edges(code.taken_owner[chosen] + base, target + base, code.sites.taken_site[chosen], kind)]
+
+
+# ---- callbacks --------------------------------------------------------------------------------
+
+_WHEN_KINDS: Final[Mapping[str, EdgeKind | None]] = {
+    "during": EdgeKind.CALLBACK,
+    "later": EdgeKind.DEFERRED,
+    "exit": EdgeKind.DEFERRED,
+    "thread-exit": EdgeKind.DEFERRED,
+    "new-thread": EdgeKind.THREAD,
+    "new-process": None,
+    "prepare": None,
+    "parent": None,
+    "child": None,
+}
+
+
+def callback_roles(signatures: Signatures) -> dict[str, list[tuple[int, EdgeKind]]]:
+    """Argument index and edge kind for every function that calls or starts its argument."""
+    roles: dict[str, list[tuple[int, EdgeKind]]] = {}
+    for name, callback in signatures.callbacks.items():
+        for argument, when in zip(callback.arguments, callback.when, strict=True):
+            if (kind := _WHEN_KINDS[when]) is not None:
+                roles.setdefault(name, []).append((argument, kind))
+    for name, starter in signatures.thread_starters.items():
+        if starter.callback is not None:
+            roles.setdefault(name, []).append((starter.callback, EdgeKind.THREAD))
+    return roles
+
+
+def _callback_edges(program: Program, edges: EdgeColumns, signatures: Signatures) -> list[EdgeColumns]:
+    """Edges from callers of functions with a role to the functions that they pass."""
+    source, target, site, kind = edges
+    roles = callback_roles(signatures)
+    by_target = {int(f): roles[name] for f, name in program.called(roles).items()}
+    has_role = np.zeros(int(program.base[-1]), bool)
+    has_role[list(by_target)] = True
+    groups: dict[tuple[int, int, EdgeKind], list[int]] = {}
+    for edge in np.flatnonzero(has_role[target] & (kind != EdgeKind.IFUNC)).tolist():
+        obj = program.object_of(Function(int(source[edge])))
+        for argument, role in by_target[int(target[edge])]:
+            groups.setdefault((obj, argument, role), []).append(edge)
+    parts = []
+    for (obj, argument, role), members in sorted(groups.items()):
+        chosen = np.array(members, np.int64)
+        passed = address_arguments(program, obj, site[chosen], argument)
+        parts.append(_edges(source[chosen], passed, site[chosen], np.full(len(chosen), role)))
+    return parts
+
+
+def address_arguments(program: Program, obj: int, sites: Columns, argument: int) -> Columns:
+    """Function numbers whose address the nearest earlier instruction puts into an argument register.
+
+    The instruction must lie in the same function, within `_CALLBACK_REACH` bytes, and no other call may
+    come in between (calls destroy argument registers). -1 where none is found.
+    """
+    code, image = program.codes[obj], program.image(obj)
+    registers = SCANNERS[image.machine].ARGUMENT_REGISTERS
+    if argument >= len(registers):
+        return np.full(len(sites), -1, np.int64)
+    register = registers[argument]
+    place, target = _addresses_in_register(program, obj, register)
+    calls = np.sort(np.concatenate([code.sites.direct_site, code.sites.slot_site, code.sites.indirect]))
+    before_call = np.searchsorted(calls, sites) - 1
+    previous_call = np.where(before_call >= 0, calls[np.maximum(before_call, 0)], -1) if len(calls) else sites * 0 - 1
+    position = np.searchsorted(place, sites) - 1
+    result = np.full(len(sites), -1, np.int64)
+    if not len(place):
+        return result
+    at = place[np.maximum(position, 0)]
+    good = (position >= 0) & (at > previous_call) & (sites - at <= _CALLBACK_REACH)
+    good &= code.owners(at) == code.owners(sites)
+    result[good] = target[position[good]]
+    return result
+
+
+def _addresses_in_register(program: Program, obj: int, register: int) -> tuple[Columns, Columns]:
+    """(site, function number or -1) of everything that loads an address into a register, sorted by site."""
+    code, base = program.codes[obj], int(program.base[obj])
+    sites = code.sites
+    taken = sites.taken_register == register
+    index = np.searchsorted(code.start, sites.taken_target[taken])
+    is_start = index < len(code.start)
+    is_start[is_start] = code.start[index[is_start]] == sites.taken_target[taken][is_start]
+    loaded = sites.loaded_register == register
+    _, through = _slot_columns(program, obj, sites.loaded_address[loaded])
+    other = sites.data_register == register
+    place = np.concatenate([sites.taken_site[taken], sites.loaded_site[loaded], sites.data_site[other]])
+    nothing = np.full(int(other.sum()), -1, np.int64)
+    target = np.concatenate([np.where(is_start, index + base, -1), through, nothing])
+    order = np.argsort(place, kind="stable")
+    return place[order], target[order]
+
+
+# ---- tables -----------------------------------------------------------------------------------
+
+
+def _table_edges(program: Program, obj: int) -> EdgeColumns:
+    """From each function that forms the address of constant data to the functions that the data holds.
+
+    A table reaches from the address to the next address that any code forms, or `_TABLE_LIMIT` bytes.
+    """
+    code, image, base = program.codes[obj], program.image(obj), int(program.base[obj])
+    slots, functions = _function_pointers(program, obj)
+    if not len(slots) or not len(code.sites.data_target):
+        nothing = np.zeros(0, np.int64)
+        return nothing, nothing, nothing, nothing.astype(np.uint8)
+    tables = np.unique(code.sites.data_target)
+    end = np.minimum(np.append(tables[1:], np.iinfo(np.int64).max), tables + _TABLE_LIMIT)
+    first, last = np.searchsorted(slots, tables), np.searchsorted(slots, end)
+    reference = np.searchsorted(tables, code.sites.data_target)
+    held = last[reference] > first[reference]
+    reference = reference[held]
+    count = last[reference] - first[reference]
+    entries = _spans(first[reference], last[reference])
+    source = np.repeat(np.where(code.data_owner[held] >= 0, code.data_owner[held] + base, -1), count)
+    site = np.repeat(code.sites.data_site[held], count)
+    del image
+    return _edges(source, functions[entries], site, np.full(len(entries), EdgeKind.TABLE))
+
+
+def _function_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
+    """(slot, function number) of words in data that point to functions, sorted by slot."""
+    image = program.image(obj)
+    table = image.relocations
+    relative = table.of(RelocationKind.RELATIVE)
+    slots, targets = table.offset[relative], table.addend[relative]
+    code, base = program.codes[obj], int(program.base[obj])
+    index = np.searchsorted(code.start, targets)
+    is_start = index < len(code.start)
+    is_start[is_start] = code.start[index[is_start]] == targets[is_start]
+    named = table.of(RelocationKind.ABSOLUTE)
+    bound = [program.symbol_target(obj, s) for s in table.symbol[named].tolist()]
+    far = np.array([-1 if b is None else b for b in bound], np.int64)
+    slot = np.concatenate([slots[is_start], table.offset[named][far >= 0]])
+    function = np.concatenate([index[is_start] + base, far[far >= 0]])
+    order = np.argsort(slot, kind="stable")
+    return slot[order], function[order]

@@ -1,0 +1,1 @@
+"""From bytes to sites: vectorised scanners for each machine, and lazy decoding of single functions."""

@@ -1,0 +1,162 @@
+"""AArch64: instruction words to sites, decoded exactly by mask.
+
+Owns: the encodings of branches, ADRP pairs and PLT stubs on AArch64.
+Takes: the bytes of a code range and an `EntryMap`. Gives: `Sites`, `Stubs`.
+Must never: follow control flow: an ADRP is paired with the ADD or LDR that uses its register within
+      `_PAIR_WINDOW` instructions and before another ADRP into that register.
+Wrong where: a literal pool in a code range happens to look like an instruction; where a pair is further
+      apart than the window; where a register is overwritten in between by something else than ADRP
+      (the target must still be a function start or a GOT slot, which makes that rare).
+
+Source: Arm Architecture Reference Manual, C4; ELF for the Arm 64-bit Architecture (PLT sequences).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from forkproof.code.sites import EntryMap, Sites, Stubs
+from forkproof.elf.image import I64, U8
+
+ARGUMENT_REGISTERS: Final = (0, 1, 2, 3, 4, 5, 6, 7)
+"""x0 to x7 (AAPCS64 6.8.2)."""
+_PAIR_WINDOW: Final = 24
+_BTI_C: Final = 0xD503245F
+Words = np.typing.NDArray[np.uint32]
+
+
+def _words(code: U8) -> Words:
+    return np.frombuffer(code[: len(code) // 4 * 4].tobytes(), "<u4")
+
+
+def _signed(value: I64, bits: int) -> I64:
+    sign = 1 << (bits - 1)
+    return (value & (sign - 1)) - (value & sign)
+
+
+def _page(word: Words, pc: I64) -> I64:
+    """Target page of an ADRP at `pc`."""
+    low, high = (word >> 29 & 3).astype(np.int64), (word >> 5 & 0x7FFFF).astype(np.int64)
+    return (pc & ~0xFFF) + (_signed(high << 2 | low, 21) << 12)
+
+
+def _is_adrp(word: Words) -> np.typing.NDArray[np.bool_]:
+    return word & 0x9F000000 == 0x90000000
+
+
+def find_stubs(code: U8, base: int, is_slot: EntryMap) -> Stubs:
+    """`[bti c] adrp x16, slot; ldr x17, [x16, slot]`: the head that every PLT flavour shares."""
+    words = _words(code)
+    if len(words) < 2:
+        return Stubs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    first, second = words[:-1], words[1:]
+    at = np.flatnonzero((first & 0x9F00001F == 0x90000010) & (second & 0xFFC003FF == 0xF9400211))
+    slot = _page(words[at], at * 4 + base) + ((words[at + 1] >> 10 & 0xFFF).astype(np.int64) << 3)
+    known = is_slot.kinds(slot) > 0
+    at, slot = at[known], slot[known]
+    branded = (at >= 1) & (words[np.maximum(at - 1, 0)] == _BTI_C)
+    return Stubs((at - branded) * 4 + base, slot)
+
+
+def scan(code: U8, base: int, entries: EntryMap, absolute: bool) -> Sites:
+    """All sites of one code range. `absolute` is of no use here: ADRP forms fixed addresses too."""
+    del absolute
+    words = _words(code)
+    site, target, jump = _direct(words, base, entries)
+    add, load = _adrp_pairs(words, base)
+    is_function = entries.kinds(add[1]) > 0
+    slot_site, slot_address, slot_jump = _loaded_calls(words, base, load)
+    indirect = np.flatnonzero((words & 0xFFFFFC1F == 0xD63F0000) | (words & 0xFEFFF800 == 0xD63F0800)) * 4 + base
+    return Sites(
+        direct_site=site,
+        direct_target=target,
+        direct_jump=jump,
+        slot_site=slot_site,
+        slot_address=slot_address,
+        slot_jump=slot_jump,
+        taken_site=add[0][is_function],
+        taken_target=add[1][is_function],
+        taken_register=add[2][is_function],
+        loaded_site=load[0],
+        loaded_address=load[1],
+        loaded_register=load[2],
+        data_site=add[0][~is_function],
+        data_target=add[1][~is_function],
+        data_register=add[2][~is_function],
+        indirect=np.setdiff1d(indirect, slot_site, assume_unique=True),
+        syscalls=np.flatnonzero(words == 0xD4000001) * 4 + base,
+    )
+
+
+def _direct(words: Words, base: int, entries: EntryMap) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
+    """BL, B, B.cond, CBZ/CBNZ and TBZ/TBNZ that lead to an entry."""
+    found = []
+    for mask, value, shift, bits in (
+        (0xFC000000, 0x94000000, 0, 26),
+        (0xFC000000, 0x14000000, 0, 26),
+        (0xFF000010, 0x54000000, 5, 19),
+        (0x7E000000, 0x34000000, 5, 19),
+        (0x7E000000, 0x36000000, 5, 14),
+    ):
+        at = np.flatnonzero(words & mask == value)
+        offset = _signed((words[at] >> shift).astype(np.int64) & ((1 << bits) - 1), bits) * 4
+        target = at * 4 + base + offset
+        hit = entries.kinds(target) > 0
+        found.append((at[hit] * 4 + base, target[hit], np.full(int(hit.sum()), value != 0x94000000)))
+    site, target, jump = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.argsort(site, kind="stable")
+    return site[order], target[order], jump[order]
+
+
+Triple = tuple[I64, I64, I64]
+
+
+def _adrp_pairs(words: Words, base: int) -> tuple[Triple, Triple]:
+    """(site, address, register) of ADRP+ADD and of ADRP+LDR (64-bit), by the using instruction."""
+    at = np.flatnonzero(_is_adrp(words))
+    register = (words[at] & 31).astype(np.int64)
+    page = _page(words[at], at * 4 + base)
+    adds, loads = [], []
+    for step in range(1, _PAIR_WINDOW + 1):
+        alive = at + step < len(words)
+        at, register, page = at[alive], register[alive], page[alive]
+        user = words[at + step]
+        uses = (user >> 5 & 31) == register
+        is_add = uses & (user & 0xFFC00000 == 0x91000000)
+        is_load = uses & (user & 0xFFC00000 == 0xF9400000)
+        immediate = (user >> 10 & 0xFFF).astype(np.int64)
+        place, destination = (at + step) * 4 + base, (user & 31).astype(np.int64)
+        adds.append((place[is_add], (page + immediate)[is_add], destination[is_add]))
+        loads.append((place[is_load], (page + (immediate << 3))[is_load], destination[is_load]))
+        # The register is gone once its user, a load or another ADRP writes it.
+        overwritten = (destination == register) & (is_add | is_load | _is_adrp(user))
+        at, register, page = at[~overwritten], register[~overwritten], page[~overwritten]
+    return _joined(adds), _joined(loads)
+
+
+def _joined(parts: list[Triple]) -> Triple:
+    site, address, register = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(site, kind="stable")
+    return site[order], address[order], register[order]
+
+
+def _loaded_calls(words: Words, base: int, load: Triple) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
+    """`ldr xN, [GOT]` followed by `blr xN` or `br xN` (-fno-plt), before xN is loaded again."""
+    site, address, register = load
+    index = (site - base) // 4
+    sites, addresses, jumps = [], [], []
+    for step in range(1, 9):
+        alive = index + step < len(words)
+        index, address, register = index[alive], address[alive], register[alive]
+        word = words[index + step]
+        branch = (word & 0xFFDFFC1F == 0xD61F0000) & ((word >> 5 & 31) == register)
+        # x16/x17 jumps are PLT stubs, which find_stubs owns.
+        branch &= register != 17
+        sites.append((index[branch] + step) * 4 + base)
+        addresses.append(address[branch])
+        jumps.append(word[branch] & 0x00200000 == 0)
+        lost = branch | ((word & 31) == register)
+        index, address, register = index[~lost], address[~lost], register[~lost]
+    return np.concatenate(sites), np.concatenate(addresses), np.concatenate(jumps)

@@ -1,0 +1,443 @@
+"""Following one function's control flow with the values that are known.
+
+Owns: the abstract state (registers, cells, the last comparison), its join, and the worklist.
+Takes: a `Body`, where to begin, what is known there, and what each call does (`Effects`).
+Gives: an `Exploration`: which instructions can run, how the function ends, values at chosen sites.
+Must never: claim that a path cannot run unless the values on it decide the branch.
+Wrong where: a callee or a pointer changes a cell that is followed here (cells are kept across calls,
+      which is what lets a fork's result be found again in a local, a global or a field).
+
+Values are affine: a base and an offset. The base is None for constants, or names where the value came
+from: a register or parameter at entry, a word in memory, the result of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from forkproof.code import lift_aarch64, lift_x86_64
+from forkproof.code.decode import Body, Instruction
+from forkproof.code.operations import (
+    Add,
+    Address,
+    Atomic,
+    Branch,
+    Call,
+    Compare,
+    Condition,
+    Const,
+    Forget,
+    ForgetFlags,
+    Jump,
+    JumpUnknown,
+    Memory,
+    Operand,
+    Operation,
+    Pause,
+    Register,
+    Return,
+    Set,
+    Stop,
+    Syscall,
+    Test,
+)
+from forkproof.elf.image import Machine
+
+_VISITS: Final = 12
+"""Joins at one block before everything there is forgotten, which ends any loop's refinement."""
+
+
+class Entry(NamedTuple):
+    """What a register held when the exploration began; argument registers are the parameters."""
+
+    register: str
+
+
+class Word(NamedTuple):
+    """What memory holds at a link-time address (a GOT slot, a global)."""
+
+    address: int
+
+
+class Result(NamedTuple):
+    """What the call at a site returned."""
+
+    site: int
+
+
+class Value(NamedTuple):
+    """base + offset; a constant when base is None."""
+
+    base: Entry | Word | Result | None
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """The registers that a machine's calling convention gives a role."""
+
+    arguments: tuple[str, ...]
+    result: str
+    stack: str
+    destroyed: frozenset[str]
+    syscall_number: str
+
+
+CONVENTIONS: Final[Mapping[Machine, Convention]] = {
+    machine: Convention(m.ARGUMENTS, m.RESULT, m.STACK, m.CALL_DESTROYS, m.SYSCALL_NUMBER)
+    for machine, m in ((Machine.X86_64, lift_x86_64), (Machine.AARCH64, lift_aarch64))
+}
+
+
+class CallEffect(NamedTuple):
+    """What a call does to its caller: whether it comes back, and with which constant."""
+
+    returns: bool = True
+    result: int | None = None
+
+
+Effects = Callable[[int], CallEffect]
+"""Gives the effect of the call (or tail call) at a site."""
+
+
+Cell = tuple[Entry | Word | Result | None, int]
+Flags = tuple[str, Value | None, Value | None, int]
+
+
+@dataclass(slots=True)
+class State:
+    """What is known before an instruction. An absent register or cell has an unknown value of its own."""
+
+    registers: dict[str, Value | None] = field(default_factory=dict)
+    cells: dict[Cell, Value | None] = field(default_factory=dict)
+    flags: Flags | None = None
+
+    def copy(self) -> State:
+        """An independent copy."""
+        return State(dict(self.registers), dict(self.cells), self.flags)
+
+    def register(self, name: str) -> Value | None:
+        """The value of a register; untouched ones hold their entry value."""
+        if name == "?":
+            return None
+        return self.registers.get(name, Value(Entry(name), 0))
+
+
+class Transfer(NamedTuple):
+    """A call, or a jump that leaves the function."""
+
+    site: int
+    is_jump: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Exploration:
+    """What can run, from where the exploration began."""
+
+    visited: frozenset[int]
+    """Addresses of instructions."""
+    transfers: tuple[Transfer, ...]
+    """Calls and tail calls that can happen, by address."""
+    returns: bool
+    """True when a return to the caller can happen (a tail call that returns counts)."""
+    results: tuple[Value | None, ...]
+    """The possible return values, deduplicated; None stands for unknown."""
+    states: Mapping[int, State]
+    """State before each watched instruction, joined over all paths."""
+    successors: Mapping[int, tuple[int, ...]]
+    """Feasible control flow between instructions' block starts, by address."""
+    complete: bool
+    """False when a computed jump was met, whose targets are only guessed."""
+
+
+def explore(
+    body: Body,
+    machine: Machine,
+    start: int,
+    *,
+    known: Mapping[str, int] | None = None,
+    effects: Effects | None = None,
+    watch: Collection[int] = (),
+) -> Exploration:
+    """Run all feasible paths from the instruction at `start`.
+
+    `known` gives registers that hold a constant there. O(blocks · _VISITS).
+    """
+    return _Explorer(body, machine, effects or (lambda _: CallEffect()), frozenset(watch)).run(start, known or {})
+
+
+class _Explorer:
+    """The worklist; one instance explores once."""
+
+    def __init__(self, body: Body, machine: Machine, effects: Effects, watch: frozenset[int]) -> None:
+        self.body, self.effects, self.watch = body, effects, watch
+        self.convention = CONVENTIONS[machine]
+        self.inputs: dict[int, State] = {}
+        self.visits: dict[int, int] = {}
+        self.visited: set[int] = set()
+        self.transfers: set[Transfer] = set()
+        self.results: set[Value | None] = set()
+        self.returns = False
+        self.complete = True
+        self.states: dict[int, State] = {}
+        self.successors: dict[int, set[int]] = {}
+        self.pending: list[int] = []
+
+    def run(self, start: int, known: Mapping[str, int]) -> Exploration:
+        position = self.body.position(start)
+        if position is not None:
+            self._enter(position, State({name: Value(None, value) for name, value in known.items()}))
+        while self.pending:
+            self._block(self.pending.pop())
+        return Exploration(
+            frozenset(self.visited),
+            tuple(sorted(self.transfers)),
+            self.returns,
+            tuple(sorted(self.results, key=repr)),
+            self.states,
+            {a: tuple(sorted(b)) for a, b in self.successors.items()},
+            self.complete,
+        )
+
+    def _enter(self, position: int, state: State) -> None:
+        """Arrive at a block; queue it when that teaches something new."""
+        if position >= len(self.body.instructions):
+            return
+        old = self.inputs.get(position)
+        self.visits[position] = self.visits.get(position, 0) + 1
+        if old is None:
+            self.inputs[position] = state.copy()
+        else:
+            merged = _join(old, state) if self.visits[position] <= _VISITS else _nothing(old, state)
+            if merged == old:
+                return
+            self.inputs[position] = merged
+        if position not in self.pending:
+            self.pending.append(position)
+
+    def _block(self, position: int) -> None:
+        state = self.inputs[position].copy()
+        first = self.body.instructions[position].address
+        outgoing = self.successors.setdefault(first, set())
+        for here in range(position, self.body.block_end(position)):
+            instruction = self.body.instructions[here]
+            self.visited.add(instruction.address)
+            if instruction.address in self.watch:
+                seen = self.states.get(instruction.address)
+                self.states[instruction.address] = state.copy() if seen is None else _join(seen, state)
+            targets = self._instruction(instruction, here, state)
+            if targets is not None:
+                for target in targets:
+                    self._go(outgoing, target, state)
+                return
+        self._go(outgoing, self.body.block_end(position), state)
+
+    def _go(self, outgoing: set[int], position: int, state: State) -> None:
+        if position < len(self.body.instructions):
+            outgoing.add(self.body.instructions[position].address)
+            self._enter(position, state)
+
+    def _instruction(self, instruction: Instruction, position: int, state: State) -> list[int] | None:
+        """Apply an instruction; the positions that follow it, or None for simply the next one."""
+        for operation in instruction.operations:
+            match operation:
+                case Call():
+                    if not self._call(instruction, state):
+                        return []
+                case Jump():
+                    return self._jump(instruction, operation.target, state)
+                case JumpUnknown():
+                    return self._jump_unknown(instruction, state)
+                case Branch():
+                    return self._branch(instruction, operation, position, state)
+                case Return():
+                    self.returns = True
+                    self.results.add(_settled(state.register(self.convention.result)))
+                    return []
+                case Stop():
+                    return []
+                case _:
+                    self._data(instruction, operation, state)
+        return None
+
+    def _call(self, instruction: Instruction, state: State) -> bool:
+        self.transfers.add(Transfer(instruction.address, False))
+        effect = self.effects(instruction.address)
+        for name in self.convention.destroyed:
+            state.registers[name] = None
+        result = Value(Result(instruction.address), 0) if effect.result is None else Value(None, effect.result)
+        state.registers[self.convention.result] = result
+        state.flags = None
+        return effect.returns
+
+    def _jump(self, instruction: Instruction, target: int, state: State) -> list[int]:
+        position = self.body.position(target)
+        if position is not None:
+            return [position]
+        self._leave(instruction.address)
+        del state
+        return []
+
+    def _jump_unknown(self, instruction: Instruction, state: State) -> list[int]:
+        """A switch goes to leaders that nothing else explains; without any it is a tail call."""
+        del state
+        if self.body.orphans:
+            self.complete = False
+            return list(self.body.orphans)
+        self._leave(instruction.address)
+        return []
+
+    def _leave(self, site: int) -> None:
+        self.transfers.add(Transfer(site, True))
+        effect = self.effects(site)
+        if effect.returns:
+            self.returns = True
+            self.results.add(None if effect.result is None else Value(None, effect.result))
+
+    def _branch(self, instruction: Instruction, branch: Branch, position: int, state: State) -> list[int]:
+        decided = self._decide(branch, state)
+        result = []
+        if decided is not True:
+            result.append(position + 1)
+        if decided is not False:
+            target = self.body.position(branch.target)
+            if target is not None:
+                result.append(target)
+            elif not self.body.contains(branch.target):
+                self._leave(instruction.address)
+        return result
+
+    def _decide(self, branch: Branch, state: State) -> bool | None:
+        if branch.operand is not None:
+            return _compare(branch.condition, state.register(branch.operand.name), Value(None, 0), 64)
+        if state.flags is None:
+            return None
+        kind, left, right, bits = state.flags
+        if kind == "test":
+            left, right = _masked(left, right), Value(None, 0)
+        return _compare(branch.condition, left, right, bits)
+
+    # ---- data ------------------------------------------------------------------------------
+
+    def _data(self, instruction: Instruction, operation: Operation, state: State) -> None:
+        match operation:
+            case Set(destination, source, _):
+                self._store(instruction, destination, self._read(instruction, source, state), state)
+            case Address(destination, source):
+                cell = self._cell(instruction, source, state)
+                state.registers[destination.name] = None if cell is None else Value(*cell)
+            case Add(destination, left, value):
+                old = state.register(left.name)
+                state.registers[destination.name] = None if old is None else Value(old.base, old.offset + value)
+            case Forget(destination):
+                state.registers[destination.name] = None
+            case Compare(left, right, bits):
+                state.flags = ("compare", *(self._read(instruction, o, state) for o in (left, right)), bits)
+            case Test(left, right, bits):
+                state.flags = ("test", *(self._read(instruction, o, state) for o in (left, right)), bits)
+            case ForgetFlags():
+                state.flags = None
+            case Atomic(cell_operand, _, _):
+                if (cell := self._cell(instruction, cell_operand, state)) is not None:
+                    state.cells[cell] = None
+            case Syscall():
+                state.registers[self.convention.result] = Value(Result(instruction.address), 0)
+            case Pause():
+                pass
+
+    def _store(self, instruction: Instruction, place: Register | Memory, value: Value | None, state: State) -> None:
+        if isinstance(place, Register):
+            state.registers[place.name] = value
+        elif (cell := self._cell(instruction, place, state)) is not None:
+            state.cells[cell] = value
+
+    def _read(self, instruction: Instruction, operand: Operand, state: State) -> Value | None:
+        if isinstance(operand, Const):
+            return Value(None, operand.value)
+        if isinstance(operand, Register):
+            return state.register(operand.name)
+        cell = self._cell(instruction, operand, state)
+        if cell is None:
+            return None
+        if cell in state.cells:
+            return state.cells[cell]
+        return Value(Word(cell[1]), 0) if cell[0] is None else None
+
+    def _cell(self, instruction: Instruction, memory: Memory, state: State) -> Cell | None:
+        if memory.indexed:
+            return None
+        if memory.base is None:
+            return None, memory.displacement
+        if memory.base == "pc":
+            return None, instruction.end + memory.displacement
+        base = state.register(memory.base)
+        return None if base is None else (base.base, base.offset + memory.displacement)
+
+
+def _settled(value: Value | None) -> Value | None:
+    """A return value as a caller can use it: constants, parameters and words, nothing of this frame."""
+    return value if value is None or value.base is None or isinstance(value.base, Word | Entry) else None
+
+
+def _masked(left: Value | None, right: Value | None) -> Value | None:
+    """left & right, when that is known."""
+    if left is not None and left == right:
+        return left
+    if left is not None and right is not None and left.base is None and right.base is None:
+        return Value(None, left.offset & right.offset)
+    return None
+
+
+def _compare(condition: Condition, left: Value | None, right: Value | None, bits: int) -> bool | None:
+    """The outcome of a comparison, or None when the values do not decide it."""
+    if left is None or right is None or left.base != right.base or condition is Condition.UNKNOWN:
+        return None
+    if left.base is not None and condition not in (Condition.EQ, Condition.NE):
+        return None
+    a, b = _signed(left.offset, bits), _signed(right.offset, bits)
+    mask = (1 << bits) - 1
+    ua, ub = a & mask, b & mask
+    return {
+        Condition.EQ: a == b,
+        Condition.NE: a != b,
+        Condition.LT: a < b,
+        Condition.GE: a >= b,
+        Condition.GT: a > b,
+        Condition.LE: a <= b,
+        Condition.BELOW: ua < ub,
+        Condition.ABOVE_EQ: ua >= ub,
+        Condition.ABOVE: ua > ub,
+        Condition.BELOW_EQ: ua <= ub,
+        Condition.NEGATIVE: a - b < 0,
+        Condition.NOT_NEGATIVE: a - b >= 0,
+    }[condition]
+
+
+def _signed(value: int, bits: int) -> int:
+    sign = 1 << (bits - 1)
+    value &= (1 << bits) - 1
+    return (value & (sign - 1)) - (value & sign)
+
+
+def _join(a: State, b: State) -> State:
+    """What both states agree on. A register absent from one holds its entry value there."""
+    registers = {n: _same(a.register(n), b.register(n)) for n in a.registers.keys() | b.registers.keys()}
+    cells = {c: _same(a.cells.get(c, _UNREAD), b.cells.get(c, _UNREAD)) for c in a.cells.keys() | b.cells.keys()}
+    return State(registers, cells, a.flags if a.flags == b.flags else None)
+
+
+_UNREAD: Final = Value(None, -(1 << 70))
+"""Stands for a cell that was never written: it agrees with nothing that was."""
+
+
+def _same(a: Value | None, b: Value | None) -> Value | None:
+    return a if a == b else None
+
+
+def _nothing(a: State, b: State) -> State:
+    """Forget everything that either state mentions."""
+    registers: dict[str, Value | None] = dict.fromkeys(a.registers.keys() | b.registers.keys())
+    cells: dict[Cell, Value | None] = dict.fromkeys(a.cells.keys() | b.cells.keys())
+    return State(registers, cells, None)

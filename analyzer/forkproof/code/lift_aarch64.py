@@ -1,0 +1,255 @@
+"""AArch64 assembly text (capstone's syntax) to operations.
+
+Owns: which mnemonics matter and how their operands read.
+Takes: mnemonic and operand text (memoised). Gives: a tuple of operations, in order.
+Must never: guess: an unknown instruction forgets its first operand; `s`-suffixed ones the flags too.
+
+Source: Arm ARM, C6; capstone 5's printer.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final
+
+from forkproof.code.operations import (
+    Add,
+    Address,
+    Atomic,
+    Branch,
+    Call,
+    Compare,
+    Condition,
+    Const,
+    Forget,
+    ForgetFlags,
+    Jump,
+    JumpUnknown,
+    Memory,
+    Operand,
+    Operation,
+    Pause,
+    Register,
+    Return,
+    Set,
+    Stop,
+    Syscall,
+    Test,
+)
+
+RESULT: Final = "x0"
+STACK: Final = "sp"
+ARGUMENTS: Final = tuple(f"x{n}" for n in range(8))
+CALL_DESTROYS: Final = frozenset({*(f"x{n}" for n in range(19)), "x30"})
+SYSCALL_NUMBER: Final = "x8"
+
+_CONDITIONS: Final = {
+    "eq": Condition.EQ, "ne": Condition.NE, "lt": Condition.LT, "ge": Condition.GE, "gt": Condition.GT,
+    "le": Condition.LE, "lo": Condition.BELOW, "cc": Condition.BELOW, "hs": Condition.ABOVE_EQ,
+    "cs": Condition.ABOVE_EQ, "hi": Condition.ABOVE, "ls": Condition.BELOW_EQ,
+    "mi": Condition.NEGATIVE, "pl": Condition.NOT_NEGATIVE,
+}  # fmt: skip
+_SPLIT: Final = re.compile(r",\s*(?![^\[]*\])")
+_NO_EFFECT: Final = frozenset({"nop", "bti", "dmb", "dsb", "paciasp", "autiasp", "pacibsp", "autibsp", "prfm", "hint"})
+
+
+def _register(text: str) -> tuple[Operand | None, int]:
+    if text in ("xzr", "wzr"):
+        return Const(0), 64 if text[0] == "x" else 32
+    if text in ("sp", "wsp"):
+        return Register("sp"), 64
+    if re.fullmatch(r"[xw]\d+", text):
+        return Register("x" + text[1:]), 64 if text[0] == "x" else 32
+    return None, 0
+
+
+def _operand(text: str) -> tuple[Operand | None, int]:
+    if text.startswith("#"):
+        try:
+            return Const(int(text[1:], 0)), 0
+        except ValueError:
+            return None, 0
+    if text.startswith("["):
+        return _memory(text), 64
+    return _register(text)
+
+
+def _memory(text: str) -> Memory:
+    parts = [p.strip() for p in text.strip("[]!").split(",")]
+    base, _ = _register(parts[0])
+    name = base.name if isinstance(base, Register) else None
+    if len(parts) == 1:
+        return Memory(name, 0)
+    if parts[1].startswith("#") and len(parts) == 2:
+        return Memory(name, int(parts[1][1:], 0))
+    return Memory(name, 0, indexed=True)
+
+
+@lru_cache(maxsize=1 << 16)
+def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
+    """Operations of one instruction."""
+    if mnemonic in _NO_EFFECT:
+        return ()
+    if mnemonic in ("yield", "wfe", "isb", "sevl"):
+        return (Pause(),)
+    parts = _SPLIT.split(text) if text else []
+    control = _control(mnemonic, parts)
+    if control is not None:
+        return control
+    return _data(mnemonic, parts)
+
+
+def _target(text: str) -> int:
+    return int(text.lstrip("#"), 0)
+
+
+def _control(name: str, parts: list[str]) -> tuple[Operation, ...] | None:
+    if name == "bl":
+        return (Call(_target(parts[0]), None),)
+    if name.startswith("blr"):
+        return (Call(None, _operand(parts[0])[0]),)
+    if name == "b":
+        return (Jump(_target(parts[0])),)
+    if name.startswith("b."):
+        return (Branch(_CONDITIONS.get(name[2:], Condition.UNKNOWN), _target(parts[0])),)
+    if name in ("cbz", "cbnz"):
+        return (_zero_branch(Condition.EQ if name == "cbz" else Condition.NE, parts[0], parts[1]),)
+    if name in ("tbz", "tbnz"):
+        return (_bit_branch(name, parts),)
+    if name.startswith("ret") or name in ("eret",):
+        return (Return(),)
+    if name == "br" or name.startswith("bra"):
+        return (JumpUnknown(_operand(parts[0])[0]),)
+    if name in ("brk", "hlt", "udf"):
+        return (Stop(),)
+    if name == "svc":
+        return (Syscall(),)
+    return None
+
+
+def _zero_branch(condition: Condition, register: str, target: str) -> Branch:
+    operand, _ = _operand(register)
+    return Branch(condition, _target(target), operand if isinstance(operand, Register) else None)
+
+
+def _bit_branch(name: str, parts: list[str]) -> Branch:
+    """TBZ/TBNZ on the sign bit test for negative; other bits are not followed."""
+    operand, bits = _operand(parts[0])
+    sign = parts[1].lstrip("#")
+    if isinstance(operand, Register) and int(sign, 0) == (bits or 64) - 1:
+        condition = Condition.GE if name == "tbz" else Condition.LT
+        return Branch(condition, _target(parts[2]), operand)
+    return Branch(Condition.UNKNOWN, _target(parts[2]))
+
+
+def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
+    if not parts:
+        return ()
+    operands = [_operand(p) for p in parts]
+    first, bits = operands[0]
+    second = operands[1][0] if len(operands) > 1 else None
+    if name in ("adrp", "adr") and isinstance(first, Register) and isinstance(second, Const):
+        return (Set(first, second),)
+    if name in ("mov", "movz", "movn", "sxtw", "uxtw"):
+        return _move(name, parts, first, second, bits)
+    if name in ("add", "sub", "adds", "subs"):
+        return _sum(name, parts, operands)
+    if name in ("cmp", "cmn", "tst"):
+        return _compare(name, first, second, bits, len(parts))
+    if (found := _atomic(name, operands)) is not None:
+        return found
+    if name.startswith(("ld", "st")):
+        return _transfer(name, parts, operands)
+    forgotten: tuple[Operation, ...] = (Forget(first),) if isinstance(first, Register) else ()
+    flags = name.endswith("s") or name in ("ccmp", "ccmn", "fcmp", "fcmpe")
+    return (ForgetFlags(),) if name in ("ccmp", "ccmn", "fcmp", "fcmpe") else forgotten + ((ForgetFlags(),) if flags else ())
+
+
+def _move(name: str, parts: list[str], first: Operand | None, second: Operand | None, bits: int) -> tuple[Operation, ...]:
+    if not isinstance(first, Register):
+        return ()
+    if second is None or isinstance(second, Memory) or len(parts) > 2:
+        return (Forget(first),)
+    if name == "movn" and isinstance(second, Const):
+        return (Set(first, Const(~second.value)),)
+    return (Set(first, second, bits),)
+
+
+def _sum(name: str, parts: list[str], operands: list[tuple[Operand | None, int]]) -> tuple[Operation, ...]:
+    destination, bits = operands[0]
+    left = operands[1][0]
+    right = operands[2][0] if len(operands) > 2 else None
+    flags: tuple[Operation, ...] = ()
+    if name.endswith("s") and left is not None and right is not None and len(parts) == 3 and name == "subs":
+        flags = (Compare(left, right, bits),)
+    elif name.endswith("s"):
+        flags = (ForgetFlags(),)
+    if not isinstance(destination, Register):
+        return flags
+    if isinstance(left, Register) and isinstance(right, Const):
+        value = right.value << 12 if len(parts) == 4 and "12" in parts[3] else right.value
+        return (*flags, Add(destination, left, value if name.startswith("add") else -value))
+    return (*flags, Forget(destination))
+
+
+def _compare(name: str, first: Operand | None, second: Operand | None, bits: int, count: int) -> tuple[Operation, ...]:
+    if first is None or second is None or count > 2:
+        return (ForgetFlags(),)
+    if name == "cmp":
+        return (Compare(first, second, bits),)
+    if name == "cmn" and isinstance(second, Const):
+        return (Compare(first, Const(-second.value), bits),)
+    return (Test(first, second, bits),) if name == "tst" else (ForgetFlags(),)
+
+
+_LSE: Final = re.compile(r"(cas|swp|ldadd|ldset|ldclr|ldeor)(a|l|al)?[bh]?$|(st)(add|set|clr|eor)l?[bh]?$")
+
+
+def _atomic(name: str, operands: list[tuple[Operand | None, int]]) -> tuple[Operation, ...] | None:
+    cell = next((o for o, _ in operands if isinstance(o, Memory)), None)
+    if cell is None:
+        return None
+    if _LSE.match(name):
+        first = operands[0][0]
+        second = operands[1][0] if not isinstance(operands[1][0], Memory) else None
+        if name.startswith("cas"):
+            return (Atomic(cell, second, first), *((Forget(first),) if isinstance(first, Register) else ()))
+        stores = first if name.startswith("swp") else None
+        return (Atomic(cell, stores, None), *((Forget(second),) if isinstance(second, Register) else ()))
+    if re.match(r"(stxr|stlxr)[bh]?$", name):
+        status = operands[0][0]
+        return (Atomic(cell, operands[1][0], None), *((Forget(status),) if isinstance(status, Register) else ()))
+    return None
+
+
+def _transfer(name: str, parts: list[str], operands: list[tuple[Operand | None, int]]) -> tuple[Operation, ...]:
+    """Loads and stores, single and pair, with write-back."""
+    position = next((i for i, (o, _) in enumerate(operands) if isinstance(o, Memory)), None)
+    if position is None:
+        return tuple(Forget(o) for o, _ in operands if isinstance(o, Register))
+    cell = operands[position][0]
+    assert isinstance(cell, Memory)
+    step = 0
+    after: tuple[Operation, ...] = ()
+    before: tuple[Operation, ...] = ()
+    if parts[position].endswith("!") and cell.base:
+        before = (Add(Register(cell.base), Register(cell.base), cell.displacement),)
+        cell = Memory(cell.base, 0)
+    elif len(parts) > position + 1 and cell.base and isinstance(operands[position + 1][0], Const):
+        step_operand = operands[position + 1][0]
+        assert isinstance(step_operand, Const)
+        after = (Add(Register(cell.base), Register(cell.base), step_operand.value),)
+    moves: list[Operation] = []
+    for operand, bits in operands[:position]:
+        place = Memory(cell.base, cell.displacement + step, cell.indexed)
+        if name.startswith("ld"):
+            if isinstance(operand, Register):
+                moves.append(Set(operand, place, bits))
+        elif operand is not None:
+            moves.append(Set(place, operand, bits))
+        step += bits // 8
+    if name.startswith(("ldxr", "ldaxr")) is False and name.startswith("ld") and position == 2:
+        # A pair whose first destination is the base: the second must still read the old base.
+        moves.sort(key=lambda op: isinstance(op, Set) and op.destination == Register(cell.base or ""))
+    return (*before, *moves, *after)

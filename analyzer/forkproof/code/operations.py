@@ -1,0 +1,175 @@
+"""What an instruction does, reduced to what fork analysis asks: values, memory cells and control flow.
+
+Owns: the small operation language that both machines are lifted to.
+Takes: nothing. Gives: frozen values. Must never: grow towards a full semantics; whatever is not needed
+      to follow constants, parameters and a fork's result is `Forget`.
+
+Registers are canonical 64-bit names ("rax", "x0", "sp"); the hardware zero register is `Const(0)`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Const(NamedTuple):
+    """A literal."""
+
+    value: int
+
+
+class Register(NamedTuple):
+    """The content of a register."""
+
+    name: str
+
+
+class Memory(NamedTuple):
+    """A cell at base + displacement; base "pc" is the end of the instruction; None is absolute."""
+
+    base: str | None
+    displacement: int
+    indexed: bool = False
+    """True when an index register makes the address unknown."""
+
+
+Operand = Const | Register | Memory
+
+
+class Condition(Enum):
+    """Branch conditions on the last comparison of a and b (signed unless named otherwise)."""
+
+    EQ = "=="
+    NE = "!="
+    LT = "<"
+    GE = ">="
+    GT = ">"
+    LE = "<="
+    BELOW = "u<"
+    ABOVE_EQ = "u>="
+    ABOVE = "u>"
+    BELOW_EQ = "u<="
+    NEGATIVE = "a-b < 0"
+    NOT_NEGATIVE = "a-b >= 0"
+    UNKNOWN = "?"
+
+
+class Set(NamedTuple):
+    """destination := source."""
+
+    destination: Register | Memory
+    source: Operand
+    bits: int = 64
+
+
+class Address(NamedTuple):
+    """destination := address of the memory operand (lea, adrp, adr)."""
+
+    destination: Register
+    source: Memory
+
+
+class Add(NamedTuple):
+    """destination := left + value."""
+
+    destination: Register
+    left: Register
+    value: int
+
+
+class Forget(NamedTuple):
+    """The register gets a value that is not followed."""
+
+    destination: Register
+
+
+class Compare(NamedTuple):
+    """Flags from left - right."""
+
+    left: Operand
+    right: Operand
+    bits: int
+
+
+class Test(NamedTuple):
+    """Flags from left & right."""
+
+    left: Operand
+    right: Operand
+    bits: int
+
+
+class ForgetFlags(NamedTuple):
+    """Flags get a value that is not followed."""
+
+
+class Call(NamedTuple):
+    """A call; target None when it is not a literal address."""
+
+    target: int | None
+    through: Operand | None
+
+
+class Jump(NamedTuple):
+    """Unconditional jump to a literal address."""
+
+    target: int
+
+
+class JumpUnknown(NamedTuple):
+    """Jump through a register or memory."""
+
+    through: Operand | None
+
+
+class Branch(NamedTuple):
+    """Jump if the condition holds; `operand`, if given, is compared with zero instead of the flags."""
+
+    condition: Condition
+    target: int
+    operand: Register | None = None
+
+
+class Return(NamedTuple):
+    """Back to the caller."""
+
+
+class Stop(NamedTuple):
+    """Control does not come here (ud2, hlt, brk)."""
+
+
+class Syscall(NamedTuple):
+    """Enter the kernel."""
+
+
+class Atomic(NamedTuple):
+    """An atomic read-modify-write of `cell`; `stores` is the new value, `expects` a compare-and-swap's old one."""
+
+    cell: Memory
+    stores: Operand | None
+    expects: Operand | None
+
+
+class Pause(NamedTuple):
+    """A spin-wait hint (pause, yield, wfe, isb)."""
+
+
+Operation = (
+    Set
+    | Address
+    | Add
+    | Forget
+    | Compare
+    | Test
+    | ForgetFlags
+    | Call
+    | Jump
+    | JumpUnknown
+    | Branch
+    | Return
+    | Stop
+    | Syscall
+    | Atomic
+    | Pause
+)

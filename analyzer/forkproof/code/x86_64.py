@@ -1,0 +1,161 @@
+"""x86-64: instruction bytes to sites, without decoding every instruction.
+
+Owns: the byte patterns of branches, GOT accesses and address formation on x86-64.
+Takes: the bytes of a code range and an `EntryMap`. Gives: `Sites`, `Stubs`.
+Must never: use a disassembler on whole ranges: the pattern `E8 rel32` whose target is exactly a
+      function start is a call except for about one candidate in 10^5 (bytes inside another instruction).
+Wrong where: such a chance match occurs; where a tail call is a conditional short jump to a neighbour.
+
+Source: Intel SDM volume 2; System V psABI for x86-64, section 5.2 (PLT); CET: `.plt.sec`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from forkproof.code.sites import EntryMap, Sites, Stubs
+from forkproof.elf.image import I64, U8
+
+ARGUMENT_REGISTERS: Final = (7, 6, 2, 1, 8, 9)
+"""rdi, rsi, rdx, rcx, r8, r9 by their encoding (psABI 3.2.3)."""
+_ENDBR64: Final = (0xF3, 0x0F, 0x1E, 0xFA)
+
+
+def _at(code: U8, opcode: int) -> I64:
+    return np.flatnonzero(code == opcode)
+
+
+def _rel32(code: U8, at: I64) -> I64:
+    """Signed displacements stored at `at`."""
+    raw = (
+        code[at].astype(np.uint32)
+        | code[at + 1].astype(np.uint32) << 8
+        | code[at + 2].astype(np.uint32) << 16
+        | code[at + 3].astype(np.uint32) << 24
+    )
+    return raw.view(np.int32).astype(np.int64)
+
+
+def _room(at: I64, code: U8, length: int) -> I64:
+    return at[at + length <= len(code)]
+
+
+def find_stubs(code: U8, base: int, is_slot: EntryMap) -> Stubs:
+    """`[endbr64] [bnd] jmp *slot(%rip)` for every slot; the caller keeps those outside functions."""
+    at = _room(_at(code, 0xFF), code, 6)
+    at = at[code[at + 1] == 0x25]
+    slot = at + 6 + base + _rel32(code, at + 2)
+    known = is_slot.kinds(slot) > 0
+    at, slot = at[known], slot[known]
+    start = at - ((at >= 1) & (code[at - 1] == 0xF2))
+    branded = start >= 4
+    for offset, byte in enumerate(_ENDBR64):
+        branded &= code[np.maximum(start - 4, 0) + offset] == byte
+    return Stubs(start - 4 * branded + base, slot)
+
+
+def scan(code: U8, base: int, entries: EntryMap, absolute: bool) -> Sites:
+    """All sites of one code range; `absolute` adds `mov $imm32` of non-PIE executables."""
+    direct = [_branches(code, base, entries, opcode) for opcode in (0xE8, 0xE9)]
+    direct += [_conditional(code, base, entries), _short(code, base, entries)]
+    site, target, jump = (np.concatenate(column) for column in zip(*direct, strict=True))
+    order = np.argsort(site, kind="stable")
+    slot_site, slot_address, slot_jump = _through_memory(code, base)
+    lea_site, lea_target, lea_register = _rip_relative(code, base, 0x8D)
+    load_site, load_address, load_register = _rip_relative(code, base, 0x8B)
+    if absolute:
+        lea_site, lea_target, lea_register = _with_immediates(code, base, entries, lea_site, lea_target, lea_register)
+    is_function = entries.kinds(lea_target) > 0
+    return Sites(
+        direct_site=site[order],
+        direct_target=target[order],
+        direct_jump=jump[order],
+        slot_site=slot_site,
+        slot_address=slot_address,
+        slot_jump=slot_jump,
+        taken_site=lea_site[is_function],
+        taken_target=lea_target[is_function],
+        taken_register=lea_register[is_function],
+        loaded_site=load_site,
+        loaded_address=load_address,
+        loaded_register=load_register,
+        data_site=lea_site[~is_function],
+        data_target=lea_target[~is_function],
+        data_register=lea_register[~is_function],
+        indirect=_indirect(code, base),
+        syscalls=np.flatnonzero((code[:-1] == 0x0F) & (code[1:] == 0x05)) + base,
+    )
+
+
+def _branches(code: U8, base: int, entries: EntryMap, opcode: int) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
+    at = _room(_at(code, opcode), code, 5)
+    target = at + 5 + base + _rel32(code, at + 1)
+    hit = entries.kinds(target) > 0
+    return at[hit] + base, target[hit], np.full(int(hit.sum()), opcode == 0xE9)
+
+
+def _conditional(code: U8, base: int, entries: EntryMap) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
+    at = _room(_at(code, 0x0F), code, 6)
+    at = at[code[at + 1] & 0xF0 == 0x80]
+    target = at + 6 + base + _rel32(code, at + 2)
+    hit = entries.kinds(target) > 0
+    return at[hit] + base, target[hit], np.ones(int(hit.sum()), bool)
+
+
+def _short(code: U8, base: int, entries: EntryMap) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
+    """`EB rel8` to a function start: assemblers shorten tail calls to close neighbours."""
+    at = _room(_at(code, 0xEB), code, 2)
+    target = at + 2 + base + code[at + 1].view(np.int8).astype(np.int64)
+    hit = entries.kinds(target) > 0
+    return at[hit] + base, target[hit], np.ones(int(hit.sum()), bool)
+
+
+def _through_memory(code: U8, base: int) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
+    """`call *x(%rip)` and `jmp *x(%rip)`."""
+    at = _room(_at(code, 0xFF), code, 6)
+    second = code[at + 1]
+    at = at[(second == 0x15) | (second == 0x25)]
+    return at + base, at + 6 + base + _rel32(code, at + 2), code[at + 1] == 0x25
+
+
+def _rip_relative(code: U8, base: int, opcode: int) -> tuple[I64, I64, I64]:
+    """64-bit `lea` (8D) or `mov` (8B) of a RIP-relative operand: site, address, register."""
+    at = _at(code, opcode)
+    at = at[(at >= 1) & (at + 6 <= len(code))]
+    at = at[(code[at - 1] & 0xFB == 0x48) & (code[at + 1] & 0xC7 == 0x05)]
+    register = (code[at + 1] >> 3 & 7).astype(np.int64) | (code[at - 1] & 4).astype(np.int64) << 1
+    return at - 1 + base, at + 6 + base + _rel32(code, at + 2), register
+
+
+def _with_immediates(
+    code: U8, base: int, entries: EntryMap, site: I64, target: I64, register: I64
+) -> tuple[I64, I64, I64]:
+    """Add `mov $function, %reg`, which forms an address where the program has a fixed base."""
+    short = _room(np.flatnonzero(code & 0xF8 == 0xB8), code, 5)
+    long = _room(_at(code, 0xC7), code, 6)
+    long = long[(long >= 1) & (code[long - 1] & 0xFE == 0x48) & (code[long + 1] & 0xF8 == 0xC0)] + 1
+    at = np.concatenate([short, long])
+    value = _rel32(code, at + 1)
+    hit = entries.kinds(value) > 0
+    at, value = at[hit], value[hit]
+    prefix = code[np.maximum(at - np.where(code[at] & 0xF8 == 0xB8, 1, 2), 0)]
+    extended = (prefix == 0x41) | (prefix == 0x49)
+    number = (code[at] & 7).astype(np.int64) | extended.astype(np.int64) << 3
+    return (
+        np.concatenate([site, at + base]),
+        np.concatenate([target, value]),
+        np.concatenate([register, number]),
+    )
+
+
+def _indirect(code: U8, base: int) -> I64:
+    """`call *reg`, `call *mem` and `jmp *disp(reg)`, found by ModRM; an FF before means a displacement."""
+    at = _room(_at(code, 0xFF), code, 2)
+    modrm = code[at + 1]
+    operation, mode, rm = modrm >> 3 & 7, modrm >> 6, modrm & 7
+    is_call = (operation == 2) & ~((mode == 0) & (rm == 5))
+    is_tail = (operation == 4) & ((mode == 1) | (mode == 2)) & (rm != 4)
+    inside_displacement = (at >= 1) & (code[np.maximum(at - 1, 0)] == 0xFF)
+    return at[(is_call | is_tail) & ~inside_displacement] + base

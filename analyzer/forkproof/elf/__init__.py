@@ -1,0 +1,1 @@
+"""Reading one ELF file: its headers and tables (image), function extents (unwind), names (names)."""

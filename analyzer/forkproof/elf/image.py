@@ -1,0 +1,829 @@
+"""One ELF file as a position-independent image: segments, dynamic tables, symbols, relocations.
+
+Owns: opening a file safely, and every table of it that the analysis reads. It is the only module that
+      imports lief, which decodes headers, segments, sections, the dynamic section and the notes; the
+      bulk tables (symbols, relocations, versions) are numpy views, because a closure has 50 k symbols
+      and 270 k relocations and one Python object for each would cost more than the whole analysis.
+Takes: a path. Gives: an `Image`, which maps the file and never copies it whole.
+Must never: execute the file, resolve anything against another file, or decide what a name means.
+Wrong where: section headers are forged (sections are only hints here: segments and DT_* decide).
+
+Addresses are RVAs: the link-time virtual address minus nothing, that is, the run-time address minus
+the load bias (`dlpi_addr` of dl_iterate_phdr(3)). objdump and nm print the same number.
+
+Source: the System V gABI, chapters 4 and 5; the x86-64 and AArch64 psABI; Drepper, "ELF Symbol
+Versioning"; the RELR proposal (generic-abi, 2017).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NewType
+
+import lief
+import numpy as np
+import numpy.typing as npt
+
+from forkproof.errors import DamagedElf, NotElf, UnreadableFile, UnsupportedElf
+
+Rva = NewType("Rva", int)
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
+
+lief.disable_leak_warning()
+lief.logging.disable()
+
+_SYMBOL: Final = np.dtype(
+    [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<i8"), ("size", "<i8")]
+)
+_RELA: Final = np.dtype([("offset", "<i8"), ("info", "<u8"), ("addend", "<i8")])
+_MAX_TABLE: Final = 1 << 28
+"""No table of a sane object is larger (bytes); a damaged header may claim any size."""
+
+
+class Machine(Enum):
+    """An instruction set that forkproof analyses; values are the report's words."""
+
+    X86_64 = "x86_64"
+    AARCH64 = "aarch64"
+
+
+class ObjectKind(Enum):
+    """What the ELF header says that the file is."""
+
+    EXECUTABLE = "executable"
+    PIE = "pie"
+    SHARED = "shared"
+    CORE = "core"
+
+
+class RelocationKind(IntEnum):
+    """Relocation types of both machines, reduced to what they do."""
+
+    OTHER = 0
+    ABSOLUTE = 1
+    """S + A, a pointer to a symbol in data."""
+    COPY = 2
+    GOT = 3
+    """GLOB_DAT: a GOT slot filled when the object is loaded."""
+    PLT = 4
+    """JUMP_SLOT: a GOT slot filled on first call, or at load under BIND_NOW."""
+    RELATIVE = 5
+    """B + A, a pointer into the same object."""
+    IRELATIVE = 6
+    """The result of calling the resolver at B + A."""
+    TLS = 7
+
+
+_RELOCATION_KINDS: Final[Mapping[Machine, Mapping[int, RelocationKind]]] = {
+    Machine.X86_64: {
+        1: RelocationKind.ABSOLUTE,
+        5: RelocationKind.COPY,
+        6: RelocationKind.GOT,
+        7: RelocationKind.PLT,
+        8: RelocationKind.RELATIVE,
+        16: RelocationKind.TLS,
+        17: RelocationKind.TLS,
+        18: RelocationKind.TLS,
+        36: RelocationKind.TLS,
+        37: RelocationKind.IRELATIVE,
+    },
+    Machine.AARCH64: {
+        257: RelocationKind.ABSOLUTE,
+        1024: RelocationKind.COPY,
+        1025: RelocationKind.GOT,
+        1026: RelocationKind.PLT,
+        1027: RelocationKind.RELATIVE,
+        1028: RelocationKind.TLS,
+        1029: RelocationKind.TLS,
+        1030: RelocationKind.TLS,
+        1031: RelocationKind.TLS,
+        1032: RelocationKind.IRELATIVE,
+    },
+}
+
+STB_LOCAL, STB_GLOBAL, STB_WEAK, STB_UNIQUE = 0, 1, 2, 10
+STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_COMMON, STT_TLS, STT_IFUNC = 0, 1, 2, 3, 4, 5, 6, 10
+STV_DEFAULT, STV_INTERNAL, STV_HIDDEN, STV_PROTECTED = 0, 1, 2, 3
+SHN_UNDEF, SHN_ABS = 0, 0xFFF1
+VER_NDX_LOCAL, VER_NDX_GLOBAL = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A PT_LOAD program header."""
+
+    rva: Rva
+    offset: int
+    file_size: int
+    memory_size: int
+    readable: bool
+    writable: bool
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section header; a hint only, since stripping may remove them all."""
+
+    name: str
+    rva: Rva
+    offset: int
+    size: int
+    executable: bool
+    allocated: bool
+    has_bits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VersionNeed:
+    """One entry of DT_VERNEED: `version` is wanted from the object called `file`."""
+
+    file: str
+    version: str
+    weak: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The symbol versions of one object, by version index (the low 15 bits of a versym entry)."""
+
+    needs: Mapping[int, VersionNeed]
+    definitions: Mapping[int, str]
+    base: int | None
+    """Index of the definition flagged VER_FLG_BASE (the object's own name), if any."""
+
+    def name(self, index: int) -> str | None:
+        """The version called by a versym entry; None for the two reserved indexes and the base."""
+        index &= 0x7FFF
+        if index in self.needs:
+            return self.needs[index].version
+        return None if index == self.base else self.definitions.get(index)
+
+
+class SymbolTable:
+    """A symbol table as columns; `names` are decoded on first use.
+
+    `version_index` is the raw versym column (bit 15: hidden), or None where the object has no versions.
+    """
+
+    def __init__(self, table: npt.NDArray[np.void], strings: bytes, version_index: npt.NDArray[np.uint16] | None):
+        self._table = table
+        self._strings = strings
+        self.value: I64 = np.ascontiguousarray(table["value"])
+        self.size: I64 = np.ascontiguousarray(table["size"])
+        self.section: npt.NDArray[np.uint16] = np.ascontiguousarray(table["section"])
+        self.binding: U8 = table["info"] >> 4
+        self.type: U8 = table["info"] & 15
+        self.visibility: U8 = table["other"] & 3
+        self.defined: npt.NDArray[np.bool_] = self.section != SHN_UNDEF
+        self.version_index = version_index
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names in table order."""
+        strings, find = self._strings, self._strings.find
+        result = []
+        for start in self._table["name"].tolist():
+            end = find(b"\0", start)
+            result.append(strings[start : end if end >= 0 else len(strings)].decode("utf-8", "backslashreplace"))
+        return result
+
+    @cached_property
+    def by_name(self) -> Mapping[str, list[int]]:
+        """Indexes of the symbols that bear each name, in table order."""
+        result: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names):
+            result.setdefault(name, []).append(index)
+        return result
+
+    def is_hidden_version(self, index: int) -> bool:
+        """True for `name@VERSION` (not the default `@@`)."""
+        return self.version_index is not None and bool(self.version_index[index] & 0x8000)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relocations:
+    """The dynamic relocations as columns, DT_RELA first, then DT_RELR, then DT_JMPREL."""
+
+    offset: I64
+    kind: U8
+    symbol: U32
+    addend: I64
+
+    def of(self, *kinds: RelocationKind) -> npt.NDArray[np.intp]:
+        """Positions of the relocations of these kinds."""
+        return np.flatnonzero(np.isin(self.kind, [int(k) for k in kinds]))
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One ELF file, mapped. Every field is a fact of this file alone."""
+
+    path: Path
+    machine: Machine
+    kind: ObjectKind
+    entry: Rva
+    interpreter: str | None
+    soname: str | None
+    needed: tuple[str, ...]
+    rpath: tuple[str, ...]
+    runpath: tuple[str, ...]
+    build_id: str | None
+    segments: tuple[Segment, ...]
+    sections: tuple[Section, ...]
+    dynamic: Mapping[int, int]
+    """DT_* tag to its last value (DT_NEEDED excepted: see `needed`)."""
+    eh_frame_header: Rva | None
+    data: mmap.mmap | bytes
+
+    # ---- bytes -------------------------------------------------------------------------------
+
+    @cached_property
+    def bytes(self) -> U8:
+        """The file as a byte column."""
+        return np.frombuffer(self.data, dtype=np.uint8)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Content hash, hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def close(self) -> None:
+        """Forget the columns that view the mapping. The mapping goes with the last reference to it."""
+        self.__dict__.pop("bytes", None)
+
+    def offset_of(self, rva: int) -> int | None:
+        """File offset of an address, or None where no file content backs it (.bss, a hole)."""
+        for segment in self.segments:
+            if segment.rva <= rva < segment.rva + segment.file_size:
+                return segment.offset + (rva - segment.rva)
+        return None
+
+    def read(self, rva: int, size: int) -> U8:
+        """Up to `size` bytes at an address; fewer (perhaps none) where the file has no more."""
+        for segment in self.segments:
+            if segment.rva <= rva < segment.rva + segment.file_size:
+                start = segment.offset + (rva - segment.rva)
+                return self.bytes[start : min(start + size, segment.offset + segment.file_size)]
+        return self.bytes[:0]
+
+    def read_u64(self, rva: int) -> int | None:
+        """The little-endian word stored at an address in the file."""
+        raw = self.read(rva, 8)
+        return int.from_bytes(raw.tobytes(), "little") if len(raw) == 8 else None
+
+    def read_string(self, rva: int, limit: int = 4096) -> str | None:
+        """The NUL-terminated string at an address; None where there is none."""
+        raw = self.read(rva, limit).tobytes()
+        end = raw.find(b"\0")
+        return None if end < 0 else raw[:end].decode("utf-8", "backslashreplace")
+
+    def is_executable(self, rva: int) -> bool:
+        """True when the address lies in an executable segment."""
+        return any(s.executable and s.rva <= rva < s.rva + s.memory_size for s in self.segments)
+
+    def is_readonly_after_start(self, rva: int) -> bool:
+        """True when nothing can change the word at run time (read-only segment or PT_GNU_RELRO)."""
+        return any(s.rva <= rva < s.rva + s.memory_size and not s.writable for s in self.segments)
+
+    @cached_property
+    def code_ranges(self) -> tuple[tuple[Rva, int], ...]:
+        """(rva, size) of what holds instructions: executable sections, or segments where there are none."""
+        from_sections = [(s.rva, s.size) for s in self.sections if s.executable and s.has_bits and s.size]
+        inside = [(r, n) for r, n in from_sections if self.is_executable(r) and len(self.read(r, n)) == n]
+        if inside:
+            return tuple(sorted(inside))
+        return tuple((s.rva, s.file_size) for s in self.segments if s.executable and s.file_size)
+
+    def section(self, name: str) -> Section | None:
+        """The first section of that name."""
+        return next((s for s in self.sections if s.name == name), None)
+
+    # ---- symbols and relocations -----------------------------------------------------------
+
+    @cached_property
+    def dynamic_symbols(self) -> SymbolTable:
+        """DT_SYMTAB, with versions."""
+        count = self._dynamic_symbol_count()
+        start = self.dynamic.get(_DT.SYMTAB)
+        if start is None or not count:
+            return SymbolTable(np.zeros(0, _SYMBOL), b"\0", None)
+        raw = self.read(start, count * _SYMBOL.itemsize)
+        table = _column(raw, _SYMBOL)
+        versym = self.dynamic.get(_DT.VERSYM)
+        versions = None
+        if versym is not None:
+            column = _column(self.read(versym, 2 * len(table)), np.dtype("<u2"))
+            versions = column if len(column) == len(table) else None
+        return SymbolTable(table, self._dynamic_strings, versions)
+
+    @cached_property
+    def static_symbols(self) -> SymbolTable:
+        """`.symtab`, empty when stripped."""
+        section, strings = self.section(".symtab"), self.section(".strtab")
+        if section is None or strings is None or section.size > _MAX_TABLE:
+            return SymbolTable(np.zeros(0, _SYMBOL), b"\0", None)
+        raw = self.bytes[section.offset : section.offset + section.size]
+        text = self.bytes[strings.offset : strings.offset + strings.size].tobytes()
+        return SymbolTable(_column(raw, _SYMBOL), text or b"\0", None)
+
+    @cached_property
+    def versions(self) -> Versions:
+        """DT_VERNEED and DT_VERDEF."""
+        needs = {i: VersionNeed(f, v, w) for f, v, i, w in self._version_needs()}
+        definitions: dict[int, str] = {}
+        base = None
+        for index, name, is_base in self._version_definitions():
+            definitions[index] = name
+            base = index if is_base else base
+        return Versions(needs, definitions, base)
+
+    @cached_property
+    def relocations(self) -> Relocations:
+        """Every dynamic relocation; for a static executable, its IRELATIVE table."""
+        tables = [self._rela(_DT.RELA, _DT.RELASZ), self._relr(), self._rela(_DT.JMPREL, _DT.PLTRELSZ)]
+        if not self.dynamic:
+            tables = [self._rela_section(".rela.plt"), self._rela_section(".rela.iplt")]
+        raw = np.concatenate(tables)
+        types = (raw["info"] & 0xFFFFFFFF).astype(np.int64)
+        kinds = np.zeros(len(raw), np.uint8)
+        for number, kind in _RELOCATION_KINDS[self.machine].items():
+            kinds[types == number] = kind
+        symbol = (raw["info"] >> 32).astype(np.uint32)
+        return Relocations(raw["offset"].copy(), kinds, symbol, raw["addend"].copy())
+
+    @cached_property
+    def pointers(self) -> Mapping[int, int]:
+        """Slot to target for words that the loader makes point into this same object (B + A)."""
+        table = self.relocations
+        chosen = table.of(RelocationKind.RELATIVE)
+        return dict(zip(table.offset[chosen].tolist(), table.addend[chosen].tolist(), strict=True))
+
+    @cached_property
+    def slot_symbols(self) -> Mapping[int, int]:
+        """Slot to dynamic symbol index for GOT, PLT and pointer relocations that name a symbol."""
+        table = self.relocations
+        chosen = table.of(RelocationKind.GOT, RelocationKind.PLT, RelocationKind.ABSOLUTE)
+        chosen = chosen[table.symbol[chosen] != 0]
+        return dict(zip(table.offset[chosen].tolist(), table.symbol[chosen].tolist(), strict=True))
+
+    @cached_property
+    def irelative_slots(self) -> Mapping[int, int]:
+        """Slot to resolver for words that hold the result of an IFUNC resolver."""
+        table = self.relocations
+        chosen = table.of(RelocationKind.IRELATIVE)
+        return dict(zip(table.offset[chosen].tolist(), table.addend[chosen].tolist(), strict=True))
+
+    @property
+    def binds_now(self) -> bool:
+        """True when ld.so resolves PLT slots before any code of the object runs."""
+        flags, flags_1 = self.dynamic.get(_DT.FLAGS, 0), self.dynamic.get(_DT.FLAGS_1, 0)
+        return bool(flags & 8 or flags_1 & 1 or _DT.BIND_NOW in self.dynamic)
+
+    @property
+    def is_symbolic(self) -> bool:
+        """True when the object's own definitions come first for its own references (-Bsymbolic)."""
+        return bool(self.dynamic.get(_DT.FLAGS, 0) & 2 or _DT.SYMBOLIC in self.dynamic)
+
+    @property
+    def is_static(self) -> bool:
+        """True for a program that no dynamic linker completes."""
+        return self.kind is not ObjectKind.SHARED and self.interpreter is None and not self.needed
+
+    @cached_property
+    def constructors(self) -> tuple[Rva, ...]:
+        """Functions run before main, in the order in which they run: preinit_array, DT_INIT, init_array.
+
+        Slots whose content is a relocation against a symbol of another object are left out.
+        Source: gABI, "Initialization and Termination Functions".
+        """
+        first = self._function_array(_DT.PREINIT_ARRAY, _DT.PREINIT_ARRAYSZ, ".preinit_array")
+        init = self.dynamic.get(_DT.INIT)
+        middle = [Rva(init)] if init else []
+        return tuple(first + middle + self._function_array(_DT.INIT_ARRAY, _DT.INIT_ARRAYSZ, ".init_array"))
+
+    @cached_property
+    def destructors(self) -> tuple[Rva, ...]:
+        """Functions run at exit: fini_array reversed, then DT_FINI."""
+        array = self._function_array(_DT.FINI_ARRAY, _DT.FINI_ARRAYSZ, ".fini_array")
+        fini = self.dynamic.get(_DT.FINI)
+        return tuple(array[::-1] + ([Rva(fini)] if fini else []))
+
+    # ---- private -----------------------------------------------------------------------------
+
+    @cached_property
+    def _dynamic_strings(self) -> bytes:
+        start, size = self.dynamic.get(_DT.STRTAB), self.dynamic.get(_DT.STRSZ, 0)
+        if start is None or size > _MAX_TABLE:
+            return b"\0"
+        return self.read(start, size).tobytes() or b"\0"
+
+    def _string(self, offset: int) -> str:
+        end = self._dynamic_strings.find(b"\0", offset)
+        return self._dynamic_strings[offset : max(end, offset)].decode("utf-8", "backslashreplace")
+
+    def _dynamic_symbol_count(self) -> int:
+        """From the hash tables, as ld.so sees it; the section header is the last resort."""
+        if (start := self.dynamic.get(_DT.HASH)) is not None:
+            raw = _column(self.read(start, 8), np.dtype("<u4"))
+            if len(raw) == 2 and raw[1] * _SYMBOL.itemsize < _MAX_TABLE:
+                return int(raw[1])
+        if (start := self.dynamic.get(_DT.GNU_HASH)) is not None:
+            count = self._gnu_hash_count(start)
+            if count is not None:
+                return count
+        section = self.section(".dynsym")
+        return min(section.size, _MAX_TABLE) // _SYMBOL.itemsize if section else 0
+
+    def _gnu_hash_count(self, start: int) -> int | None:
+        header = _column(self.read(start, 16), np.dtype("<u4"))
+        if len(header) != 4:
+            return None
+        buckets, first, bloom = int(header[0]), int(header[1]), int(header[2])
+        if max(buckets, first, bloom) * 8 > _MAX_TABLE:
+            return None
+        at = start + 16 + 8 * bloom
+        column = _column(self.read(at, 4 * buckets), np.dtype("<u4"))
+        last = int(column.max()) if len(column) else 0
+        if last < first:
+            # No defined symbols: the table says nothing about the undefined ones before `first`.
+            section = self.section(".dynsym")
+            return max(first, section.size // _SYMBOL.itemsize) if section else first
+        chain = at + 4 * buckets + 4 * (last - first)
+        while len(word := self.read(chain, 4)) == 4:
+            last += 1
+            chain += 4
+            if word[0] & 1:
+                return last
+        return None
+
+    def _version_needs(self) -> Iterator[tuple[str, str, int, bool]]:
+        at = self.dynamic.get(_DT.VERNEED)
+        for _ in range(self.dynamic.get(_DT.VERNEEDNUM, 0)):
+            raw = self.read(at, 16).tobytes() if at is not None else b""
+            if len(raw) < 16 or at is None:
+                return
+            _, count, file, aux, following = struct.unpack("<HHIII", raw)
+            entry = at + aux
+            for _ in range(count):
+                raw = self.read(entry, 16).tobytes()
+                if len(raw) < 16:
+                    return
+                _, flags, other, name, step = struct.unpack("<IHHII", raw)
+                yield self._string(file), self._string(name), other & 0x7FFF, bool(flags & 2)
+                if not step:
+                    break
+                entry += step
+            if not following:
+                return
+            at += following
+
+    def _version_definitions(self) -> Iterator[tuple[int, str, bool]]:
+        at = self.dynamic.get(_DT.VERDEF)
+        for _ in range(self.dynamic.get(_DT.VERDEFNUM, 0)):
+            raw = self.read(at, 20).tobytes() if at is not None else b""
+            if len(raw) < 20 or at is None:
+                return
+            _, flags, index, _, _, aux, following = struct.unpack("<HHHHIII", raw)
+            name = self.read(at + aux, 4).tobytes()
+            if len(name) == 4:
+                yield index & 0x7FFF, self._string(int.from_bytes(name, "little")), bool(flags & 1)
+            if not following:
+                return
+            at += following
+
+    def _rela(self, start_tag: int, size_tag: int) -> npt.NDArray[np.void]:
+        start, size = self.dynamic.get(start_tag), self.dynamic.get(size_tag, 0)
+        if start is None or not 0 < size < _MAX_TABLE:
+            return np.zeros(0, _RELA)
+        return _column(self.read(start, size), _RELA)
+
+    def _rela_section(self, name: str) -> npt.NDArray[np.void]:
+        section = self.section(name)
+        if section is None or section.size > _MAX_TABLE:
+            return np.zeros(0, _RELA)
+        return _column(self.bytes[section.offset : section.offset + section.size], _RELA)
+
+    def _relr(self) -> npt.NDArray[np.void]:
+        """DT_RELR: an address, then bitmaps of the 63 words after it; the addends stand in place."""
+        start, size = self.dynamic.get(_DT.RELR), self.dynamic.get(_DT.RELRSZ, 0)
+        if start is None or not 0 < size < _MAX_TABLE:
+            return np.zeros(0, _RELA)
+        slots: list[int] = []
+        base = 0
+        for word in _column(self.read(start, size), np.dtype("<u8")).tolist():
+            if word & 1:
+                slots += [base + 8 * bit for bit in range(63) if word >> (bit + 1) & 1]
+                base += 63 * 8
+            else:
+                slots.append(word)
+                base = word + 8
+        relative = 8 if self.machine is Machine.X86_64 else 1027
+        result = np.zeros(len(slots), _RELA)
+        result["offset"] = slots
+        result["info"] = relative
+        result["addend"] = [self.read_u64(slot) or 0 for slot in slots]
+        return result
+
+    def _function_array(self, start_tag: int, size_tag: int, section: str) -> list[Rva]:
+        start, size = self.dynamic.get(start_tag), self.dynamic.get(size_tag, 0)
+        if start is None and self.is_static and (found := self.section(section)):
+            start, size = found.rva, found.size
+        if start is None or size > _MAX_TABLE:
+            return []
+        result = []
+        for slot in range(start, start + size - 7, 8):
+            target = self.pointer_at(slot)
+            if target is not None and self.is_executable(target):
+                result.append(Rva(target))
+        return result
+
+    def pointer_at(self, slot: int) -> int | None:
+        """Where the pointer stored at `slot` leads inside this object once relocated, or None.
+
+        A relocation against a symbol that this object defines counts as its own definition, although
+        another object may interpose it: callers that care ask the closure.
+        """
+        if slot in self.pointers:
+            return self.pointers[slot]
+        if (symbol := self.slot_symbols.get(slot)) is not None:
+            table = self.dynamic_symbols
+            if symbol < len(table) and table.defined[symbol]:
+                return int(table.value[symbol])
+            return None
+        if self.kind is ObjectKind.EXECUTABLE or self.is_static:
+            return self.read_u64(slot) or None
+        return None
+
+
+class _DT:
+    """DT_* numbers (gABI; GNU extensions)."""
+
+    NEEDED, STRTAB, SYMTAB, RELA, RELASZ, STRSZ, INIT, FINI, SONAME = 1, 5, 6, 7, 8, 10, 12, 13, 14
+    HASH, RPATH, SYMBOLIC, PLTRELSZ, JMPREL, BIND_NOW = 4, 15, 16, 2, 23, 24
+    INIT_ARRAY, FINI_ARRAY, INIT_ARRAYSZ, FINI_ARRAYSZ, RUNPATH, FLAGS = 25, 26, 27, 28, 29, 30
+    PREINIT_ARRAY, PREINIT_ARRAYSZ, RELRSZ, RELR = 32, 33, 35, 36
+    GNU_HASH, VERSYM, FLAGS_1, VERDEF, VERDEFNUM, VERNEED, VERNEEDNUM = (
+        0x6FFFFEF5,
+        0x6FFFFFF0,
+        0x6FFFFFFB,
+        0x6FFFFFFC,
+        0x6FFFFFFD,
+        0x6FFFFFFE,
+        0x6FFFFFFF,
+    )
+
+
+_DF_1_PIE: Final = 0x08000000
+
+
+def load(path: Path | str) -> Image:
+    """Open and decode one ELF file.
+
+    Raises UnreadableFile, NotElf, UnsupportedElf or DamagedElf, each naming the file and the reason.
+    """
+    path = Path(path)
+    data = _map(path)
+    machine = _check_header(path, data)
+    binary = lief.ELF.parse(str(path), _light_parser())
+    image = _decoded(path, machine, binary, data)
+    _check_segments(path, image.segments, len(data))
+    return image
+
+
+def load_symbols(data: bytes, path: Path) -> Image:
+    """Decode a debug file, of which only names are wanted: its segments have no content.
+
+    Raises the same errors as `load`.
+    """
+    machine = _check_header(path, data)
+    return _decoded(path, machine, lief.ELF.parse(list(data), _light_parser()), data)
+
+
+def _decoded(path: Path, machine: Machine, binary: lief.ELF.Binary | None, data: mmap.mmap | bytes) -> Image:
+    if binary is None:
+        raise DamagedElf(path, "its ELF headers cannot be decoded", next_step=f"Look at it with: readelf -hl {path}")
+    segments = tuple(_loads(binary))
+    dynamic, needed = _dynamic(binary)
+    image = Image(
+        path=path,
+        machine=machine,
+        kind=_kind(binary, dynamic),
+        entry=Rva(int(binary.header.entrypoint)),
+        interpreter=_interpreter(binary, data),
+        soname=None,
+        needed=(),
+        rpath=(),
+        runpath=(),
+        build_id=_build_id(binary),
+        segments=segments,
+        sections=tuple(_sections(binary, len(data))),
+        dynamic=dynamic,
+        eh_frame_header=_eh_frame_header(binary),
+        data=data,
+    )
+    return _with_names(image, needed)
+
+
+def _with_names(image: Image, needed: list[int]) -> Image:
+    """Fill the fields that are strings of DT_STRTAB, which only an Image can read."""
+
+    def text(tag: int) -> str | None:
+        return image._string(image.dynamic[tag]) if tag in image.dynamic else None
+
+    def search(tag: int) -> tuple[str, ...]:
+        value = text(tag)
+        return tuple(value.split(":")) if value else ()
+
+    names = {
+        "soname": text(_DT.SONAME),
+        "needed": tuple(dict.fromkeys(image._string(o) for o in needed)),
+        "rpath": search(_DT.RPATH),
+        "runpath": search(_DT.RUNPATH),
+    }
+    for name, value in names.items():
+        object.__setattr__(image, name, value)
+    return image
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        # O_NONBLOCK: a FIFO among the targets must not stop the run before its type is known.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise UnreadableFile(path, _os_reason(error), next_step=_os_help(error)) from error
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise UnreadableFile(path, "is a directory, expected an ELF file", next_step="Name a file inside it.")
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableFile(path, "is not a regular file, expected an ELF file")
+        if status.st_size == 0:
+            raise NotElf(path, "is empty, expected an ELF file")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise UnreadableFile(path, _os_reason(error)) from error
+    finally:
+        os.close(descriptor)
+
+
+def _os_reason(error: OSError) -> str:
+    return f"cannot be read: {error.strerror or error}"
+
+
+def _os_help(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "Check the spelling; inside a sysroot give the path below it, for example /usr/bin/NAME."
+    if isinstance(error, PermissionError):
+        return "Run as a user who may read it, or copy it somewhere readable."
+    return ""
+
+
+_MACHINES: Final = {62: Machine.X86_64, 183: Machine.AARCH64}
+_OTHER_MACHINES: Final = {3: "i386", 8: "MIPS", 20: "PowerPC", 21: "ppc64", 22: "s390x", 40: "ARM", 243: "RISC-V", 258: "LoongArch"}
+
+
+def _check_header(path: Path, data: mmap.mmap | bytes) -> Machine:
+    head = data[:64]
+    if head[:4] != b"\x7fELF":
+        looks = "a script" if head[:2] == b"#!" else "an archive" if head[:7] == b"!<arch>" else "not ELF"
+        raise NotElf(path, f"is {looks}: expected an ELF program or shared object (file {path} names its type)")
+    if len(head) < 64:
+        raise DamagedElf(path, f"is truncated: {len(head)} bytes, an ELF64 header has 64")
+    if head[4] != 2:
+        raise UnsupportedElf(path, "is a 32-bit ELF file; forkproof analyses ELF64")
+    if head[5] != 1:
+        raise UnsupportedElf(path, "is a big-endian ELF file; forkproof analyses little-endian ones")
+    kind, number = struct.unpack_from("<HH", head, 16)
+    if number not in _MACHINES:
+        name = _OTHER_MACHINES.get(number, f"machine {number}")
+        raise UnsupportedElf(path, f"is for {name}; forkproof analyses x86-64 and aarch64")
+    if kind not in (2, 3, 4):
+        what = "a relocatable object (.o), not linked yet" if kind == 1 else f"ELF type {kind}"
+        raise UnsupportedElf(path, f"is {what}; expected a program, a shared object or a core")
+    _check_tables(path, head, len(data))
+    return _MACHINES[number]
+
+
+def _check_tables(path: Path, head: bytes, size: int) -> None:
+    (offset,) = struct.unpack_from("<Q", head, 32)
+    entry, count = struct.unpack_from("<HH", head, 54)
+    if entry != 56 or count == 0:
+        raise DamagedElf(path, f"has no program headers of 56 bytes ({count} of {entry})")
+    if offset + entry * count > size:
+        raise DamagedElf(path, "is truncated: its program headers lie beyond the end of the file")
+
+
+def _check_segments(path: Path, segments: tuple[Segment, ...], size: int) -> None:
+    if not segments:
+        raise DamagedElf(path, "has no loadable segment", next_step="A debug file (.debug) has none: name the program.")
+    for segment in segments:
+        if segment.offset + segment.file_size > size:
+            missing = segment.offset + segment.file_size - size
+            raise DamagedElf(path, f"is truncated: {missing} bytes of a loadable segment are missing")
+
+
+def _light_parser() -> Any:
+    config = lief.ELF.ParserConfig()
+    config.parse_dyn_symbols = config.parse_relocations = config.parse_symbol_versions = False
+    config.parse_symtab_symbols = config.parse_overlay = False
+    config.parse_notes = True
+    return config
+
+
+def _loads(binary: lief.ELF.Binary) -> Iterator[Segment]:
+    for segment in binary.segments:
+        if segment.type == lief.ELF.Segment.TYPE.LOAD:
+            flags = int(segment.flags)
+            yield Segment(
+                rva=Rva(int(segment.virtual_address)),
+                offset=int(segment.file_offset),
+                file_size=int(segment.physical_size),
+                memory_size=int(segment.virtual_size),
+                readable=bool(flags & 4),
+                writable=bool(flags & 2),
+                executable=bool(flags & 1),
+            )
+
+
+def _sections(binary: lief.ELF.Binary, size: int) -> Iterator[Section]:
+    for section in binary.sections:
+        flags = int(section.flags)
+        has_bits = section.type != lief.ELF.Section.TYPE.NOBITS
+        if has_bits and int(section.file_offset) + int(section.size) > size:
+            continue
+        yield Section(
+            name=str(section.name),
+            rva=Rva(int(section.virtual_address)),
+            offset=int(section.file_offset),
+            size=int(section.size),
+            executable=bool(flags & 4),
+            allocated=bool(flags & 2),
+            has_bits=has_bits,
+        )
+
+
+def _dynamic(binary: lief.ELF.Binary) -> tuple[dict[int, int], list[int]]:
+    tags: dict[int, int] = {}
+    needed: list[int] = []
+    for entry in binary.dynamic_entries:
+        # lief numbers OS- and processor-specific tags above 2**32; the low word is the ELF value.
+        tag = int(entry.tag) & 0xFFFFFFFF
+        if tag == _DT.NEEDED:
+            needed.append(int(entry.value))
+        elif tag:
+            tags[tag] = int(entry.value)
+    return tags, needed
+
+
+def _kind(binary: lief.ELF.Binary, dynamic: Mapping[int, int]) -> ObjectKind:
+    file_type = binary.header.file_type
+    if file_type == lief.ELF.Header.FILE_TYPE.CORE:
+        return ObjectKind.CORE
+    if file_type == lief.ELF.Header.FILE_TYPE.EXEC:
+        return ObjectKind.EXECUTABLE
+    has_interpreter = any(s.type == lief.ELF.Segment.TYPE.INTERP for s in binary.segments)
+    if dynamic.get(_DT.FLAGS_1, 0) & _DF_1_PIE or (has_interpreter and _DT.SONAME not in dynamic):
+        return ObjectKind.PIE
+    return ObjectKind.SHARED
+
+
+def _interpreter(binary: lief.ELF.Binary, data: mmap.mmap | bytes) -> str | None:
+    for segment in binary.segments:
+        if segment.type == lief.ELF.Segment.TYPE.INTERP:
+            start = int(segment.file_offset)
+            raw = data[start : start + min(int(segment.physical_size), 4096)]
+            return raw.split(b"\0")[0].decode("utf-8", "backslashreplace")
+    return None
+
+
+def _build_id(binary: lief.ELF.Binary) -> str | None:
+    note = binary.get(lief.ELF.Note.TYPE.GNU_BUILD_ID)
+    return bytes(note.description).hex() if note is not None else None
+
+
+def _eh_frame_header(binary: lief.ELF.Binary) -> Rva | None:
+    for segment in binary.segments:
+        if segment.type == lief.ELF.Segment.TYPE.GNU_EH_FRAME:
+            return Rva(int(segment.virtual_address))
+    return None
+
+
+def _column(raw: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """View bytes as an array of records, dropping a partial last one."""
+    whole = len(raw) // dtype.itemsize * dtype.itemsize
+    return np.frombuffer(raw[:whole].tobytes(), dtype=dtype)

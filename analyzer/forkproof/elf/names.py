@@ -1,0 +1,115 @@
+"""What the functions of one object are called.
+
+Owns: the merge of names from `.dynsym`, `.symtab`, `.gnu_debugdata` (xz-compressed mini debug info) and
+      separate debug files (by build-id, then by debuglink), and demangling for display.
+Takes: an `Image`, and a way to open a debug file of its sysroot. Gives: names by address.
+Must never: decide a verdict by a name, or open anything outside the sysroot.
+Wrong where: identical code was folded by the linker (one address, many names: the plainest is shown).
+
+Source: GDB manual, "Separate Debug Files" and "MiniDebugInfo".
+"""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from forkproof.elf.image import STB_LOCAL, STT_FUNC, STT_IFUNC, Image, SymbolTable, load_symbols
+from forkproof.errors import InputError
+
+DebugFinder = Callable[[str], Path | None]
+"""Gives the host path of a path inside the sysroot, or None when nothing is there."""
+_MINI_DEBUG_LIMIT: Final = 256 << 20
+
+
+class FunctionNames:
+    """Names of the functions of one object, by start address. Tables are read on first use."""
+
+    def __init__(self, image: Image, find: DebugFinder | None = None) -> None:
+        self._image = image
+        self._find = find
+
+    def aliases(self, rva: int) -> tuple[str, ...]:
+        """Every name of the function at an address, the plainest first; empty when it has none."""
+        return self._names.get(rva, ())
+
+    def name(self, rva: int) -> str:
+        """The plainest name, as the linker knows it; `sub_<rva>` for nameless code."""
+        names = self._names.get(rva)
+        return names[0] if names else f"sub_{rva:x}"
+
+    def is_named(self, rva: int) -> bool:
+        """True when some table names the function."""
+        return rva in self._names
+
+    def addresses(self, name: str) -> tuple[int, ...]:
+        """Addresses of the functions that bear a name; a local name may have several."""
+        found: set[int] = set()
+        for table in self._tables:
+            for index in table.by_name.get(name, ()):
+                if table.defined[index] and table.type[index] in (STT_FUNC, STT_IFUNC):
+                    found.add(int(table.value[index]))
+        return tuple(sorted(found))
+
+    @cached_property
+    def _names(self) -> dict[int, tuple[str, ...]]:
+        found: dict[int, dict[str, bool]] = {}
+        for table in self._tables:
+            code = np.isin(table.type, (STT_FUNC, STT_IFUNC)) & table.defined
+            for index in np.flatnonzero(code).tolist():
+                name, is_local = table.names[index], table.binding[index] == STB_LOCAL
+                if name:
+                    names = found.setdefault(int(table.value[index]), {})
+                    names[name] = names.get(name, True) and bool(is_local)
+        return {rva: tuple(sorted(names, key=lambda n: (names[n], *plainness(n)))) for rva, names in found.items()}
+
+    @cached_property
+    def _tables(self) -> tuple[SymbolTable, ...]:
+        own = self._image.dynamic_symbols
+        if len(self._image.static_symbols):
+            return own, self._image.static_symbols
+        debug = self._debug_file() or self._mini_debug()
+        return (own, debug.static_symbols) if debug is not None else (own,)
+
+    def _debug_file(self) -> Image | None:
+        for path in self._debug_paths() if self._find else ():
+            host = self._find(path) if self._find else None
+            try:
+                image = load_symbols(host.read_bytes(), host) if host else None
+            except (InputError, OSError):
+                continue
+            if image and image.build_id == self._image.build_id and len(image.static_symbols):
+                return image
+        return None
+
+    def _debug_paths(self) -> Iterator[str]:
+        if build_id := self._image.build_id:
+            yield f"/usr/lib/debug/.build-id/{build_id[:2]}/{build_id[2:]}.debug"
+        section = self._image.section(".gnu_debuglink")
+        if section:
+            raw = self._image.bytes[section.offset : section.offset + section.size].tobytes()
+            name = raw.split(b"\0")[0].decode("utf-8", "backslashreplace")
+            if name and "/" not in name:
+                folder = self._image.path.parent
+                yield from (f"{folder}/{name}", f"{folder}/.debug/{name}", f"/usr/lib/debug{folder}/{name}")
+
+    def _mini_debug(self) -> Image | None:
+        section = self._image.section(".gnu_debugdata")
+        if section is None:
+            return None
+        raw = self._image.bytes[section.offset : section.offset + section.size].tobytes()
+        try:
+            text = lzma.LZMADecompressor().decompress(raw, _MINI_DEBUG_LIMIT)
+            return load_symbols(text, self._image.path)
+        except (lzma.LZMAError, InputError):
+            return None
+
+
+def plainness(name: str) -> tuple[int, int, str]:
+    """Sort key that puts `fork` before `__fork` and `__libc_fork`."""
+    return len(name) - len(name.lstrip("_")) if not name.startswith("_Z") else 0, len(name), name

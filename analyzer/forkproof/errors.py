@@ -1,0 +1,72 @@
+"""Errors that reach a user, with what was wrong and what to do next.
+
+Owns: the hierarchy below and the exit codes of the command.
+Takes: the facts of a failure (path, problem, next step); the text is derived from them.
+Must never: print, exit, or swallow another exception.
+
+    ForkproofError              exit code, problem, help
+      UsageError                the command line asks for something impossible         (2)
+      InputError                one file cannot be analysed; the rest of a run goes on (3)
+        UnreadableFile            missing, a directory, a device, no permission, …
+        NotElf                    no ELF magic
+        UnsupportedElf            ELF, but 32-bit, big-endian, another machine, …
+        DamagedElf                ELF whose headers point outside the file, …
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+EXIT_CLEAN: Final = 0
+EXIT_FINDINGS: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INPUT: Final = 3
+EXIT_INTERNAL: Final = 4
+
+
+class ForkproofError(Exception):
+    """Base of everything that forkproof raises on purpose."""
+
+    exit_code: int = EXIT_INTERNAL
+
+    def __init__(self, problem: str, *, next_step: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  {self.next_step}" if self.next_step else self.problem
+
+
+class UsageError(ForkproofError):
+    """The request cannot be meant as written."""
+
+    exit_code = EXIT_USAGE
+
+
+class InputError(ForkproofError):
+    """One input file cannot be analysed."""
+
+    exit_code = EXIT_INPUT
+
+    def __init__(self, path: Path | str, problem: str, *, next_step: str = "") -> None:
+        super().__init__(f"{path}: {problem}", next_step=next_step)
+        self.path = str(path)
+        self.reason = problem
+
+
+class UnreadableFile(InputError):
+    """The file could not be opened as a regular file."""
+
+
+class NotElf(InputError):
+    """The file does not begin with the ELF magic number."""
+
+
+class UnsupportedElf(InputError):
+    """An ELF file outside ELF64 little-endian x86-64 / aarch64."""
+
+
+class DamagedElf(InputError):
+    """An ELF file whose own headers contradict its content."""

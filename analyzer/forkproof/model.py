@@ -1,0 +1,236 @@
+"""The result document: what a scan says, as frozen values that every format renders.
+
+Owns: the vocabulary of the report (version 1) and its types. Nothing here knows ELF or numpy.
+Takes: plain values. Gives: plain values; `forkproof.report` turns them into JSON and text.
+Must never: hold an address of one run of a program, or anything that changes between two scans of
+the same input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Verdict(Enum):
+    """How far a finding has been shown (weakest first)."""
+
+    SUSPECTED = "suspected"
+    """A condition is unknown."""
+    REACHABLE = "reachable"
+    """All four conditions were shown from the code."""
+    CONFIRMED = "confirmed"
+    """A probe saw the child wait for the absent owner, and the control run did not hang."""
+    REFUTED = "refuted"
+    """A probe held the lock and the fork waited for it."""
+    INCONCLUSIVE = "inconclusive"
+
+
+class Severity(Enum):
+    """What a finding is worth to a packager; ordered by `rank`."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+    NOTE = "note"
+
+    @property
+    def rank(self) -> int:
+        """0 for high, larger for milder."""
+        return list(Severity).index(self)
+
+
+class Answer(Enum):
+    """A question that may have no answer."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+class WindowKind(Enum):
+    """What becomes of the child of a fork."""
+
+    EXEC = "exec"
+    """Runs another program soon."""
+    EXIT = "exit"
+    """Does something and exits."""
+    DAEMONIZE = "daemonize"
+    """Returns to the callers of the fork and lives on in the same program."""
+    SPAWN = "spawn"
+    """libc creates the child and replaces it; nothing of the caller's runs in it."""
+    UNKNOWN = "unknown"
+
+
+class Hooks(Enum):
+    """What an allocator has against being forked while locked."""
+
+    EFFECTIVE = "effective"
+    """It registers handlers, and the registration binds in this closure."""
+    UNBOUND = "unbound"
+    """It would register handlers, but the reference binds to nothing here."""
+    ABSENT = "absent"
+    """It takes locks and registers nothing."""
+    INCOMPLETE = "incomplete"
+    """Handlers run, but leave out locks of the allocation paths."""
+    BUILTIN = "builtin"
+    """libc's own fork quiesces it."""
+    NOT_NEEDED = "not-needed"
+    """Its allocation paths take no lock that waits."""
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One function of a witness path; `edge` says how the next frame is reached from it."""
+
+    object: str
+    function: str
+    offset: int
+    """Distance in bytes from the function's start to the call (0: the function itself)."""
+    edge: str = ""
+    """direct, jump, plt, got, callback, table, ifunc, thread, fork, return; empty for the last frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock, or "a lock of this allocator" where the analysis goes no further."""
+
+    object: str
+    name: str
+    rva: int | None
+    form: str
+    """global, array, field, allocator, unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocator:
+    """An object of the closure that defines malloc or a known allocator's entry points."""
+
+    object: str
+    family: str
+    version: str | None
+    defines: tuple[str, ...]
+    active: bool
+    """True when the program's own references to malloc bind to it."""
+    hooks: Hooks
+    registered_by: tuple[Frame, ...]
+    """The call chain that registers the handlers, outermost first."""
+    handlers: tuple[str, ...]
+    """Names of prepare, parent and child, where resolved."""
+    registered_from: str
+    """constructor, first allocation, call, never, or empty where it does not apply."""
+    prepare_locks: tuple[Lock, ...]
+    uncovered_locks: tuple[Lock, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One call of a forker, and what the child runs after it."""
+
+    forker: str
+    function: str
+    kind: WindowKind
+    handlers_run: bool
+    call_site: Frame
+    reachable: Answer
+    """Whether the call can be reached from the program's main, constructors or threads."""
+    threads: Answer
+    """Whether another thread can exist when it opens."""
+    path: tuple[Frame, ...]
+    """Shortest path from a root of the program to the call."""
+    outcomes: tuple[str, ...]
+    """exec, exit, return, loop: what child paths end in."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosureEntry:
+    """One object of a target's closure."""
+
+    name: str
+    path: str
+    build_id: str | None
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What was learnt about one program."""
+
+    path: str
+    machine: str
+    build_id: str | None
+    interpreter: str | None
+    libc: str
+    """For example "glibc 2.36", "musl 1.2.3", "unknown"."""
+    closure: tuple[ClosureEntry, ...]
+    missing: tuple[str, ...]
+    allocators: tuple[Allocator, ...]
+    threads: Answer
+    thread_sources: tuple[tuple[Frame, ...], ...]
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The four necessary conditions, each a sentence that claims only what was found, with its answer."""
+
+    threads: str
+    holder: str
+    requester: str
+    not_quiesced: str
+    answers: tuple[Answer, Answer, Answer, Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One hazard of one target."""
+
+    rule: str
+    severity: Severity
+    verdict: Verdict
+    target: str
+    object: str
+    message: str
+    why: str
+    fix: str
+    lock: Lock | None = None
+    fork: Frame | None = None
+    holder: tuple[Frame, ...] = ()
+    requester: tuple[Frame, ...] = ()
+    conditions: Conditions | None = None
+    probe: None = None
+    count: int = 1
+    """How many findings that differ only in call site were folded into this one."""
+
+    @property
+    def id(self) -> str:
+        """Stable across rebuilds: rule, sonames, lock name and function names; no addresses, no paths."""
+        parts = [self.rule, self.target.rsplit("/", 1)[-1], self.object]
+        parts += [self.lock.name] if self.lock else []
+        parts += [f"{self.fork.object}:{self.fork.function}"] if self.fork else []
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
+        return f"{self.rule}-{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """Something that could not be resolved, or that a reader should know; never a finding."""
+
+    level: str
+    """error (something was not analysed), warning, info."""
+    object: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The document: targets in the order given, findings most severe first."""
+
+    targets: tuple[Target, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
+    errors: tuple[str, ...] = field(default=())
+    """Targets that could not be analysed, as messages; they also stand among the diagnostics."""
