@@ -1,0 +1,74 @@
+# forkproof's front door. Everything happens in .venv and build/; nothing is installed on the machine except, when
+# root on a Debian machine, the compilers and tools that tools/require names.
+#
+#   make demo        install, build a pair of fixtures, scan them, scan a real daemon        (the two-minute tour)
+#   make test        the test suite, against an installed wheel
+#   make lint        ruff and mypy
+#   make bench       the benchmarks, as ratios
+#   make fixtures    every fixture, for every machine there is a compiler for: build/fixtures/<machine>/
+#   make sysroots    Debian sysroots for the tests that need real binaries (about 300 MB, in the user's cache)
+#   make dev         puts an editable forkproof into .venv, until the next make test or demo
+#   make clean
+
+PYTHON   ?= python3
+VENV     ?= .venv
+SYSROOTS ?= all
+PYTEST   ?=
+JOBS     ?= 2
+
+bin     := $(VENV)/bin
+sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*.pyc' 2>/dev/null)
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench fixtures sysroots dev clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# Two stamps: the dependencies, and this project's own wheel, which is rebuilt when a source changes.
+$(VENV)/.dependencies: pyproject.toml
+	@tools/require venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "forkproof needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12" >&2; \
+	    exit 1; }
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(bin)/python tools/dependencies.py | $(bin)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.dependencies $(sources)
+	$(bin)/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps --no-build-isolation --force-reinstall .
+	@touch $@
+
+demo: $(VENV)/.wheel
+	@tools/require cc
+	@$(bin)/python tools/demo.py
+
+test: $(VENV)/.wheel
+	@tools/require cc cxx cross binutils qemu
+	$(bin)/python -m pytest -n $(JOBS) $(PYTEST)
+
+lint: $(VENV)/.dependencies
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+bench: $(VENV)/.wheel
+	@tools/require cc binutils
+	$(bin)/python benchmarks/run.py
+
+fixtures: $(VENV)/.dependencies
+	@tools/require cc cxx cross
+	$(bin)/python -m fixtures.build
+
+sysroots: $(VENV)/.dependencies
+	$(bin)/python tools/sysroot.py --keep-going $(SYSROOTS)
+
+dev: $(VENV)/.dependencies
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.wheel
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

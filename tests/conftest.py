@@ -1,0 +1,57 @@
+"""Fixtures that all tests share. Nothing here downloads: `make sysroots` does, and what is not there is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fixtures.build import Result
+from tests.support.machines import built, can_build
+from tools.sysroot import find
+
+
+def _sysroot(name: str) -> Path:
+    root = find(name)
+    if root is None:
+        pytest.skip(f"no sysroot {name}: make sysroots SYSROOTS={name}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def sysroot() -> Callable[[str], Path]:
+    """The root of a sysroot by its name in tools/sysroots.toml; skips the test if it has not been made."""
+    return _sysroot
+
+
+@pytest.fixture(scope="session")
+def sysroot_amd64() -> Path:
+    return _sysroot("bookworm-amd64")
+
+
+@pytest.fixture(scope="session")
+def sysroot_arm64() -> Path:
+    return _sysroot("bookworm-arm64")
+
+
+def _built(machine: str) -> Result:
+    if not can_build(machine):
+        pytest.skip(f"no compiler for {machine}")
+    return built(machine)
+
+
+@pytest.fixture(scope="session")
+def built_fixtures() -> Callable[[str], Result]:
+    """All fixtures of one machine, built; skips the test if there is no compiler for it."""
+    return _built
+
+
+@pytest.fixture(scope="session")
+def built_x86_64() -> Result:
+    return _built("x86_64")
+
+
+@pytest.fixture(scope="session")
+def built_aarch64() -> Result:
+    return _built("aarch64")
