@@ -14,7 +14,8 @@ A *function number* indexes all functions of all objects: object i's are base[i]
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,8 @@ from forkproof.signatures import Signatures
 Function = NewType("Function", int)
 """A function number; -1 is never one."""
 Columns = npt.NDArray[np.int64]
+Reach = npt.NDArray[np.int32]
+"""A distance in edges for every function; -1 where there is no path."""
 
 
 class EdgeKind(IntEnum):
@@ -60,6 +63,7 @@ CERTAIN: Final = frozenset(
     {EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT, EdgeKind.CALLBACK, EdgeKind.IFUNC}
 )
 """Edges of one thread's own control flow."""
+_BLOCKED: Final = -2
 _CALLBACK_REACH: Final = 160
 """Bytes before a call in which its function argument is looked for."""
 _TABLE_LIMIT: Final = 4096
@@ -74,6 +78,7 @@ class Program:
     bindings: Bindings
     codes: tuple[CodeIndex, ...]
     names: tuple[FunctionNames, ...]
+    _slots: dict[tuple[int, int], Function | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def base(self) -> I64:
@@ -102,6 +107,18 @@ class Program:
         index = self.codes[obj].function_starting(rva)
         return Function(int(self.base[obj]) + index) if index >= 0 else None
 
+    def functions(self, objects: Columns, rvas: Columns) -> Columns:
+        """The function numbers that begin at addresses of objects; -1 where none does."""
+        result = np.full(len(rvas), -1, np.int64)
+        for obj in np.unique(objects).tolist():
+            rows = np.flatnonzero(objects == obj)
+            start = self.codes[obj].start
+            index = np.searchsorted(start, rvas[rows])
+            inside = index < len(start)
+            inside[inside] = start[index[inside]] == rvas[rows][inside]
+            result[rows[inside]] = index[inside] + int(self.base[obj])
+        return result
+
     def containing(self, obj: int, rva: int) -> Function | None:
         """The function that contains an address, if one does."""
         index = self.codes[obj].function_at(rva)
@@ -125,11 +142,25 @@ class Program:
 
     def slot_target(self, obj: int, slot: int) -> Function | None:
         """The function that a loader-filled word leads to, through the closure's bindings."""
+        key = obj, slot
+        if key not in self._slots:
+            self._slots[key] = self._slot_target(obj, slot)
+        return self._slots[key]
+
+    def _slot_target(self, obj: int, slot: int) -> Function | None:
         image = self.image(obj)
         if (symbol := image.slot_symbols.get(slot)) is not None:
             return self.symbol_target(obj, symbol)
         if (target := image.pointer_at(slot)) is not None:
             return self.function(obj, target)
+        return None
+
+    def stub_target(self, obj: int, rva: int) -> Function | None:
+        """The function that a PLT stub leads to: the address of an import, in code that is not PIC."""
+        stubs = self.codes[obj].stubs
+        index = int(np.searchsorted(stubs.start, rva))
+        if index < len(stubs.start) and int(stubs.start[index]) == rva:
+            return self.slot_target(obj, int(stubs.slot[index]))
         return None
 
     def symbol_target(self, obj: int, symbol: int) -> Function | None:
@@ -142,6 +173,13 @@ class Program:
         return None if binding is None else self.function(binding.object, binding.rva)
 
 
+def _indexed(image: Image) -> CodeIndex:
+    code = index_code(image)
+    image.release()
+    _ = image.sha256  # here, because this thread waits for the disk and not for the interpreter
+    return code
+
+
 def link(closure: Closure, sysroot: Sysroot) -> Program:
     """Index the code of every object and join it with the closure's bindings."""
 
@@ -151,7 +189,13 @@ def link(closure: Closure, sysroot: Sysroot) -> Program:
         except OSError:
             return None
 
-    codes = tuple(index_code(item.image) for item in closure.objects)
+    # Two threads: the scanners spend their time in numpy, which lets go of the interpreter lock. The
+    # largest objects go first, so that no long one is left for the end.
+    images = [item.image for item in closure.objects]
+    order = sorted(range(len(images)), key=lambda i: -len(images[i].data))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        found = dict(zip(order, pool.map(lambda i: _indexed(images[i]), order), strict=True))
+    codes = tuple(found[i] for i in range(len(images)))
     names = tuple(FunctionNames(item.image, finder) for item in closure.objects)
     return Program(closure, Bindings(closure), codes, names)
 
@@ -173,8 +217,8 @@ class CallGraph:
     """Edges as parallel columns, sorted by source and site."""
 
     program: Program
-    source: Columns
-    target: Columns
+    source: npt.NDArray[np.int32]
+    target: npt.NDArray[np.int32]
     site: Columns
     kind: npt.NDArray[np.uint8]
     imports: ImportCalls
@@ -189,8 +233,8 @@ class CallGraph:
         return np.searchsorted(self.source, np.arange(self.size + 1))
 
     @cached_property
-    def _by_target(self) -> Columns:
-        return np.argsort(self.target, kind="stable")
+    def _by_target(self) -> npt.NDArray[np.int32]:
+        return np.argsort(self.target, kind="stable").astype(np.int32)
 
     @cached_property
     def _in(self) -> Columns:
@@ -206,9 +250,16 @@ class CallGraph:
         return found
 
     def distances(
-        self, roots: Iterable[int], kinds: Iterable[EdgeKind] = CERTAIN, *, backward: bool = False
-    ) -> npt.NDArray[np.int32]:
+        self,
+        roots: Iterable[int],
+        kinds: Iterable[EdgeKind] = CERTAIN,
+        *,
+        backward: bool = False,
+        blocked: Iterable[int] = (),
+    ) -> Reach:
         """Number of edges from the nearest root to each function (or from it to a root); -1: no path.
+
+        No path leads through a `blocked` function.
 
         Breadth first, one vectorised step a level: O(edges) in all.
         """
@@ -216,6 +267,7 @@ class CallGraph:
         allowed = np.zeros(max(EdgeKind) + 1, bool)
         allowed[[int(k) for k in kinds]] = True
         distance = np.full(self.size, -1, np.int32)
+        distance[list(blocked)] = _BLOCKED
         frontier = np.unique(np.fromiter((int(r) for r in roots), np.int64))
         distance[frontier] = 0
         level = 0
@@ -224,12 +276,13 @@ class CallGraph:
             edges = _spans(pointers[frontier], pointers[frontier + 1])
             edges = edges if order is None else order[edges]
             ends = end[edges[allowed[self.kind[edges]]]]
-            frontier = np.unique(ends[distance[ends] < 0])
+            frontier = np.unique(ends[distance[ends] == -1])
             distance[frontier] = level
+        distance[distance == _BLOCKED] = -1
         return distance
 
     def path(
-        self, start: Function, distance: npt.NDArray[np.int32], kinds: Iterable[EdgeKind] = CERTAIN
+        self, start: Function, distance: Reach, kinds: Iterable[EdgeKind] = CERTAIN
     ) -> list[int] | None:
         """Edge positions of a shortest path from `start` along falling `distance` (backward distances).
 
@@ -286,6 +339,23 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
     return _sorted_graph(program, [*parts, *callbacks], joined)
 
 
+def reached_through_tables(graph: CallGraph, roots: Iterable[int], kinds: Iterable[EdgeKind]) -> npt.NDArray[np.bool_]:
+    """Which functions can be reached when constant tables count as calls too: the widest guess there is.
+
+    Alternates searches of the graph with steps through tables until nothing is added, which spares
+    sorting all edges again.
+    """
+    columns = _concatenated([_table_edges(graph.program, obj) for obj in range(len(graph.program.codes))])
+    source, target = columns[0], columns[1]
+    kinds = frozenset(kinds)
+    reached = graph.distances(roots, kinds) >= 0
+    while True:
+        new = np.unique(target[reached[source] & ~reached[target]])
+        if not len(new):
+            return reached
+        reached |= graph.distances(new.tolist(), kinds) >= 0
+
+
 def _concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
     source, target, site, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
     return source, target, site, kind
@@ -294,13 +364,15 @@ def _concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
 def with_tables(graph: CallGraph) -> CallGraph:
     """The same graph with edges from functions that refer to constant tables to what the tables hold."""
     parts = [_table_edges(graph.program, obj) for obj in range(len(graph.program.codes))]
-    return _sorted_graph(graph.program, [(graph.source, graph.target, graph.site, graph.kind), *parts], graph.imports)
+    return _sorted_graph(graph.program, [(graph.source.astype(np.int64), graph.target.astype(np.int64), graph.site, graph.kind), *parts], graph.imports)
 
 
 def _sorted_graph(program: Program, parts: list[EdgeColumns], imports: ImportCalls) -> CallGraph:
     source, target, site, kind = _concatenated(parts)
-    order = np.lexsort((site, source))
-    return CallGraph(program, source[order], target[order], site[order], kind[order].astype(np.uint8), imports)
+    # One key instead of two: function numbers stay below 2**22, addresses below 2**41.
+    order = np.argsort(source << 41 | site, kind="stable").astype(np.int32)
+    small = (column[order].astype(np.int32) for column in (source, target))
+    return CallGraph(program, *small, site[order], kind[order].astype(np.uint8), imports)
 
 
 def _edges(source: Columns, target: Columns, site: Columns, kind: npt.NDArray[np.integer]) -> EdgeColumns:
@@ -339,20 +411,19 @@ def _slot_columns(program: Program, obj: int, slots: Columns) -> tuple[Columns, 
     """(dynamic symbol or -1, function number or -1) for each slot address."""
     image = program.image(obj)
     unique, inverse = np.unique(slots, return_inverse=True)
-    symbols, targets = [], []
-    for slot in unique.tolist():
-        symbols.append(image.slot_symbols.get(slot, -1))
-        function = program.slot_target(obj, slot)
-        if function is None:
-            function = _irelative_target(program, obj, slot)
-        targets.append(-1 if function is None else function)
-    return np.array(symbols, np.int64)[inverse], np.array(targets, np.int64)[inverse]
-
-
-def _irelative_target(program: Program, obj: int, slot: int) -> Function | None:
-    """The resolver of a slot filled by IRELATIVE: calls go to what it chooses."""
-    resolver = program.image(obj).irelative_slots.get(slot)
-    return None if resolver is None else program.function(obj, resolver)
+    owner = np.full(len(unique), obj, np.int64)
+    place = np.full(len(unique), -1, np.int64)
+    symbols = np.array([image.slot_symbols.get(slot, -1) for slot in unique.tolist()], np.int64)
+    for row, slot in enumerate(unique.tolist()):
+        if symbols[row] >= 0:
+            binding = program.bindings.resolve(obj, int(symbols[row]), type_class=TypeClass.PLT)
+            if binding is not None:
+                owner[row], place[row] = binding.object, binding.rva
+        elif (resolver := image.irelative_slots.get(slot)) is not None:
+            place[row] = resolver
+        elif (pointer := image.pointer_at(slot)) is not None:
+            place[row] = pointer
+    return symbols[inverse], program.functions(owner, place)[inverse]
 
 
 def _resolver_edges(program: Program, obj: int) -> list[EdgeColumns]:
@@ -396,10 +467,14 @@ def _callback_edges(program: Program, edges: EdgeColumns, signatures: Signatures
     """Edges from callers of functions with a role to the functions that they pass."""
     source, target, site, kind = edges
     roles = callback_roles(signatures)
+    start = program.function(0, program.image(0).entry)
     by_target = {int(f): roles[name] for f, name in program.called(roles).items()}
     has_role = np.zeros(int(program.base[-1]), bool)
     has_role[list(by_target)] = True
     groups: dict[tuple[int, int, EdgeKind], list[int]] = {}
+    # Whatever crt1 calls is given main as its first argument: that is how main is found in stripped
+    # static programs, whose __libc_start_main has no name.
+    groups[0, 0, EdgeKind.CALLBACK] = np.flatnonzero(source == (-1 if start is None else start)).tolist()
     for edge in np.flatnonzero(has_role[target] & (kind != EdgeKind.IFUNC)).tolist():
         obj = program.object_of(Function(int(source[edge])))
         for argument, role in by_target[int(target[edge])]:
@@ -420,40 +495,40 @@ def address_arguments(program: Program, obj: int, sites: Columns, argument: int)
     """
     code, image = program.codes[obj], program.image(obj)
     registers = SCANNERS[image.machine].ARGUMENT_REGISTERS
-    if argument >= len(registers):
-        return np.full(len(sites), -1, np.int64)
-    register = registers[argument]
-    place, target = _addresses_in_register(program, obj, register)
-    calls = np.sort(np.concatenate([code.sites.direct_site, code.sites.slot_site, code.sites.indirect]))
-    before_call = np.searchsorted(calls, sites) - 1
-    previous_call = np.where(before_call >= 0, calls[np.maximum(before_call, 0)], -1) if len(calls) else sites * 0 - 1
-    position = np.searchsorted(place, sites) - 1
     result = np.full(len(sites), -1, np.int64)
+    if argument >= len(registers):
+        return result
+    place, address, is_load = _register_writes(code, registers[argument])
     if not len(place):
         return result
+    calls = code.all_calls
+    before_call = np.searchsorted(calls, sites) - 1
+    previous_call = np.where(before_call >= 0, calls[np.maximum(before_call, 0)], -1)
+    position = np.searchsorted(place, sites) - 1
     at = place[np.maximum(position, 0)]
     good = (position >= 0) & (at > previous_call) & (sites - at <= _CALLBACK_REACH)
     good &= code.owners(at) == code.owners(sites)
-    result[good] = target[position[good]]
+    for row in np.flatnonzero(good).tolist():
+        found = int(position[row])
+        word = int(address[found])
+        function = program.slot_target(obj, word) if is_load[found] else program.function(obj, word)
+        if function is None:
+            function = program.stub_target(obj, word)
+        result[row] = -1 if function is None else function
     return result
 
 
-def _addresses_in_register(program: Program, obj: int, register: int) -> tuple[Columns, Columns]:
-    """(site, function number or -1) of everything that loads an address into a register, sorted by site."""
-    code, base = program.codes[obj], int(program.base[obj])
+def _register_writes(code: CodeIndex, register: int) -> tuple[Columns, Columns, npt.NDArray[np.bool_]]:
+    """(site, address, whether it is loaded from there) of what puts an address into a register, by site."""
     sites = code.sites
-    taken = sites.taken_register == register
-    index = np.searchsorted(code.start, sites.taken_target[taken])
-    is_start = index < len(code.start)
-    is_start[is_start] = code.start[index[is_start]] == sites.taken_target[taken][is_start]
-    loaded = sites.loaded_register == register
-    _, through = _slot_columns(program, obj, sites.loaded_address[loaded])
-    other = sites.data_register == register
-    place = np.concatenate([sites.taken_site[taken], sites.loaded_site[loaded], sites.data_site[other]])
-    nothing = np.full(int(other.sum()), -1, np.int64)
-    target = np.concatenate([np.where(is_start, index + base, -1), through, nothing])
+    columns = []
+    for prefix, address in (("taken", "target"), ("data", "target"), ("loaded", "address")):
+        mine = getattr(sites, f"{prefix}_register") == register
+        place = getattr(sites, f"{prefix}_site")[mine]
+        columns.append((place, getattr(sites, f"{prefix}_{address}")[mine], np.full(len(place), prefix == "loaded")))
+    place, value, is_load = (np.concatenate(column) for column in zip(*columns, strict=True))
     order = np.argsort(place, kind="stable")
-    return place[order], target[order]
+    return place[order], value[order], is_load[order]
 
 
 # ---- tables -----------------------------------------------------------------------------------

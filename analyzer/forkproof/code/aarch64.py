@@ -160,3 +160,38 @@ def _loaded_calls(words: Words, base: int, load: Triple) -> tuple[I64, I64, np.t
         lost = branch | ((word & 31) == register)
         index, address, register = index[~lost], address[~lost], register[~lost]
     return np.concatenate(sites), np.concatenate(addresses), np.concatenate(jumps)
+
+
+def find_atomics(code: U8, base: int) -> I64:
+    """Sites of store-exclusive, compare-and-swap and swap instructions."""
+    words = _words(code)
+    store_exclusive = words & 0x3FE00000 == 0x08000000
+    compare_swap = words & 0x3FA07C00 == 0x08A07C00
+    swap = words & 0x3F20FC00 == 0x38208000
+    return np.flatnonzero(store_exclusive | compare_swap | swap) * 4 + base
+
+
+def find_pauses(code: U8, base: int) -> I64:
+    """Sites of `yield`, `wfe` and `isb`."""
+    words = _words(code)
+    return np.flatnonzero((words == 0xD503203F) | (words == 0xD503205F) | (words == 0xD5033FDF)) * 4 + base
+
+
+def outline_atomic_pointer(code: U8) -> int | None:
+    """For a GCC outline-atomics helper, which of its arguments is the address; None for other code.
+
+    `[bti c] adrp x16; ldrb w16, [x16, …]; cbz w16, …; <LSE instruction>; ret` (libgcc,
+    config/aarch64/lse.S). Compare-and-swap takes (expected, desired, address), the others (value, address).
+    """
+    words = _words(code[:24])
+    words = words[1:] if len(words) and words[0] == _BTI_C else words
+    if len(words) < 4:
+        return None
+    is_head = (
+        words[0] & 0x9F00001F == 0x90000010
+        and words[1] & 0xFFC003FF == 0x39400210
+        and words[2] & 0xFF00001F == 0x34000010
+    )
+    if not is_head:
+        return None
+    return 2 if words[3] & 0x3FA07C00 == 0x08A07C00 else 1

@@ -11,13 +11,13 @@ Wrong where: data stands between instructions (x86-64 switch tables in code are 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from forkproof.code import lift_aarch64, lift_x86_64
-from forkproof.code.operations import Branch, Jump, JumpUnknown, Operation, Return, Stop
+from forkproof.code.operations import Branch, Call, Jump, JumpUnknown, Memory, Operation, Return, Stop
 from forkproof.elf.image import Image, Machine
 
 if TYPE_CHECKING:
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class Instruction(NamedTuple):
-    """A decoded instruction and what it does."""
+    """A decoded instruction and what it does.
+
+    Prefixes that change nothing (`bnd call`, `addr32 call`, `data16 rex.W call`) are left off branches,
+    so that their address is the opcode's: the site that the scanners report.
+    """
 
     address: int
     size: int
@@ -45,11 +49,14 @@ class Body:
     instructions: tuple[Instruction, ...]
     parts: tuple[tuple[int, int], ...]
     """(start, size) of each range that belongs to the function."""
+    prefixed: Mapping[int, int] = field(default_factory=dict)
+    """Where the prefixes of a branch begin, to the branch's own address."""
 
     @cached_property
     def index(self) -> dict[int, int]:
-        """Position of each instruction by address."""
-        return {instruction.address: i for i, instruction in enumerate(self.instructions)}
+        """Position of each instruction by address (of its prefixes, too)."""
+        found = {instruction.address: i for i, instruction in enumerate(self.instructions)}
+        return found | {start: found[address] for start, address in self.prefixed.items()}
 
     @cached_property
     def leaders(self) -> tuple[int, ...]:
@@ -96,11 +103,37 @@ def decode(image: Image, parts: Iterable[tuple[int, int]]) -> Body:
     ranges = tuple(parts)
     lift = lift_x86_64.lift if image.machine is Machine.X86_64 else lift_aarch64.lift
     found: list[Instruction] = []
+    prefixed: dict[int, int] = {}
     for start, size in sorted(ranges):
         code = image.read(start, size).tobytes()
         for address, length, mnemonic, operands in _handle(image.machine).disasm_lite(code, start):
-            found.append(Instruction(address, length, lift(mnemonic, operands)))
-    return Body(ranges[0][0], tuple(found), ranges)
+            operations = lift(mnemonic, operands)
+            if length > _SHORTEST and (prefix := _prefix(code[address - start : address - start + length], operations)):
+                prefixed[address] = address + prefix
+                address, length = address + prefix, length - prefix
+            found.append(Instruction(address, length, operations))
+    return Body(ranges[0][0], tuple(found), ranges, prefixed)
+
+
+_SHORTEST: Final = 5
+"""Bytes of `call rel32`: nothing shorter has prefixes that need to come off."""
+
+
+def _prefix(code: bytes, operations: tuple[Operation, ...]) -> int:
+    """Number of bytes before the opcode of a branch that the scanners know; 0 for anything else."""
+    match operations:
+        case (Call(int()) | Jump(),):
+            return max(len(code) - 5, 0) if code[-5] in (0xE8, 0xE9) else 0
+        case (Call(None, Memory("pc")) | JumpUnknown(Memory("pc")),):
+            return max(len(code) - 6, 0)
+        case _:
+            return 0
+
+
+def boundaries(image: Image, start: int, size: int) -> frozenset[int]:
+    """Addresses of the instructions in a range, decoded one after the other from its start."""
+    code = image.read(start, size).tobytes()
+    return frozenset(address for address, _, _, _ in _handle(image.machine).disasm_lite(code, start))
 
 
 @lru_cache(maxsize=None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
 from forkproof.code import lift_aarch64, lift_x86_64
@@ -122,7 +123,7 @@ class State:
         """The value of a register; untouched ones hold their entry value."""
         if name == "?":
             return None
-        return self.registers.get(name, Value(Entry(name), 0))
+        return self.registers[name] if name in self.registers else _entry(name)
 
 
 class Transfer(NamedTuple):
@@ -184,13 +185,17 @@ class _Explorer:
         self.states: dict[int, State] = {}
         self.successors: dict[int, set[int]] = {}
         self.pending: list[int] = []
+        self.queued: set[int] = set()
 
     def run(self, start: int, known: Mapping[str, int]) -> Exploration:
         position = self.body.position(start)
         if position is not None:
             self._enter(position, State({name: Value(None, value) for name, value in known.items()}))
         while self.pending:
-            self._block(self.pending.pop())
+            # In address order, which is close to topological: most blocks are then met once.
+            position = heappop(self.pending)
+            self.queued.discard(position)
+            self._block(position)
         return Exploration(
             frozenset(self.visited),
             tuple(sorted(self.transfers)),
@@ -209,13 +214,11 @@ class _Explorer:
         self.visits[position] = self.visits.get(position, 0) + 1
         if old is None:
             self.inputs[position] = state.copy()
-        else:
-            merged = _join(old, state) if self.visits[position] <= _VISITS else _nothing(old, state)
-            if merged == old:
-                return
-            self.inputs[position] = merged
-        if position not in self.pending:
-            self.pending.append(position)
+        elif not _absorb(old, state, keep=self.visits[position] <= _VISITS):
+            return
+        if position not in self.queued:
+            self.queued.add(position)
+            heappush(self.pending, position)
 
     def _block(self, position: int) -> None:
         state = self.inputs[position].copy()
@@ -226,7 +229,10 @@ class _Explorer:
             self.visited.add(instruction.address)
             if instruction.address in self.watch:
                 seen = self.states.get(instruction.address)
-                self.states[instruction.address] = state.copy() if seen is None else _join(seen, state)
+                if seen is None:
+                    self.states[instruction.address] = state.copy()
+                else:
+                    _absorb(seen, state, keep=True)
             targets = self._instruction(instruction, here, state)
             if targets is not None:
                 for target in targets:
@@ -421,23 +427,48 @@ def _signed(value: int, bits: int) -> int:
     return (value & (sign - 1)) - (value & sign)
 
 
-def _join(a: State, b: State) -> State:
-    """What both states agree on. A register absent from one holds its entry value there."""
-    registers = {n: _same(a.register(n), b.register(n)) for n in a.registers.keys() | b.registers.keys()}
-    cells = {c: _same(a.cells.get(c, _UNREAD), b.cells.get(c, _UNREAD)) for c in a.cells.keys() | b.cells.keys()}
-    return State(registers, cells, a.flags if a.flags == b.flags else None)
-
-
 _UNREAD: Final = Value(None, -(1 << 70))
 """Stands for a cell that was never written: it agrees with nothing that was."""
+_ENTRIES: Final[dict[str, Value]] = {}
 
 
-def _same(a: Value | None, b: Value | None) -> Value | None:
-    return a if a == b else None
+def _entry(name: str) -> Value:
+    """What a register held at entry."""
+    found = _ENTRIES.get(name)
+    if found is None:
+        found = _ENTRIES[name] = Value(Entry(name), 0)
+    return found
 
 
-def _nothing(a: State, b: State) -> State:
-    """Forget everything that either state mentions."""
-    registers: dict[str, Value | None] = dict.fromkeys(a.registers.keys() | b.registers.keys())
-    cells: dict[Cell, Value | None] = dict.fromkeys(a.cells.keys() | b.cells.keys())
-    return State(registers, cells, None)
+def _absorb(old: State, new: State, *, keep: bool) -> bool:
+    """Join `new` into `old`, which keeps only what both agree on; nothing that either mentions unless `keep`.
+
+    A register absent from one holds its entry value there. True when `old` changed. This is the inner
+    loop of every exploration.
+    """
+    changed = False
+    mine, theirs = old.registers, new.registers
+    for name, before in mine.items():
+        if before is None:
+            continue
+        after = theirs[name] if name in theirs else _entry(name)
+        if not keep or (before is not after and before != after):
+            mine[name] = None
+            changed = True
+    for name, after in theirs.items():
+        if name not in mine and not (keep and after == _entry(name)):
+            mine[name] = None
+            changed = True
+    cells, others = old.cells, new.cells
+    for cell, before in cells.items():
+        if before is not None and not (keep and before == others.get(cell, _UNREAD)):
+            cells[cell] = None
+            changed = True
+    for cell in others:
+        if cell not in cells:
+            cells[cell] = None
+            changed = True
+    if old.flags is not None and old.flags != new.flags:
+        old.flags = None
+        changed = True
+    return changed

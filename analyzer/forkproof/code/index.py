@@ -96,6 +96,11 @@ class CodeIndex:
         return self.owners(self.sites.data_site)
 
     @cached_property
+    def all_calls(self) -> I64:
+        """Sites of all calls and tail calls, sorted."""
+        return np.sort(np.concatenate([self.sites.direct_site, self.sites.slot_site, self.sites.indirect]))
+
+    @cached_property
     def unknown_calls(self) -> npt.NDArray[np.int64]:
         """Number of calls with unknown targets, by function."""
         owner = self.owners(self.sites.indirect)
@@ -170,7 +175,8 @@ def _functions(image: Image, stubs: Stubs) -> tuple[I64, I64, I64]:
     irelative = image.relocations
     resolvers.append(irelative.addend[irelative.of(RelocationKind.IRELATIVE)])
     known = [image.entry, *image.constructors, *image.destructors]
-    extra = np.concatenate([np.array([k for k in known if image.is_executable(k)], np.int64), *resolvers])
+    # An entry of 0 is how a library says that it has none, even where address 0 holds code.
+    extra = np.concatenate([np.array([k for k in known if k and image.is_executable(k)], np.int64), *resolvers])
     starts.append(extra)
     sizes.append(np.zeros(len(extra), np.int64))
     start, size = _merged(np.concatenate(starts), np.concatenate(sizes))

@@ -62,7 +62,8 @@ def scan(code: U8, base: int, entries: EntryMap, absolute: bool) -> Sites:
     direct += [_conditional(code, base, entries), _short(code, base, entries)]
     site, target, jump = (np.concatenate(column) for column in zip(*direct, strict=True))
     order = np.argsort(site, kind="stable")
-    slot_site, slot_address, slot_jump = _through_memory(code, base)
+    group5 = _room(_at(code, 0xFF), code, 2)
+    slot_site, slot_address, slot_jump = _through_memory(code, base, group5)
     lea_site, lea_target, lea_register = _rip_relative(code, base, 0x8D)
     load_site, load_address, load_register = _rip_relative(code, base, 0x8B)
     if absolute:
@@ -84,7 +85,7 @@ def scan(code: U8, base: int, entries: EntryMap, absolute: bool) -> Sites:
         data_site=lea_site[~is_function],
         data_target=lea_target[~is_function],
         data_register=lea_register[~is_function],
-        indirect=_indirect(code, base),
+        indirect=_indirect(code, base, group5),
         syscalls=np.flatnonzero((code[:-1] == 0x0F) & (code[1:] == 0x05)) + base,
     )
 
@@ -112,11 +113,11 @@ def _short(code: U8, base: int, entries: EntryMap) -> tuple[I64, I64, np.typing.
     return at[hit] + base, target[hit], np.ones(int(hit.sum()), bool)
 
 
-def _through_memory(code: U8, base: int) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
+def _through_memory(code: U8, base: int, group5: I64) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
     """`call *x(%rip)` and `jmp *x(%rip)`."""
-    at = _room(_at(code, 0xFF), code, 6)
-    second = code[at + 1]
-    at = at[(second == 0x15) | (second == 0x25)]
+    second = code[group5 + 1]
+    at = group5[(second == 0x15) | (second == 0x25)]
+    at = _room(at, code, 6)
     return at + base, at + 6 + base + _rel32(code, at + 2), code[at + 1] == 0x25
 
 
@@ -150,12 +151,31 @@ def _with_immediates(
     )
 
 
-def _indirect(code: U8, base: int) -> I64:
+def _indirect(code: U8, base: int, group5: I64) -> I64:
     """`call *reg`, `call *mem` and `jmp *disp(reg)`, found by ModRM; an FF before means a displacement."""
-    at = _room(_at(code, 0xFF), code, 2)
+    at = group5
     modrm = code[at + 1]
     operation, mode, rm = modrm >> 3 & 7, modrm >> 6, modrm & 7
     is_call = (operation == 2) & ~((mode == 0) & (rm == 5))
     is_tail = (operation == 4) & ((mode == 1) | (mode == 2)) & (rm != 4)
     inside_displacement = (at >= 1) & (code[np.maximum(at - 1, 0)] == 0xFF)
     return at[(is_call | is_tail) & ~inside_displacement] + base
+
+
+def find_atomics(code: U8, base: int) -> I64:
+    """Sites of `lock cmpxchg` and of `xchg` with memory (which locks by itself)."""
+    locked = _room(_at(code, 0xF0), code, 6)
+    rex = (code[locked + 1] & 0xF0 == 0x40).astype(np.int64)
+    at = locked + 1 + rex
+    cas = (code[at] == 0x0F) & ((code[at + 1] == 0xB1) | (code[at + 1] == 0xB0))
+    exchange = _room(np.flatnonzero(code & 0xFE == 0x86), code, 3)
+    modrm = code[exchange + 1]
+    # Register forms (mod 3) do not lock; 87 /r with a plain base register or RIP is what compilers emit.
+    exchange = exchange[(modrm >> 6 != 3) & ((modrm & 7 != 4) | (modrm >> 6 != 0))]
+    return np.sort(np.concatenate([locked[cas], exchange])) + base
+
+
+def find_pauses(code: U8, base: int) -> I64:
+    """Sites of `pause`."""
+    at = _room(_at(code, 0xF3), code, 2)
+    return at[code[at + 1] == 0x90] + base

@@ -1,15 +1,14 @@
 """One ELF file as a position-independent image: segments, dynamic tables, symbols, relocations.
 
-Owns: opening a file safely, and every table of it that the analysis reads. It is the only module that
-      imports lief, which decodes headers, segments, sections, the dynamic section and the notes; the
-      bulk tables (symbols, relocations, versions) are numpy views, because a closure has 50 k symbols
-      and 270 k relocations and one Python object for each would cost more than the whole analysis.
+Owns: opening a file safely, and every table of it that the analysis reads. The bulk tables (symbols,
+      relocations, versions) are numpy views: a closure has 50 k symbols and 270 k relocations, and one
+      Python object for each would cost more than the whole analysis.
 Takes: a path. Gives: an `Image`, which maps the file and never copies it whole.
 Must never: execute the file, resolve anything against another file, or decide what a name means.
-Wrong where: section headers are forged (sections are only hints here: segments and DT_* decide).
+Wrong where: see `forkproof.elf.headers`.
 
-Addresses are RVAs: the link-time virtual address minus nothing, that is, the run-time address minus
-the load bias (`dlpi_addr` of dl_iterate_phdr(3)). objdump and nm print the same number.
+Addresses are RVAs: run-time addresses minus the load bias (`dlpi_addr` of dl_iterate_phdr(3)), which are
+the numbers that objdump and nm print, also for executables with a fixed base, whose bias is 0.
 
 Source: the System V gABI, chapters 4 and 5; the x86-64 and AArch64 psABI; Drepper, "ELF Symbol
 Versioning"; the RELR proposal (generic-abi, 2017).
@@ -24,24 +23,20 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NewType
+from typing import Any, Final
 
-import lief
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.errors import DamagedElf, NotElf, UnreadableFile, UnsupportedElf
-
-Rva = NewType("Rva", int)
+from forkproof.elf.headers import DT as _DT
+from forkproof.elf.headers import Headers, Machine, ObjectKind, Rva, Section, Segment, read_headers
+from forkproof.errors import NotElf, UnreadableFile
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
-
-lief.disable_leak_warning()
-lief.logging.disable()
 
 _SYMBOL: Final = np.dtype(
     [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<i8"), ("size", "<i8")]
@@ -49,22 +44,6 @@ _SYMBOL: Final = np.dtype(
 _RELA: Final = np.dtype([("offset", "<i8"), ("info", "<u8"), ("addend", "<i8")])
 _MAX_TABLE: Final = 1 << 28
 """No table of a sane object is larger (bytes); a damaged header may claim any size."""
-
-
-class Machine(Enum):
-    """An instruction set that forkproof analyses; values are the report's words."""
-
-    X86_64 = "x86_64"
-    AARCH64 = "aarch64"
-
-
-class ObjectKind(Enum):
-    """What the ELF header says that the file is."""
-
-    EXECUTABLE = "executable"
-    PIE = "pie"
-    SHARED = "shared"
-    CORE = "core"
 
 
 class RelocationKind(IntEnum):
@@ -117,32 +96,6 @@ STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_COMMON, STT_TLS, ST
 STV_DEFAULT, STV_INTERNAL, STV_HIDDEN, STV_PROTECTED = 0, 1, 2, 3
 SHN_UNDEF, SHN_ABS = 0, 0xFFF1
 VER_NDX_LOCAL, VER_NDX_GLOBAL = 0, 1
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A PT_LOAD program header."""
-
-    rva: Rva
-    offset: int
-    file_size: int
-    memory_size: int
-    readable: bool
-    writable: bool
-    executable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A section header; a hint only, since stripping may remove them all."""
-
-    name: str
-    rva: Rva
-    offset: int
-    size: int
-    executable: bool
-    allocated: bool
-    has_bits: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +201,8 @@ class Image:
     dynamic: Mapping[int, int]
     """DT_* tag to its last value (DT_NEEDED excepted: see `needed`)."""
     eh_frame_header: Rva | None
+    relro: tuple[tuple[Rva, int], ...]
+    """(rva, size) of what is read-only once relocations are done."""
     data: mmap.mmap | bytes
 
     # ---- bytes -------------------------------------------------------------------------------
@@ -259,12 +214,16 @@ class Image:
 
     @cached_property
     def sha256(self) -> str:
-        """Content hash, hexadecimal."""
-        return hashlib.sha256(self.data).hexdigest()
+        """Content hash, hexadecimal. Read through the file, so that the mapping's pages stay out of memory."""
+        if isinstance(self.data, bytes):
+            return hashlib.sha256(self.data).hexdigest()
+        with self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
-    def close(self) -> None:
-        """Forget the columns that view the mapping. The mapping goes with the last reference to it."""
-        self.__dict__.pop("bytes", None)
+    def release(self) -> None:
+        """Give back the memory of the mapping; what is read again comes from the page cache."""
+        if isinstance(self.data, mmap.mmap):
+            self.data.madvise(mmap.MADV_DONTNEED)
 
     def offset_of(self, rva: int) -> int | None:
         """File offset of an address, or None where no file content backs it (.bss, a hole)."""
@@ -298,6 +257,8 @@ class Image:
 
     def is_readonly_after_start(self, rva: int) -> bool:
         """True when nothing can change the word at run time (read-only segment or PT_GNU_RELRO)."""
+        if any(start <= rva < start + size for start, size in self.relro):
+            return True
         return any(s.rva <= rva < s.rva + s.memory_size and not s.writable for s in self.segments)
 
     @cached_property
@@ -367,11 +328,12 @@ class Image:
         return Relocations(raw["offset"].copy(), kinds, symbol, raw["addend"].copy())
 
     @cached_property
-    def pointers(self) -> Mapping[int, int]:
-        """Slot to target for words that the loader makes point into this same object (B + A)."""
+    def pointers(self) -> tuple[I64, I64]:
+        """(slot, target) of words that the loader makes point into this same object, sorted by slot."""
         table = self.relocations
         chosen = table.of(RelocationKind.RELATIVE)
-        return dict(zip(table.offset[chosen].tolist(), table.addend[chosen].tolist(), strict=True))
+        chosen = chosen[np.argsort(table.offset[chosen], kind="stable")]
+        return table.offset[chosen], table.addend[chosen]
 
     @cached_property
     def slot_symbols(self) -> Mapping[int, int]:
@@ -558,8 +520,10 @@ class Image:
         A relocation against a symbol that this object defines counts as its own definition, although
         another object may interpose it: callers that care ask the closure.
         """
-        if slot in self.pointers:
-            return self.pointers[slot]
+        slots, targets = self.pointers
+        position = int(np.searchsorted(slots, slot))
+        if position < len(slots) and int(slots[position]) == slot:
+            return int(targets[position])
         if (symbol := self.slot_symbols.get(slot)) is not None:
             table = self.dynamic_symbols
             if symbol < len(table) and table.defined[symbol]:
@@ -570,27 +534,6 @@ class Image:
         return None
 
 
-class _DT:
-    """DT_* numbers (gABI; GNU extensions)."""
-
-    NEEDED, STRTAB, SYMTAB, RELA, RELASZ, STRSZ, INIT, FINI, SONAME = 1, 5, 6, 7, 8, 10, 12, 13, 14
-    HASH, RPATH, SYMBOLIC, PLTRELSZ, JMPREL, BIND_NOW = 4, 15, 16, 2, 23, 24
-    INIT_ARRAY, FINI_ARRAY, INIT_ARRAYSZ, FINI_ARRAYSZ, RUNPATH, FLAGS = 25, 26, 27, 28, 29, 30
-    PREINIT_ARRAY, PREINIT_ARRAYSZ, RELRSZ, RELR = 32, 33, 35, 36
-    GNU_HASH, VERSYM, FLAGS_1, VERDEF, VERDEFNUM, VERNEED, VERNEEDNUM = (
-        0x6FFFFEF5,
-        0x6FFFFFF0,
-        0x6FFFFFFB,
-        0x6FFFFFFC,
-        0x6FFFFFFD,
-        0x6FFFFFFE,
-        0x6FFFFFFF,
-    )
-
-
-_DF_1_PIE: Final = 0x08000000
-
-
 def load(path: Path | str) -> Image:
     """Open and decode one ELF file.
 
@@ -598,11 +541,7 @@ def load(path: Path | str) -> Image:
     """
     path = Path(path)
     data = _map(path)
-    machine = _check_header(path, data)
-    binary = lief.ELF.parse(str(path), _light_parser())
-    image = _decoded(path, machine, binary, data)
-    _check_segments(path, image.segments, len(data))
-    return image
+    return _image(path, data, read_headers(path, data))
 
 
 def load_symbols(data: bytes, path: Path) -> Image:
@@ -610,36 +549,32 @@ def load_symbols(data: bytes, path: Path) -> Image:
 
     Raises the same errors as `load`.
     """
-    machine = _check_header(path, data)
-    return _decoded(path, machine, lief.ELF.parse(list(data), _light_parser()), data)
+    return _image(path, data, read_headers(path, data, with_content=False))
 
 
-def _decoded(path: Path, machine: Machine, binary: lief.ELF.Binary | None, data: mmap.mmap | bytes) -> Image:
-    if binary is None:
-        raise DamagedElf(path, "its ELF headers cannot be decoded", next_step=f"Look at it with: readelf -hl {path}")
-    segments = tuple(_loads(binary))
-    dynamic, needed = _dynamic(binary)
+def _image(path: Path, data: mmap.mmap | bytes, headers: Headers) -> Image:
     image = Image(
         path=path,
-        machine=machine,
-        kind=_kind(binary, dynamic),
-        entry=Rva(int(binary.header.entrypoint)),
-        interpreter=_interpreter(binary, data),
+        machine=headers.machine,
+        kind=headers.kind,
+        entry=headers.entry,
+        interpreter=headers.interpreter,
         soname=None,
         needed=(),
         rpath=(),
         runpath=(),
-        build_id=_build_id(binary),
-        segments=segments,
-        sections=tuple(_sections(binary, len(data))),
-        dynamic=dynamic,
-        eh_frame_header=_eh_frame_header(binary),
+        build_id=headers.build_id,
+        segments=headers.segments,
+        sections=headers.sections,
+        dynamic=headers.dynamic,
+        eh_frame_header=headers.eh_frame_header,
+        relro=headers.relro,
         data=data,
     )
-    return _with_names(image, needed)
+    return _with_names(image, headers.needed)
 
 
-def _with_names(image: Image, needed: list[int]) -> Image:
+def _with_names(image: Image, needed: tuple[int, ...]) -> Image:
     """Fill the fields that are strings of DT_STRTAB, which only an Image can read."""
 
     def text(tag: int) -> str | None:
@@ -691,136 +626,6 @@ def _os_help(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "Run as a user who may read it, or copy it somewhere readable."
     return ""
-
-
-_MACHINES: Final = {62: Machine.X86_64, 183: Machine.AARCH64}
-_OTHER_MACHINES: Final = {3: "i386", 8: "MIPS", 20: "PowerPC", 21: "ppc64", 22: "s390x", 40: "ARM", 243: "RISC-V", 258: "LoongArch"}
-
-
-def _check_header(path: Path, data: mmap.mmap | bytes) -> Machine:
-    head = data[:64]
-    if head[:4] != b"\x7fELF":
-        looks = "a script" if head[:2] == b"#!" else "an archive" if head[:7] == b"!<arch>" else "not ELF"
-        raise NotElf(path, f"is {looks}: expected an ELF program or shared object (file {path} names its type)")
-    if len(head) < 64:
-        raise DamagedElf(path, f"is truncated: {len(head)} bytes, an ELF64 header has 64")
-    if head[4] != 2:
-        raise UnsupportedElf(path, "is a 32-bit ELF file; forkproof analyses ELF64")
-    if head[5] != 1:
-        raise UnsupportedElf(path, "is a big-endian ELF file; forkproof analyses little-endian ones")
-    kind, number = struct.unpack_from("<HH", head, 16)
-    if number not in _MACHINES:
-        name = _OTHER_MACHINES.get(number, f"machine {number}")
-        raise UnsupportedElf(path, f"is for {name}; forkproof analyses x86-64 and aarch64")
-    if kind not in (2, 3, 4):
-        what = "a relocatable object (.o), not linked yet" if kind == 1 else f"ELF type {kind}"
-        raise UnsupportedElf(path, f"is {what}; expected a program, a shared object or a core")
-    _check_tables(path, head, len(data))
-    return _MACHINES[number]
-
-
-def _check_tables(path: Path, head: bytes, size: int) -> None:
-    (offset,) = struct.unpack_from("<Q", head, 32)
-    entry, count = struct.unpack_from("<HH", head, 54)
-    if entry != 56 or count == 0:
-        raise DamagedElf(path, f"has no program headers of 56 bytes ({count} of {entry})")
-    if offset + entry * count > size:
-        raise DamagedElf(path, "is truncated: its program headers lie beyond the end of the file")
-
-
-def _check_segments(path: Path, segments: tuple[Segment, ...], size: int) -> None:
-    if not segments:
-        raise DamagedElf(path, "has no loadable segment", next_step="A debug file (.debug) has none: name the program.")
-    for segment in segments:
-        if segment.offset + segment.file_size > size:
-            missing = segment.offset + segment.file_size - size
-            raise DamagedElf(path, f"is truncated: {missing} bytes of a loadable segment are missing")
-
-
-def _light_parser() -> Any:
-    config = lief.ELF.ParserConfig()
-    config.parse_dyn_symbols = config.parse_relocations = config.parse_symbol_versions = False
-    config.parse_symtab_symbols = config.parse_overlay = False
-    config.parse_notes = True
-    return config
-
-
-def _loads(binary: lief.ELF.Binary) -> Iterator[Segment]:
-    for segment in binary.segments:
-        if segment.type == lief.ELF.Segment.TYPE.LOAD:
-            flags = int(segment.flags)
-            yield Segment(
-                rva=Rva(int(segment.virtual_address)),
-                offset=int(segment.file_offset),
-                file_size=int(segment.physical_size),
-                memory_size=int(segment.virtual_size),
-                readable=bool(flags & 4),
-                writable=bool(flags & 2),
-                executable=bool(flags & 1),
-            )
-
-
-def _sections(binary: lief.ELF.Binary, size: int) -> Iterator[Section]:
-    for section in binary.sections:
-        flags = int(section.flags)
-        has_bits = section.type != lief.ELF.Section.TYPE.NOBITS
-        if has_bits and int(section.file_offset) + int(section.size) > size:
-            continue
-        yield Section(
-            name=str(section.name),
-            rva=Rva(int(section.virtual_address)),
-            offset=int(section.file_offset),
-            size=int(section.size),
-            executable=bool(flags & 4),
-            allocated=bool(flags & 2),
-            has_bits=has_bits,
-        )
-
-
-def _dynamic(binary: lief.ELF.Binary) -> tuple[dict[int, int], list[int]]:
-    tags: dict[int, int] = {}
-    needed: list[int] = []
-    for entry in binary.dynamic_entries:
-        # lief numbers OS- and processor-specific tags above 2**32; the low word is the ELF value.
-        tag = int(entry.tag) & 0xFFFFFFFF
-        if tag == _DT.NEEDED:
-            needed.append(int(entry.value))
-        elif tag:
-            tags[tag] = int(entry.value)
-    return tags, needed
-
-
-def _kind(binary: lief.ELF.Binary, dynamic: Mapping[int, int]) -> ObjectKind:
-    file_type = binary.header.file_type
-    if file_type == lief.ELF.Header.FILE_TYPE.CORE:
-        return ObjectKind.CORE
-    if file_type == lief.ELF.Header.FILE_TYPE.EXEC:
-        return ObjectKind.EXECUTABLE
-    has_interpreter = any(s.type == lief.ELF.Segment.TYPE.INTERP for s in binary.segments)
-    if dynamic.get(_DT.FLAGS_1, 0) & _DF_1_PIE or (has_interpreter and _DT.SONAME not in dynamic):
-        return ObjectKind.PIE
-    return ObjectKind.SHARED
-
-
-def _interpreter(binary: lief.ELF.Binary, data: mmap.mmap | bytes) -> str | None:
-    for segment in binary.segments:
-        if segment.type == lief.ELF.Segment.TYPE.INTERP:
-            start = int(segment.file_offset)
-            raw = data[start : start + min(int(segment.physical_size), 4096)]
-            return raw.split(b"\0")[0].decode("utf-8", "backslashreplace")
-    return None
-
-
-def _build_id(binary: lief.ELF.Binary) -> str | None:
-    note = binary.get(lief.ELF.Note.TYPE.GNU_BUILD_ID)
-    return bytes(note.description).hex() if note is not None else None
-
-
-def _eh_frame_header(binary: lief.ELF.Binary) -> Rva | None:
-    for segment in binary.segments:
-        if segment.type == lief.ELF.Segment.TYPE.GNU_EH_FRAME:
-            return Rva(int(segment.virtual_address))
-    return None
 
 
 def _column(raw: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

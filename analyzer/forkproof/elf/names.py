@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from forkproof.elf.image import STB_LOCAL, STT_FUNC, STT_IFUNC, Image, SymbolTable, load_symbols
+from forkproof.elf.image import I64, STB_LOCAL, STT_FUNC, STT_IFUNC, Image, SymbolTable, load_symbols
 from forkproof.errors import InputError
 
 DebugFinder = Callable[[str], Path | None]
@@ -33,22 +34,28 @@ class FunctionNames:
     def __init__(self, image: Image, find: DebugFinder | None = None) -> None:
         self._image = image
         self._find = find
+        self._aliases: dict[int, tuple[str, ...]] = {}
 
     def aliases(self, rva: int) -> tuple[str, ...]:
         """Every name of the function at an address, the plainest first; empty when it has none."""
-        return self._names.get(rva, ())
+        known = self._aliases.get(rva)
+        if known is None:
+            known = self._aliases[rva] = self._find_aliases(rva)
+        return known
 
     def name(self, rva: int) -> str:
         """The plainest name, as the linker knows it; `sub_<rva>` for nameless code."""
-        names = self._names.get(rva)
+        names = self.aliases(rva)
         return names[0] if names else f"sub_{rva:x}"
 
     def is_named(self, rva: int) -> bool:
         """True when some table names the function."""
-        return rva in self._names
+        return bool(self.aliases(rva))
 
     def addresses(self, name: str) -> tuple[int, ...]:
         """Addresses of the functions that bear a name; a local name may have several."""
+        if not any(name in table.by_name for table in self._tables):
+            return ()
         found: set[int] = set()
         for table in self._tables:
             for index in table.by_name.get(name, ()):
@@ -56,17 +63,25 @@ class FunctionNames:
                     found.add(int(table.value[index]))
         return tuple(sorted(found))
 
-    @cached_property
-    def _names(self) -> dict[int, tuple[str, ...]]:
-        found: dict[int, dict[str, bool]] = {}
-        for table in self._tables:
-            code = np.isin(table.type, (STT_FUNC, STT_IFUNC)) & table.defined
-            for index in np.flatnonzero(code).tolist():
-                name, is_local = table.names[index], table.binding[index] == STB_LOCAL
+    def _find_aliases(self, rva: int) -> tuple[str, ...]:
+        names: dict[str, bool] = {}
+        for table, (values, positions) in zip(self._tables, self._by_address, strict=True):
+            first, last = np.searchsorted(values, [rva, rva + 1])
+            for index in positions[first:last].tolist():
+                name, is_local = table.names[index], bool(table.binding[index] == STB_LOCAL)
                 if name:
-                    names = found.setdefault(int(table.value[index]), {})
-                    names[name] = names.get(name, True) and bool(is_local)
-        return {rva: tuple(sorted(names, key=lambda n: (names[n], *plainness(n)))) for rva, names in found.items()}
+                    names[name] = names.get(name, True) and is_local
+        return tuple(sorted(names, key=lambda n: (names[n], *plainness(n))))
+
+    @cached_property
+    def _by_address(self) -> tuple[tuple[I64, npt.NDArray[np.intp]], ...]:
+        """For each table, the addresses of its functions, sorted, and their positions."""
+        found = []
+        for table in self._tables:
+            positions = np.flatnonzero(np.isin(table.type, (STT_FUNC, STT_IFUNC)) & table.defined)
+            positions = positions[np.argsort(table.value[positions], kind="stable")]
+            found.append((table.value[positions], positions))
+        return tuple(found)
 
     @cached_property
     def _tables(self) -> tuple[SymbolTable, ...]:

@@ -1,0 +1,327 @@
+"""The allocators of a closure: which one the program really uses, and what it has against being forked.
+
+Owns: finding every object that defines an allocator, telling the active one, and the verdict on its fork
+      handlers, which follows from its code and from what its registration binds to.
+Takes: `Flow`, registrations, signatures, the target's libc. Gives: `AllocatorFacts`.
+Must never: let a name decide what code can answer: signatures give family, version and fixes; only a
+      libc's own allocator, which its fork quiesces without any registration, is taken from a signature.
+Wrong where: handlers quiesce some of the locks (per-lock coverage is not decided here); where a handler
+      takes the allocator's lock in a way that the lock evidence does not see.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from forkproof.atfork import Registration
+from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
+from forkproof.elf.image import Image, ObjectKind
+from forkproof.flow import Flow
+from forkproof.locks import NO_LOCKS, LockFunctions, lock_functions
+from forkproof.model import Hooks
+from forkproof.signatures import AllocatorSignature
+from forkproof.threads import constructor_functions
+
+_CALLED_LATER: Final = CERTAIN | {EdgeKind.DEFERRED, EdgeKind.THREAD}
+
+
+@dataclass(frozen=True, slots=True)
+class LibcFacts:
+    """The C library of a target: whose fork it is, and what that fork does by itself."""
+
+    id: str | None
+    version: str | None
+    objects: frozenset[int]
+
+    @property
+    def title(self) -> str:
+        """For example "glibc 2.36"."""
+        return f"{self.id or 'unknown'} {self.version or ''}".strip()
+
+
+@dataclass(frozen=True, eq=False)
+class AllocatorFacts:
+    """One allocator of the closure."""
+
+    object: int
+    signature: AllocatorSignature | None
+    version: str | None
+    defines: tuple[str, ...]
+    entries: tuple[Function, ...]
+    is_active: bool
+    hooks: Hooks
+    why: str
+    registration: Registration | None
+    registered_from: str
+    locks: LockFunctions
+    to_lock: Reach
+    """Distance of every function to one that takes a lock of this allocator, in ordinary running."""
+    to_lock_dying: Reach
+    """The same, ways through exit, abort and failed assertions included."""
+
+    @property
+    def family(self) -> str:
+        """What the signatures call it."""
+        return self.signature.family if self.signature else "unknown"
+
+
+def find_libc(flow_objects: Iterable[tuple[int, Image, frozenset[str]]], signatures: object) -> LibcFacts:
+    """The libc among the objects: the one that defines fork, named by its signature."""
+    from forkproof.signatures import Signatures
+
+    assert isinstance(signatures, Signatures)
+    objects = list(flow_objects)
+    for index, image, names in objects:
+        if len(objects) > 1 and "fork" not in names:
+            continue
+        contains = _searcher(image)
+        for signature in signatures.libcs:
+            if signature.matches(image.soname or image.path.name, None, names, contains) is not None:
+                return LibcFacts(signature.id, signature.version_of(contains), frozenset({index}))
+    return LibcFacts(None, None, frozenset())
+
+
+def find_allocators(flow: Flow, libc: LibcFacts, registrations: tuple[Registration, ...]) -> tuple[AllocatorFacts, ...]:
+    """Every allocator of the closure, the active one first, then in load order."""
+    active = _active_object(flow)
+    found = [
+        facts
+        for obj in range(len(flow.program.codes))
+        if (facts := _allocator(flow, obj, obj == active, libc, registrations)) is not None
+    ]
+    return tuple(sorted(found, key=lambda f: (not f.is_active, f.object)))
+
+
+def _searcher(image: Image):  # type: ignore[no-untyped-def]
+    def contains(pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        return pattern.search(image.data)
+
+    return contains
+
+
+def _active_object(flow: Flow) -> int | None:
+    """The object whose malloc the program's references bind to."""
+    program = flow.program
+    binding = program.bindings.lookup("malloc")
+    if binding is not None:
+        return binding.object
+    if len(program.codes) == 1 and program.names[0].addresses("malloc"):
+        return 0
+    return None
+
+
+def _allocator(
+    flow: Flow, obj: int, is_active: bool, libc: LibcFacts, registrations: tuple[Registration, ...]
+) -> AllocatorFacts | None:
+    program = flow.program
+    item = program.closure.objects[obj]
+    if _is_loader(flow, obj) and obj not in libc.objects:
+        return None
+    names = program.names[obj]
+    family = flow.signatures.malloc_family
+    defined = tuple(sorted(n for n in family if names.addresses(n)))
+    signature = _signature(flow, obj, set(defined))
+    if not is_active and "malloc" not in defined and signature is None:
+        return None
+    own = () if signature is None else tuple(n for n in sorted(signature.entry_points.exact) if names.addresses(n))
+    entries = tuple(f for f in program.called((*defined, *own), [obj]))
+    version = signature.version_of(_searcher(item.image)) if signature else None
+    return _judged(flow, obj, signature, version, (defined, entries, is_active), libc, registrations)
+
+
+def _is_loader(flow: Flow, obj: int) -> bool:
+    """The dynamic linker: its own small malloc serves only itself."""
+    program = flow.program
+    interpreter = program.closure.program.image.interpreter or ""
+    return obj > 0 and program.closure.objects[obj].path.rsplit("/", 1)[-1] == interpreter.rsplit("/", 1)[-1]
+
+
+def _signature(flow: Flow, obj: int, defined: set[str]) -> AllocatorSignature | None:
+    item = flow.program.closure.objects[obj]
+    image = item.image
+    table = image.dynamic_symbols
+    exported = {n for n, d in zip(table.names, table.defined.tolist(), strict=True) if d}
+    static = image.static_symbols
+    exported |= {n for n, d in zip(static.names, static.defined.tolist(), strict=True) if d}
+    sections = {s.name for s in image.sections}
+    has_strings = bool(defined) or image.is_static
+    search = _searcher(image) if has_strings else (lambda _: None)
+    for signature in flow.signatures.allocators:
+        if signature.matches(image.soname, exported, search, sections) is not None:
+            return signature
+    return None
+
+
+Surface = tuple[tuple[str, ...], tuple[Function, ...], bool]
+
+
+def _judged(
+    flow: Flow,
+    obj: int,
+    signature: AllocatorSignature | None,
+    version: str | None,
+    surface: Surface,
+    libc: LibcFacts,
+    registrations: tuple[Registration, ...],
+) -> AllocatorFacts:
+    defined, entries, is_active = surface
+    registration, source = None, ""
+    locks = NO_LOCKS
+    to_lock = to_lock_dying = np.full(flow.graph.size, -1, np.int32)
+    builtin = obj in libc.objects and (signature is None or signature.builtin is not None or not signature.fixes)
+    if builtin:
+        hooks, why = _builtin(signature, libc)
+        locks = replace(NO_LOCKS, evidence={f: "an allocation function of libc" for f in entries})
+    else:
+        handlers = [h.function for r in registrations if r.object == obj for h in r.handlers if h.function is not None]
+        locks = lock_functions(flow, obj, [*entries, *handlers])
+        hooks, why, registration, source = _from_code(flow, obj, entries, locks, registrations)
+    if hooks not in (Hooks.EFFECTIVE, Hooks.NOT_NEEDED):
+        targets = _telling_locks(flow, entries, locks, registration)
+        to_lock = flow.graph.distances(targets, backward=True, blocked=flow.dying)
+        to_lock_dying = flow.graph.distances(targets, backward=True)
+    return AllocatorFacts(
+        obj, signature, version, defined, entries, is_active, hooks, why, registration, source, locks,
+        to_lock, to_lock_dying,
+    )  # fmt: skip
+
+
+def _telling_locks(
+    flow: Flow, entries: tuple[Function, ...], locks: LockFunctions, registration: Registration | None
+) -> Iterable[Function]:
+    """The lock functions that witness paths should end in.
+
+    Where handlers exist but are never registered, those whose words the prepare handler would have taken:
+    they are what the missing registration leaves open. An allocator has other locks too, taken rarely.
+    """
+    prepare = registration.handlers[0].function if registration is not None else None
+    if prepare is None:
+        return locks.evidence
+    below = flow.graph.distances([prepare])
+    words = _words((f for f in locks.evidence if below[f] >= 0), locks)
+    reach = flow.graph.distances(entries, blocked=flow.dying)
+    telling = [f for f in locks.evidence if reach[f] >= 0 and locks.words(f) & words]
+    return telling or locks.evidence
+
+
+def _builtin(signature: AllocatorSignature | None, libc: LibcFacts) -> tuple[Hooks, str]:
+    answer = signature.quiesced_by_fork_of(libc.id, libc.version) if signature else None
+    if answer:
+        return Hooks.BUILTIN, f"the fork of {libc.title} takes the locks of its own malloc"
+    if answer is False:
+        return Hooks.ABSENT, f"the fork of {libc.title} does not take the locks of its own malloc"
+    return Hooks.UNKNOWN, "the libc or its version is not known, so neither is what its fork quiesces"
+
+
+Judgement = tuple[Hooks, str, Registration | None, str]
+
+
+def _from_code(
+    flow: Flow,
+    obj: int,
+    entries: tuple[Function, ...],
+    locks: LockFunctions,
+    registrations: tuple[Registration, ...],
+) -> Judgement:
+    """The verdict that the allocator's own code gives.
+
+    1. Without a lock on an allocation path there is nothing to inherit.
+    2. A registration counts when its prepare handler, in this object, takes a lock that the allocation
+       paths take too; a program's unrelated handlers do not.
+    3. It must be reached (constructor or first allocation), and its reference must bind.
+    """
+    reach = flow.graph.distances(entries)
+    used = {f for f in locks.evidence if reach[f] >= 0}
+    if not entries:
+        return Hooks.UNKNOWN, "its allocation functions were not found in the code", None, ""
+    if not used:
+        return _without_locks(flow, reach, obj, locks)
+    mine = [r for r in registrations if r.object == obj]
+    quiescing = [r for r in mine if _shares_lock(flow, r, used, locks)]
+    for registration in sorted(quiescing, key=lambda r: not r.is_effective):
+        return _from_registration(flow, obj, entries, registration)
+    unresolved = [r for r in mine if r.is_effective and not r.handlers[0].is_known]
+    if unresolved:
+        return Hooks.UNKNOWN, "it registers fork handlers, but which functions they are was not resolved", unresolved[0], ""
+    count = f"{len(used)} function{'s' if len(used) != 1 else ''} on its allocation paths"
+    other = "; the fork handlers that this object registers take none of these locks" if mine else ""
+    return Hooks.ABSENT, f"{count} take a lock that waits, and it registers no fork handler for them{other}", None, ""
+
+
+def _without_locks(flow: Flow, reach: Reach, obj: int, locks: LockFunctions) -> Judgement:
+    base = flow.program.base
+    unknown = flow.program.codes[obj].unknown_calls
+    blind = int(unknown[reach[base[obj] : base[obj + 1]] >= 0].sum())
+    if blind:
+        why = f"no lock was found on its allocation paths, but they hold {blind} calls whose targets are unknown"
+        return Hooks.UNKNOWN, why, None, ""
+    atomics = sum(reach[f] >= 0 for f in locks.atomic_only)
+    detail = f" ({atomics} use atomic operations that never wait)" if atomics else ""
+    return Hooks.NOT_NEEDED, f"no function on its allocation paths takes a lock that waits{detail}", None, ""
+
+
+def _shares_lock(flow: Flow, registration: Registration, used: set[Function], locks: LockFunctions) -> bool:
+    """The prepare handler takes a lock that the allocation paths take: the same function, or the same word."""
+    prepare = registration.handlers[0].function
+    if prepare is None or flow.program.object_of(prepare) != registration.object:
+        return False
+    reach = flow.graph.distances([prepare])
+    taken = {f for f in locks.evidence if reach[f] >= 0}
+    if taken & used:
+        return True
+    if not taken:
+        return False
+    return bool(_words(taken, locks) & _words(used, locks))
+
+
+def _words(functions: Iterable[Function], locks: LockFunctions) -> frozenset[int]:
+    """Addresses of the global locks that these functions take."""
+    return frozenset().union(*(locks.words(f) for f in functions))
+
+
+def _from_registration(
+    flow: Flow, obj: int, entries: tuple[Function, ...], registration: Registration
+) -> Judgement:
+    program = flow.program
+    prepare = registration.handlers[0].function
+    assert prepare is not None
+    handler = flow.name(prepare)
+    source = _registered_from(flow, obj, entries, registration.outermost)
+    if not registration.is_effective:
+        weak = "weak " if registration.is_weak else ""
+        versioned = "" if registration.version else " unversioned"
+        why = (
+            f"it would register {handler} with {registration.symbol}, but its {weak}{versioned.strip()} reference to "
+            f"{registration.symbol} binds to nothing in this closure, so the call never happens"
+        ).replace("  ", " ")
+        return Hooks.UNBOUND, why, registration, "never"
+    provider = program.closure.objects[registration.binds_to or 0].name
+    if source == "not found":
+        why = f"it holds a registration of {handler}, but no call was found that leads to it"
+        return Hooks.UNKNOWN, why, registration, source
+    why = f"it registers {handler} from {source}, and {registration.symbol} binds to {provider}"
+    return Hooks.EFFECTIVE, why, registration, source
+
+
+def _registered_from(flow: Flow, obj: int, entries: tuple[Function, ...], outermost: Function) -> str:
+    """When the registration happens: the earliest of constructor, first allocation, or another call."""
+    graph, program = flow.graph, flow.program
+    to_call = graph.distances([outermost], _CALLED_LATER, backward=True)
+    if any(to_call[f] >= 0 for f in constructor_functions(flow) if program.object_of(f) == obj):
+        return "a constructor"
+    if any(to_call[f] >= 0 for f in entries):
+        return "the first allocation"
+    roots = program.called(["main"], [0])
+    if any(to_call[f] >= 0 for f in roots):
+        return "main"
+    return "not found"
+
+
+def is_program(image: Image) -> bool:
+    """True for what can be started, False for a library analysed on its own."""
+    return image.kind is not ObjectKind.SHARED or image.interpreter is not None

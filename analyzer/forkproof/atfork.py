@@ -1,0 +1,160 @@
+"""Fork handlers: who registers which functions, along which calls, and whether that ever happens here.
+
+Owns: the resolution of every call of pthread_atfork / __register_atfork to the three functions that it
+      registers, through wrappers that pass their parameters on.
+Takes: `Flow`. Gives: `Registration`s.
+Must never: take an import for a registration: only a reference that binds registers anything.
+Wrong where: a handler is loaded from memory that the program writes at run time (then it is unknown).
+
+Source: pthread_atfork(3); glibc nptl/pthread_atfork.c (a static stub that forwards to
+__register_atfork, so that the handlers can be dropped when the object is closed).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from forkproof.callgraph import EdgeKind, Function
+from forkproof.flow import Flow, Passed
+
+REGISTRARS: Final = ("__register_atfork", "pthread_atfork")
+"""Functions whose first three arguments are prepare, parent and child."""
+_MAX_DEPTH: Final = 5
+_CALL_KINDS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One of the three functions of a registration."""
+
+    function: Function | None
+    """None when no function is registered, or when it is not known which."""
+    is_known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One registration of fork handlers."""
+
+    object: int
+    symbol: str
+    """What the code calls: pthread_atfork or __register_atfork."""
+    version: str | None
+    binds_to: int | None
+    """Object that provides it; None where the reference binds to nothing: the call never happens."""
+    is_weak: bool
+    chain: tuple[tuple[Function, int], ...]
+    """(function, site) from the outermost function that fixes the handlers to the call itself."""
+    handlers: tuple[Handler, Handler, Handler]
+
+    @property
+    def outermost(self) -> Function:
+        """The function whose call decides which handlers are registered."""
+        return self.chain[0][0]
+
+    @property
+    def is_effective(self) -> bool:
+        """The registration reaches libc."""
+        return self.binds_to is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    symbol: str
+    version: str | None
+    binds_to: int | None
+    is_weak: bool
+    function: Function
+    site: int
+
+
+def find_registrations(flow: Flow) -> tuple[Registration, ...]:
+    """Every registration of every object of the closure, libc's own stubs left out."""
+    result = []
+    for call in _calls(flow):
+        for chain, passed in _origins(flow, call):
+            handlers = tuple(_handler(p) for p in passed)
+            result.append(
+                Registration(
+                    flow.program.object_of(call.function), call.symbol, call.version, call.binds_to, call.is_weak,
+                    chain, (handlers[0], handlers[1], handlers[2]),
+                )  # fmt: skip
+            )
+    return tuple(result)
+
+
+def _calls(flow: Flow) -> list[_Call]:
+    """Calls of the registrars by import (bound or not), and by local definition in static programs."""
+    program, imports = flow.program, flow.graph.imports
+    providers = program.called(REGISTRARS)
+    found: dict[tuple[int, int], _Call] = {}
+    for obj in range(len(program.codes)):
+        table = program.image(obj).dynamic_symbols
+        wanted = {i: name for name in REGISTRARS for i in table.by_name.get(name, ())}
+        mine = np.flatnonzero((imports.object == obj) & np.isin(imports.symbol, list(wanted)))
+        for row in mine.tolist():
+            symbol = int(imports.symbol[row])
+            binding = program.bindings.resolve(obj, symbol)
+            function, site = Function(int(imports.caller[row])), int(imports.site[row])
+            version = None
+            if table.version_index is not None:
+                version = program.image(obj).versions.name(int(table.version_index[symbol]))
+            call = _Call(
+                wanted[symbol], version, None if binding is None else binding.object, bool(table.binding[symbol] == 2),
+                function, site,
+            )  # fmt: skip
+            found[(function, site)] = call
+    for target, name in providers.items():
+        for edge in flow.graph.edges_to(target):
+            source, site = Function(int(flow.graph.source[edge])), int(flow.graph.site[edge])
+            if flow.graph.kind[edge] in _CALL_KINDS:
+                obj = program.object_of(target)
+                found.setdefault((source, site), _Call(name, None, obj, False, source, site))
+    inside_libc = {f for f in providers if len(program.codes) > 1}
+    return [call for _, call in sorted(found.items()) if call.function not in inside_libc]
+
+
+def _origins(flow: Flow, call: _Call) -> list[tuple[tuple[tuple[Function, int], ...], tuple[Passed, Passed, Passed]]]:
+    """Where the three arguments come from: each chain of calls that fixes them."""
+    start = flow.whole(call.function)
+    pending = [(((start, call.site),), (0, 1, 2), (Passed(), Passed(), Passed()))]
+    result = []
+    while pending:
+        chain, wanted, so_far = pending.pop()
+        function, site = chain[0]
+        state = flow.states(function, [site]).get(site)
+        now = list(so_far)
+        onward: list[int | None] = [None, None, None]
+        for slot, argument in enumerate(wanted):
+            if argument is None:
+                continue
+            passed = flow.passed(function, state, argument) if state is not None else Passed()
+            now[slot], onward[slot] = passed, passed.parameter
+        values = (now[0], now[1], now[2])
+        callers = _callers(flow, function) if any(o is not None for o in onward) else []
+        if not callers or len(chain) > _MAX_DEPTH:
+            result.append((chain, values))
+            continue
+        for caller, place in callers:
+            pending.append((((caller, place), *chain), tuple(onward), values))  # type: ignore[arg-type]
+    return sorted(result, key=lambda item: item[0])
+
+
+def _callers(flow: Flow, function: Function) -> list[tuple[Function, int]]:
+    graph = flow.graph
+    return sorted(
+        {
+            (flow.whole(Function(int(graph.source[e]))), int(graph.site[e]))
+            for e in graph.edges_to(function)
+            if graph.kind[e] in _CALL_KINDS
+        }
+    )
+
+
+def _handler(passed: Passed) -> Handler:
+    if passed.function is not None:
+        return Handler(passed.function, True)
+    return Handler(None, passed.constant == 0)

@@ -1,0 +1,122 @@
+"""Facts of one program to the result document.
+
+Owns: the choice of what a report says of a program, and the names that it uses.
+Takes: `Facts`. Gives: `Target` and `Diagnostic`s.
+Must never: analyse anything.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from forkproof.allocators import AllocatorFacts
+from forkproof.facts import Facts, WindowFacts, unknown_calls
+from forkproof.model import (
+    Allocator,
+    Answer,
+    ClosureEntry,
+    Diagnostic,
+    Frame,
+    Target,
+    Window,
+)
+from forkproof.threads import ThreadSource
+
+_MAX_SOURCES: Final = 16
+
+
+def target(facts: Facts) -> Target:
+    """What the report says of a program."""
+    closure = facts.flow.program.closure
+    image = closure.program.image
+    return Target(
+        path=facts.target,
+        machine=image.machine.value,
+        build_id=image.build_id,
+        interpreter=image.interpreter,
+        libc=facts.libc.title,
+        closure=tuple(
+            ClosureEntry(o.name, o.path, o.image.build_id, o.image.sha256) for o in closure.objects
+        ),
+        missing=tuple(m.name for m in closure.missing),
+        allocators=tuple(_allocator(facts, a) for a in facts.allocators),
+        threads=_threads(facts),
+        thread_sources=_thread_sources(facts),
+        windows=tuple(_window(facts, w) for w in facts.windows),
+    )
+
+
+def diagnostics(facts: Facts) -> list[Diagnostic]:
+    """What could not be resolved, and what a reader should know."""
+    found = list(facts.flow.program.closure.diagnostics)
+    program = facts.target.rsplit("/", 1)[-1]
+    blind = unknown_calls(facts.flow.program)
+    found.append(Diagnostic("info", program, f"{blind} calls in the closure have targets that are not known"))
+    for window in facts.windows:
+        if not window.window.is_complete and window.reachable is Answer.YES:
+            name = facts.flow.name(window.window.function)
+            found.append(
+                Diagnostic("warning", program, f"the child of the fork in {name} was not followed through all callers")
+            )
+    return found
+
+
+def _threads(facts: Facts) -> Answer:
+    """Whether a thread can exist at any fork that matters; without forks, whether constructors start one."""
+    answers = {w.threads for w in facts.windows if w.reachable is Answer.YES}
+    if facts.threads.constructors or Answer.YES in answers:
+        return Answer.YES
+    return Answer.UNKNOWN if Answer.UNKNOWN in answers else Answer.NO
+
+
+def _thread_sources(facts: Facts) -> tuple[tuple[Frame, ...], ...]:
+    """Constructors and fork handlers that start threads, then starts on the way to a fork."""
+    sources: list[ThreadSource] = [*facts.threads.constructors, *facts.threads.handlers]
+    sources += [w.source for w in facts.windows if w.source is not None]
+    unique = {(s.root, s.path): s for s in sources if s.path}
+    return tuple(facts.flow.frames(s.path, s.starter) for s in list(unique.values())[:_MAX_SOURCES])
+
+
+def _allocator(facts: Facts, allocator: AllocatorFacts) -> Allocator:
+    flow = facts.flow
+    registration = allocator.registration
+    chain: tuple[Frame, ...] = ()
+    handlers: tuple[str, ...] = ()
+    if registration is not None:
+        chain = tuple(flow.frame(f, site, "direct") for f, site in registration.chain)
+        handlers = tuple(
+            flow.name(h.function) if h.function is not None else ("none" if h.is_known else "?")
+            for h in registration.handlers
+        )
+    return Allocator(
+        object=facts.object_name(allocator.object),
+        family=allocator.family,
+        version=allocator.version,
+        defines=allocator.defines,
+        active=allocator.is_active,
+        hooks=allocator.hooks,
+        registered_by=chain,
+        handlers=handlers,
+        registered_from=allocator.registered_from,
+        prepare_locks=(),
+        uncovered_locks=(),
+        why=allocator.why,
+    )
+
+
+def _window(facts: Facts, window: WindowFacts) -> Window:
+    flow, inner = facts.flow, window.window
+    path = flow.frames(window.path, inner.function) if window.root is not None else ()
+    return Window(
+        forker=inner.forker,
+        function=flow.name(inner.function),
+        kind=inner.kind,
+        handlers_run=inner.handlers_run,
+        call_site=flow.frame(inner.function, inner.site, "fork"),
+        reachable=window.reachable,
+        threads=window.threads,
+        path=path,
+        outcomes=inner.outcomes,
+    )
+
+

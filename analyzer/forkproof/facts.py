@@ -1,0 +1,162 @@
+"""Everything that the rules may ask about one program, linked and analysed.
+
+Owns: the assembly of the analyses into `Facts`, in the order in which they need each other.
+Takes: a linked program. Gives: `Facts`.
+Must never: judge: that is the rules' work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, find_libc, is_program
+from forkproof.atfork import Registration, find_registrations
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
+from forkproof.flow import Flow
+from forkproof.forks import ForkWindow, find_forkers, find_windows
+from forkproof.model import Answer
+from forkproof.signatures import Signatures
+from forkproof.threads import Threads, ThreadSource, constructor_functions
+
+
+@dataclass(frozen=True, eq=False)
+class WindowFacts:
+    """A fork window with what surrounds it."""
+
+    window: ForkWindow
+    reachable: Answer
+    threads: Answer
+    source: ThreadSource | None
+    path: tuple[int, ...]
+    """Edges from a root of the program to the function that forks."""
+    root: Function | None
+    is_deferred: bool
+    """The path leads through a function that is kept for later: an exit handler, an event loop."""
+    is_shared_memory: bool
+    """vfork and the like: the child runs in the parent's memory, and locks are released there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """One analysed program."""
+
+    target: str
+    flow: Flow
+    libc: LibcFacts
+    roots: tuple[Function, ...]
+    registrations: tuple[Registration, ...]
+    threads: Threads
+    allocators: tuple[AllocatorFacts, ...]
+    windows: tuple[WindowFacts, ...]
+    is_program: bool
+
+    def object_name(self, obj: int) -> str:
+        """The soname of an object, or its file name."""
+        return self.flow.program.closure.objects[obj].name
+
+    def fix(self, allocator: AllocatorFacts, rule: str) -> str:
+        """What to do, for this library and version."""
+        found = self.flow.signatures.fix_for(allocator.signature, rule, allocator.version)
+        return found.text if found else ""
+
+    def entries_of(self, source: ThreadSource) -> list[Function]:
+        """Functions that the threads of a source begin in, those given to the innermost starter first."""
+        graph = self.flow.graph
+        sources = [int(graph.source[e]) for e in source.path]
+        found: list[Function] = []
+        for function in reversed(sources):
+            for edge in graph.edges_from(Function(function)):
+                if graph.kind[edge] == EdgeKind.THREAD:
+                    found.append(Function(int(graph.target[edge])))
+        return list(dict.fromkeys(found))
+
+
+def libc_of(program: Program, signatures: Signatures) -> LibcFacts:
+    """The C library of a linked program."""
+    described = []
+    for item in program.closure.objects:
+        table = item.image.dynamic_symbols
+        names = {n for n, d in zip(table.names, table.defined.tolist(), strict=True) if d}
+        if not names:
+            static = item.image.static_symbols
+            names = {n for n, d in zip(static.names, static.defined.tolist(), strict=True) if d}
+        described.append((item.index, item.image, frozenset(names)))
+    return find_libc(described, signatures)
+
+
+def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFacts) -> Facts:
+    """Run every analysis of one program."""
+    program = graph.program
+    flow = Flow(graph, signatures, find_forkers(program, signatures, libc.id, libc.version, libc.objects))
+    roots = _roots(flow)
+    reach = graph.distances(roots, CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED})
+    registrations = find_registrations(flow)
+    threads = Threads(flow, registrations)
+    windows = find_windows(flow, libc.objects, reach)
+    allocators = find_allocators(flow, libc, registrations)
+    around = _Surroundings(flow, threads, roots, reach)
+    startable = is_program(program.closure.program.image)
+    return Facts(
+        target, flow, libc, roots, registrations, threads, allocators,
+        tuple(around.of(w) for w in windows), startable,
+    )  # fmt: skip
+
+
+def _roots(flow: Flow) -> tuple[Function, ...]:
+    """Where the program's own threads of control begin: its entry, main and every constructor.
+
+    A library analysed alone is entered through whatever it exports.
+    """
+    program = flow.program
+    image = program.closure.program.image
+    found = [flow.main] if flow.main is not None else []
+    entry = program.function(0, image.entry)
+    found += [entry] if entry is not None else []
+    found += constructor_functions(flow)
+    if not is_program(image):
+        table = image.dynamic_symbols
+        exported = table.value[table.defined & (table.type == 2)].tolist()
+        found += [f for rva in exported if (f := program.function(0, rva)) is not None]
+    return tuple(dict.fromkeys(found))
+
+
+class _Surroundings:
+    """What is true around each window; shares the searches between them."""
+
+    def __init__(self, flow: Flow, threads: Threads, roots: tuple[Function, ...], reach: Reach) -> None:
+        self.flow, self.threads, self.roots, self.reach = flow, threads, roots, reach
+
+    def of(self, window: ForkWindow) -> WindowFacts:
+        """Reachability, threads and the path to one window."""
+        reachable = self._reachable(window.function)
+        if reachable is Answer.NO:
+            threads, source = Answer.UNKNOWN, None
+        else:
+            threads, source = self.threads.before(window, self.roots, self.reach)
+        path, root = self._path(window) if reachable is Answer.YES else ((), None)
+        forker = next((f for f in self.flow.forkers.values() if f.name == window.forker), None)
+        shared = forker is not None and forker.kind in ("vfork", "clone")
+        deferred = any(self.flow.graph.kind[e] == EdgeKind.DEFERRED for e in path)
+        return WindowFacts(window, reachable, threads, source, path, root, deferred, shared)
+
+    def _reachable(self, function: Function) -> Answer:
+        if self.reach[function] >= 0:
+            return Answer.YES
+        return Answer.UNKNOWN if self.threads.loosely_reached(self.roots)[function] else Answer.NO
+
+    def _path(self, window: ForkWindow) -> tuple[tuple[int, ...], Function | None]:
+        graph = self.flow.graph
+        kinds = CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED}
+        distance = graph.distances([window.function], kinds, backward=True)
+        candidates = [(int(distance[r]), i, r) for i, r in enumerate(self.roots) if distance[r] >= 0]
+        if not candidates:
+            return (), None
+        root = min(candidates)[2]
+        return tuple(graph.path(root, distance, kinds) or ()), root
+
+
+def unknown_calls(program: Program) -> int:
+    """Calls with unknown targets in the whole closure."""
+    return int(sum(np.sum(code.unknown_calls) for code in program.codes))

@@ -1,0 +1,330 @@
+"""Control flow across functions: bodies with their cold parts, and what each call does to its caller.
+
+Owns: the joining of a function with the parts that the compiler moved away, the question "does this
+      call come back?", and values of arguments at call sites.
+Takes: the call graph and the signatures' names of exec, exit and other functions that do not return.
+Gives: `Flow`, a memoised service for the analyses that follow single functions.
+Must never: be asked about every function of a program: each answer decodes code.
+Wrong where: a function returns only through a computed jump; where a noreturn function has no name and
+      holds a stray return byte (it then counts as returning, which keeps paths alive).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
+from forkproof.code.decode import Body, decode
+from forkproof.code.explore import CONVENTIONS, CallEffect, Convention, Effects, Exploration, State, explore
+from forkproof.elf.demangle import demangle
+from forkproof.elf.image import Machine
+from forkproof.model import Frame
+from forkproof.signatures import Forker, NameSet, Signatures
+
+_RETURN_DEPTH: Final = 4
+_CALLS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT, EdgeKind.IFUNC})
+_RETURNS: Final = CallEffect()
+_ENDS: Final = CallEffect(returns=False)
+_X86_EPILOGUE: Final = re.compile(
+    rb"(?:[\x58-\x5f\xc9]|\x48\x83\xc4.|\x48\x81\xc4....)\xc3|\xc3(?:\x66|\x0f\x1f|\x90|$)", re.DOTALL
+)
+"""A return after a pop or a stack adjustment, or before padding. The byte C3 alone proves nothing: it is
+also the ModRM byte of `mov %eax, %ebx`."""
+_HUGE: Final = 1 << 18
+"""Functions above this size (bytes) are not followed: interpreters and unpacked tables."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a call passes as one argument: a function, a parameter of the caller, or neither."""
+
+    function: Function | None = None
+    parameter: int | None = None
+    constant: int | None = None
+
+
+class Flow:
+    """Bodies, explorations and call effects, memoised."""
+
+    def __init__(self, graph: CallGraph, signatures: Signatures, forkers: Mapping[Function, Forker]) -> None:
+        self.graph = graph
+        self.forkers = forkers
+        self.program: Program = graph.program
+        self.signatures = signatures
+        self.machine: Machine = self.program.image(0).machine
+        self.convention: Convention = CONVENTIONS[self.machine]
+        self._bodies: dict[Function, Body] = {}
+        self._returning: dict[Function, bool] = {}
+        self._parts: dict[Function, tuple[Function, ...]] = {}
+        self._sites: dict[Function, dict[int, list[int]]] = {}
+
+    @cached_property
+    def main(self) -> Function | None:
+        """The program's main: what crt1 passes to libc, whether or not a symbol says so."""
+        start = self.program.function(0, self.program.image(0).entry)
+        named = list(self.program.called(["main"], [0]))
+        if start is not None:
+            passed = [e for e in self.graph.edges_from(start) if self.graph.kind[e] == EdgeKind.CALLBACK]
+            named += [Function(int(self.graph.target[e])) for e in passed]
+        return named[0] if named else None
+
+    def name(self, function: Function) -> str:
+        """The name that a report shows: demangled, `main` for main, `sub_<rva>` for nameless code."""
+        program = self.program
+        obj, start = program.object_of(function), program.rva_of(function)
+        if function == self.main and not program.names[obj].is_named(start):
+            return "main"
+        return demangle(program.names[obj].name(start))
+
+    # ---- bodies ----------------------------------------------------------------------------
+
+    def body(self, function: Function) -> Body:
+        """The decoded function, with the cold parts that only it jumps to."""
+        found = self._bodies.get(function)
+        if found is None:
+            obj = self.program.object_of(function)
+            parts = [self._extent(function), *(self._extent(part) for part in self.cold_parts(function))]
+            found = self._bodies[function] = decode(self.program.image(obj), parts)
+        return found
+
+    def _extent(self, function: Function) -> tuple[int, int]:
+        obj = self.program.object_of(function)
+        index = function - int(self.program.base[obj])
+        return int(self.program.codes[obj].start[index]), min(int(self.program.codes[obj].size[index]), _HUGE)
+
+    def cold_parts(self, function: Function) -> tuple[Function, ...]:
+        """Functions of the table that are really pieces of this one."""
+        known = self._parts.get(function)
+        if known is None:
+            known = self._parts[function] = self._find_cold_parts(function)
+        return known
+
+    def _find_cold_parts(self, function: Function) -> tuple[Function, ...]:
+        graph = self.graph
+        found = []
+        for edge in graph.edges_from(function):
+            target = Function(int(graph.target[edge]))
+            if graph.kind[edge] == EdgeKind.JUMP and target != function and self.owner_of_part(target) == function:
+                found.append(target)
+        return tuple(sorted(set(found)))
+
+    def owner_of_part(self, function: Function) -> Function | None:
+        """The function that a cold part belongs to; None for a function of its own.
+
+        A part is entered by jumps of one function only, its address is never taken, and no name but
+        `*.cold` is on it.
+        """
+        graph = self.graph
+        incoming = graph.edges_to(function)
+        callers = {int(graph.source[e]) for e in incoming if graph.source[e] != function}
+        if len(callers) != 1 or any(graph.kind[e] != EdgeKind.JUMP for e in incoming):
+            return None
+        obj, rva = self.program.object_of(function), self.program.rva_of(function)
+        names = self.program.names[obj].aliases(rva)
+        if names and not any(".cold" in name for name in names):
+            return None
+        owner = Function(callers.pop())
+        return owner if self.program.object_of(owner) == obj and not self._is_address_taken(function) else None
+
+    def _is_address_taken(self, function: Function) -> bool:
+        obj, rva = self.program.object_of(function), self.program.rva_of(function)
+        return rva in self._taken(obj)
+
+    def _taken(self, obj: int) -> frozenset[int]:
+        cache: dict[int, frozenset[int]] = self.__dict__.setdefault("_taken_cache", {})
+        if obj not in cache:
+            _, relative = self.program.image(obj).pointers
+            taken = self.program.codes[obj].sites.taken_target
+            cache[obj] = frozenset(np.unique(np.concatenate([taken, relative])).tolist())
+        return cache[obj]
+
+    def whole(self, function: Function) -> Function:
+        """The function itself, or the one that it is a cold part of."""
+        owner = self.owner_of_part(function)
+        return function if owner is None else owner
+
+    # ---- calls -----------------------------------------------------------------------------
+
+    def edges_at(self, function: Function, site: int) -> list[int]:
+        """Edges of a function's own control flow at one site (its cold parts included)."""
+        known = self._sites.get(function)
+        if known is None:
+            known = self._sites[function] = {}
+            for edge in self.outgoing(function):
+                if self.graph.kind[edge] in _CALLS:
+                    known.setdefault(int(self.graph.site[edge]), []).append(edge)
+        return known.get(site, [])
+
+    def outgoing(self, function: Function) -> list[int]:
+        """All edges of a function and of its cold parts, jumps between them left out."""
+        graph, parts = self.graph, self.cold_parts(function)
+        inside = {function, *parts}
+        return [
+            edge
+            for part in (function, *parts)
+            for edge in graph.edges_from(part)
+            if int(graph.target[edge]) not in inside or graph.kind[edge] != EdgeKind.JUMP
+        ]
+
+    @cached_property
+    def execs(self) -> frozenset[Function]:
+        """Functions that replace the program."""
+        return frozenset(self.program.called(self.signatures.exec_names.exact))
+
+    @cached_property
+    def dying(self) -> frozenset[Function]:
+        """Functions by which a program ends or throws: exit, abort, failed assertions."""
+        names = self.signatures.noreturn.exact | self.signatures.exit_names.exact
+        return frozenset(self.program.called(sorted(names - self.signatures.exec_names.exact)))
+
+    @cached_property
+    def to_exec(self) -> Reach:
+        """Distance of every function to the nearest exec, not through functions that call a forker:
+        what they run is another process."""
+        graph = self.graph
+        is_forker = np.zeros(graph.size, bool)
+        is_forker[list(self.forkers)] = True
+        forking = np.unique(graph.source[is_forker[graph.target]])
+        return graph.distances(self.execs, backward=True, blocked=[*forking.tolist(), *self.forkers])
+
+    def effects(self, function: Function, *, ending: Collection[Function] = ()) -> Effects:
+        """What each call of a function does, for `explore`; calls of `ending` do not come back."""
+        ends: dict[int, bool] = {}
+        graph = self.graph
+        for edge in self.outgoing(function):
+            if graph.kind[edge] not in _CALLS:
+                continue
+            target = Function(int(graph.target[edge]))
+            site = int(graph.site[edge])
+            ends[site] = ends.get(site, True) and (target in ending or not self.returns(target))
+
+        def effect(site: int) -> CallEffect:
+            return _ENDS if ends.get(site, False) else _RETURNS
+
+        return effect
+
+    def returns(self, function: Function, depth: int = _RETURN_DEPTH) -> bool:
+        """False when a call of the function is known not to come back."""
+        known = self._returning.get(function)
+        if known is None:
+            self._returning[function] = True  # a recursive call: assume that it returns
+            known = self._returning[function] = self._decide_returns(function, depth)
+        return known
+
+    def _decide_returns(self, function: Function, depth: int) -> bool:
+        obj, rva = self.program.object_of(function), self.program.rva_of(function)
+        names = self.program.names[obj].aliases(rva)
+        ending: tuple[NameSet, ...] = (self.signatures.noreturn, self.signatures.exit_names)
+        if any(name in group for name in names for group in ending):
+            return False
+        if depth == 0 or self._has_return(function):
+            return True
+        leaving = [e for e in self.outgoing(function) if self.graph.kind[e] in _CALLS]
+        if not leaving or len(leaving) > 64:
+            return True
+        exploration = explore(self.body(function), self.machine, rva, effects=self._shallow(function, depth - 1))
+        return exploration.returns or not exploration.complete
+
+    def _shallow(self, function: Function, depth: int) -> Effects:
+        def effect(site: int) -> CallEffect:
+            edges = self.edges_at(function, site)
+            targets = [Function(int(self.graph.target[e])) for e in edges]
+            return _ENDS if targets and not any(self.returns(t, depth) for t in targets) else _RETURNS
+
+        return effect
+
+    def _has_return(self, function: Function) -> bool:
+        """A return instruction plainly stands in the function; False means that it must be decoded."""
+        obj = self.program.object_of(function)
+        image = self.program.image(obj)
+        for part in (function, *self.cold_parts(function)):
+            start, size = self._extent(part)
+            code = image.read(start, size).tobytes()
+            if self.machine is Machine.X86_64:
+                if _X86_EPILOGUE.search(code):
+                    return True
+            elif _holds_ret(code):
+                return True
+        return False
+
+    # ---- values ----------------------------------------------------------------------------
+
+    def states(self, function: Function, sites: Iterable[int]) -> Mapping[int, State]:
+        """What is known before each of these instructions, from the function's entry on.
+
+        Calls count as returning unless a name says otherwise: values do not depend on more.
+        """
+        watch = frozenset(sites)
+        entry = self.program.rva_of(function)
+        ends = {int(self.graph.site[e]) for e in self.outgoing(function) if self.graph.target[e] in self.dying}
+        body = self.body(function)
+        return explore(
+            body, self.machine, entry, effects=lambda site: _ENDS if site in ends else _RETURNS, watch=watch
+        ).states
+
+    def passed(self, function: Function, state: State, argument: int) -> Passed:
+        """What an argument register holds in a state."""
+        value = state.register(self.convention.arguments[argument])
+        if value is None:
+            return Passed()
+        obj = self.program.object_of(function)
+        if value.base is None:
+            return Passed(self.program.function(obj, value.offset), None, value.offset)
+        name = getattr(value.base, "register", None)
+        if name in self.convention.arguments and value.offset == 0:
+            return Passed(parameter=self.convention.arguments.index(name))
+        address = getattr(value.base, "address", None)
+        if address is not None and value.offset == 0:
+            return Passed(self.program.slot_target(obj, address))
+        return Passed()
+
+    # ---- witnesses -------------------------------------------------------------------------
+
+    def frame(self, function: Function, site: int | None, edge: str) -> Frame:
+        """One frame of a witness path."""
+        program = self.program
+        obj, start = program.object_of(function), program.rva_of(function)
+        offset = 0 if site is None else site - start
+        return Frame(program.closure.objects[obj].name, self.name(function), offset, edge)
+
+    def frames(self, edges: Iterable[int], last: Function) -> tuple[Frame, ...]:
+        """The frames of a path of edges, and its end."""
+        graph = self.graph
+        result = [
+            self.frame(Function(int(graph.source[e])), int(graph.site[e]), EdgeKind(graph.kind[e]).name.lower())
+            for e in edges
+        ]
+        return (*result, self.frame(last, None, ""))
+
+    def witness(
+        self,
+        start: Function,
+        distance: Reach,
+        kinds: Collection[EdgeKind] = CERTAIN,
+    ) -> tuple[Frame, ...]:
+        """Frames of a shortest path from a function to where `distance` is zero; empty without one."""
+        edges = self.graph.path(start, distance, kinds)
+        if edges is None:
+            return ()
+        last = Function(int(self.graph.target[edges[-1]])) if edges else start
+        return self.frames(edges, last)
+
+    def explore_from(
+        self, function: Function, start: int, known: Mapping[str, int], ending: Collection[Function] = ()
+    ) -> Exploration:
+        """Run a function from an instruction on, with registers that hold constants there."""
+        return explore(
+            self.body(function), self.machine, start, known=known, effects=self.effects(function, ending=ending)
+        )
+
+
+def _holds_ret(code: bytes) -> bool:
+    """AArch64 RET, RETAA or RETAB of any register."""
+    words = np.frombuffer(code[: len(code) // 4 * 4], "<u4")
+    return bool(np.any((words & 0xFFFFFC1F == 0xD65F0000) | (words & 0xFFFFFBFF == 0xD65F0BFF)))

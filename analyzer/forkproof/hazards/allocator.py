@@ -1,0 +1,266 @@
+"""The allocator rules: atfork-unbound, atfork-absent, and inherited-lock for "a lock of this allocator".
+
+Owns: the four conditions of an inherited lock for the active allocator, the ranking of what follows,
+      and the wording of why.
+Takes: `Facts` of one program. Gives: `Finding`s.
+Must never: state a condition that was not found; what is unknown lowers the verdict to `suspected`.
+Wrong where: see the pages of the rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forkproof.allocators import AllocatorFacts
+from forkproof.callgraph import EdgeKind, Function, Reach
+from forkproof.facts import Facts, WindowFacts
+from forkproof.model import (
+    Answer,
+    Conditions,
+    Finding,
+    Frame,
+    Hooks,
+    Lock,
+    Severity,
+    Verdict,
+    WindowKind,
+)
+from forkproof.threads import ThreadSource
+
+_UNPROTECTED = (Hooks.UNBOUND, Hooks.ABSENT, Hooks.UNKNOWN)
+_FOLLOWED = (WindowKind.DAEMONIZE, WindowKind.EXEC, WindowKind.EXIT, WindowKind.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class _Requester:
+    """How the child asks for the lock."""
+
+    frames: tuple[Frame, ...]
+    is_ordinary: bool
+    """False when only ways to die (exit, abort, a failed assertion) lead to the lock."""
+
+
+def find(facts: Facts) -> list[Finding]:
+    """All findings about the active allocator of a program."""
+    active = next((a for a in facts.allocators if a.is_active), None)
+    if active is None:
+        return []
+    inherited = _folded([f for w in facts.windows if (f := _inherited(facts, active, w)) is not None])
+    return [*inherited, *_registration(facts, active, inherited)]
+
+
+def _registration(facts: Facts, active: AllocatorFacts, inherited: list[Finding]) -> list[Finding]:
+    """The cause, once for the object: as severe as the worst hang that it leads to."""
+    rule = {Hooks.UNBOUND: "atfork-unbound", Hooks.ABSENT: "atfork-absent"}.get(active.hooks)
+    if rule is None:
+        return []
+    name = facts.object_name(active.object)
+    worst = min((f.severity for f in inherited), key=lambda s: s.rank, default=None)
+    severity = worst or (Severity.LOW if facts.is_program else Severity.MEDIUM)
+    verdict = Verdict.REACHABLE if any(f.verdict is Verdict.REACHABLE for f in inherited) else Verdict.SUSPECTED
+    consequence = "" if worst else _no_consequence(facts)
+    what = "never registers its fork handlers" if rule == "atfork-unbound" else "has locks and no fork handlers"
+    return [
+        Finding(
+            rule=rule,
+            severity=severity,
+            verdict=verdict,
+            target=facts.target,
+            object=name,
+            message=f"{name} ({_title(active)}) {what}",
+            why=f"{name}: {active.why}.{consequence}",
+            fix=facts.fix(active, rule),
+            lock=None,
+        )
+    ]
+
+
+def _no_consequence(facts: Facts) -> str:
+    if not facts.is_program:
+        return " Any program that forks with it while another thread allocates can hang in the child."
+    if not facts.windows:
+        return " This program calls no forker that was found, so nothing here can hang on it."
+    return " No fork of this program was shown to hang on it."
+
+
+def _title(active: AllocatorFacts) -> str:
+    return f"{active.family} {active.version}" if active.version else active.family
+
+
+def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Finding | None:
+    """inherited-lock for one window, or None where a necessary condition is shown not to hold."""
+    quiesced, not_quiesced = _not_quiesced(facts, active, window)
+    if quiesced is Answer.NO or window.window.kind not in _FOLLOWED or window.is_shared_memory:
+        return None
+    if window.threads is Answer.NO or window.reachable is Answer.NO:
+        return None
+    requester = _requester(facts, active, window)
+    if requester is None and window.window.is_complete:
+        return None
+    holder = _holder(facts, active, window.source)
+    answers = (
+        window.threads,
+        Answer.YES if holder else Answer.UNKNOWN,
+        Answer.YES if requester else Answer.UNKNOWN,
+        quiesced,
+    )
+    name = facts.object_name(active.object)
+    conditions = Conditions(
+        threads=_threads_sentence(facts, window),
+        holder=_holder_sentence(name, holder),
+        requester=_requester_sentence(window, requester),
+        not_quiesced=not_quiesced,
+        answers=answers,
+    )
+    severity, verdict = _rank(answers, window, requester)
+    fork = facts.flow.frame(window.window.function, window.window.site, "fork")
+    return Finding(
+        rule="inherited-lock",
+        severity=severity,
+        verdict=verdict,
+        target=facts.target,
+        object=name,
+        message=_message(name, window, fork, verdict),
+        why=_why(active, window, conditions),
+        fix=facts.fix(active, _cause(active)),
+        lock=Lock(name, f"a lock of {_title(active)}", None, "allocator"),
+        fork=fork,
+        holder=holder,
+        requester=requester.frames if requester else (),
+        conditions=conditions,
+    )
+
+
+def _cause(active: AllocatorFacts) -> str:
+    return {Hooks.UNBOUND: "atfork-unbound", Hooks.ABSENT: "atfork-absent"}.get(active.hooks, "inherited-lock")
+
+
+def _not_quiesced(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> tuple[Answer, str]:
+    name = facts.object_name(active.object)
+    if active.hooks is Hooks.NOT_NEEDED:
+        return Answer.NO, f"{name} takes no lock"
+    if active.hooks in (Hooks.EFFECTIVE, Hooks.BUILTIN):
+        if window.window.handlers_run:
+            return Answer.NO, f"{name}: {active.why}"
+        return Answer.YES, f"{window.window.forker} runs no fork handlers and quiesces nothing"
+    answer = Answer.UNKNOWN if active.hooks is Hooks.UNKNOWN else Answer.YES
+    return answer, f"{name}: {active.why}"
+
+
+def _rank(
+    answers: tuple[Answer, Answer, Answer, Answer], window: WindowFacts, requester: _Requester | None
+) -> tuple[Severity, Verdict]:
+    """High needs all four conditions, on paths that a program takes while it runs normally."""
+    if window.reachable is not Answer.YES:
+        return Severity.LOW, Verdict.SUSPECTED
+    unknown = sum(a is Answer.UNKNOWN for a in answers)
+    if unknown:
+        return (Severity.MEDIUM if unknown == 1 else Severity.LOW), Verdict.SUSPECTED
+    is_ordinary = requester is not None and requester.is_ordinary and not window.is_deferred
+    return (Severity.HIGH if is_ordinary else Severity.MEDIUM), Verdict.REACHABLE
+
+
+def _requester(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> _Requester | None:
+    """The shortest way from the child's code to a lock of the allocator; ways to die come last."""
+    for reach, is_ordinary in ((active.to_lock, True), (active.to_lock_dying, False)):
+        best = _nearest_call(facts, reach, window)
+        if best is not None:
+            edge, function = best
+            graph, flow = facts.flow.graph, facts.flow
+            first = flow.frame(function, int(graph.site[edge]), EdgeKind(graph.kind[edge]).name.lower())
+            return _Requester((first, *_to_lock(facts, active, Function(int(graph.target[edge])), reach)), is_ordinary)
+    return None
+
+
+def _nearest_call(facts: Facts, reach: Reach, window: WindowFacts) -> tuple[int, Function] | None:
+    flow, graph = facts.flow, facts.flow.graph
+    calls = [
+        ((int(reach[graph.target[edge]]), depth, int(graph.site[edge])), edge, level.function)
+        for depth, level in enumerate(window.window.levels)
+        for edge in level.edges
+        if reach[graph.target[edge]] >= 0 and Function(int(graph.target[edge])) not in flow.forkers
+    ]
+    if not calls:
+        return None
+    _, edge, function = min(calls)
+    return edge, function
+
+
+def _holder(facts: Facts, active: AllocatorFacts, source: ThreadSource | None) -> tuple[Frame, ...]:
+    """The shortest way from a thread's start to a lock of the allocator; the known source's threads first."""
+    entries = facts.entries_of(source) if source else []
+    for candidates in (entries, list(facts.threads.entries)):
+        reaching = [(int(active.to_lock[f]), i, f) for i, f in enumerate(candidates) if active.to_lock[f] >= 0]
+        if reaching:
+            return _to_lock(facts, active, min(reaching)[2], active.to_lock)
+    return ()
+
+
+def _to_lock(facts: Facts, active: AllocatorFacts, start: Function, reach: Reach) -> tuple[Frame, ...]:
+    """Frames to a lock function, and on to where it waits."""
+    flow, graph = facts.flow, facts.flow.graph
+    edges = list(graph.path(start, reach) or ())
+    last = Function(int(graph.target[edges[-1]])) if edges else start
+    for wait in active.locks.waits.get(last, ())[:1]:
+        edges.append(wait)
+        last = Function(int(graph.target[wait]))
+    return flow.frames(edges, last)
+
+
+def _threads_sentence(facts: Facts, window: WindowFacts) -> str:
+    if window.threads is Answer.UNKNOWN:
+        return "whether another thread exists at the fork is not known: starts of threads are reached through tables only"
+    source = window.source
+    if source is None:
+        return "another thread can exist"
+    root = facts.flow.frame(source.root, None, "")
+    if source.why == "forks from a thread":
+        return f"{root.function} itself runs in a thread"
+    where = f"{root.function} in {root.object}"
+    return {
+        "constructor": f"the constructor {where} starts a thread before main",
+        "before the fork": f"{where} starts a thread before it leads to the fork",
+        "fork handler": f"the fork handler {where} starts a thread",
+    }[source.why]
+
+
+def _holder_sentence(name: str, holder: tuple[Frame, ...]) -> str:
+    if not holder:
+        return f"which thread takes a lock of {name} was not found"
+    return f"the thread that begins in {holder[0].function} reaches {holder[-1].function}"
+
+
+def _requester_sentence(window: WindowFacts, requester: _Requester | None) -> str:
+    if requester is None:
+        return "the child goes on in callers that were not all found; whether it allocates is not known"
+    if not requester.is_ordinary:
+        return f"the child reaches {requester.frames[-1].function} only on its way out (exit, abort, assertion)"
+    verb = {"daemonize": "lives on and", "exec": "before exec"}.get(window.window.kind.value, "")
+    return f"the child {verb} reaches {requester.frames[-1].function} from {requester.frames[0].function}".replace(
+        "  ", " "
+    )
+
+
+def _message(name: str, window: WindowFacts, fork: Frame, verdict: Verdict) -> str:
+    can = "can" if verdict is Verdict.REACHABLE else "may"
+    return f"a child forked in {fork.function} {can} hang for ever on a lock of {name}"
+
+
+def _why(active: AllocatorFacts, window: WindowFacts, conditions: Conditions) -> str:
+    cause = f"Caused by {_cause(active)}: " if active.hooks in (Hooks.UNBOUND, Hooks.ABSENT) else ""
+    return f"{cause}{conditions.not_quiesced}. A thread that does not exist in the child can own the lock there."
+
+
+def _folded(findings: list[Finding]) -> list[Finding]:
+    """One finding for each function that forks: a double fork is one hazard, counted."""
+    from dataclasses import replace
+
+    kept: dict[str, Finding] = {}
+    for finding in findings:
+        old = kept.get(finding.id)
+        if old is None:
+            kept[finding.id] = finding
+        else:
+            best = min(old, finding, key=lambda f: f.severity.rank)
+            kept[finding.id] = replace(best, count=old.count + 1)
+    return list(kept.values())

@@ -1,0 +1,45 @@
+"""What a scan is asked for, and how it says how far it is.
+
+Owns: the request's type and the protocol by which progress leaves the analysis.
+Takes: plain values. Gives: frozen ones.
+Must never: look at a file, or know a terminal; `forkproof.cli.progress` draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """In which world the targets would be started; the defaults are this machine with a clean environment."""
+
+    sysroot: Path | None = None
+    """The directory that is `/` for the targets; None is this machine's own."""
+    library_path: tuple[str, ...] = ()
+    """LD_LIBRARY_PATH, one directory an element."""
+    preload: tuple[str, ...] = ()
+    """LD_PRELOAD, one library an element."""
+    also: tuple[str, ...] = ()
+    """Libraries that the program opens with dlopen, in this order."""
+
+
+class Progress(Protocol):
+    """Where a scan reports how far it is."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """`done` of `total` steps of the stage `name` are over; 0 of 0 if their number is not known."""
+
+
+class _Quiet:
+    """Progress that nobody watches."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Nothing to do."""
+
+
+QUIET: Final[Progress] = _Quiet()

@@ -1,0 +1,209 @@
+"""Whether another thread can exist when a fork window opens, and where it comes from.
+
+Owns: the three sources of a thread before a fork: constructors, code that runs before the fork on the
+      way from main, and fork handlers; and what those threads run.
+Takes: `Flow`, fork windows and registrations. Gives: `ThreadSource`s and an answer for each window.
+Must never: answer "no" where a start could not be followed: that is "unknown".
+Wrong where: a path exists in the code but never runs with the program's real input (then "yes" is too
+      strong); threads started through pointers are seen only as table edges (then "unknown").
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from forkproof.atfork import Registration
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach, reached_through_tables
+from forkproof.code.explore import explore
+from forkproof.flow import Flow
+from forkproof.forks import ForkWindow
+from forkproof.model import Answer
+
+_MAX_FUNCTIONS: Final = 60
+"""Functions on the way to a window whose control flow is followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadSource:
+    """A root from which a thread is started before (or at) a fork."""
+
+    why: str
+    """constructor, before the fork, fork handler, or forks from a thread."""
+    root: Function
+    path: tuple[int, ...]
+    """Edges from the root to the call that starts the thread."""
+    starter: Function
+
+
+class Threads:
+    """Thread starts of one program."""
+
+    def __init__(self, flow: Flow, registrations: Iterable[Registration]) -> None:
+        self.flow = flow
+        self.graph: CallGraph = flow.graph
+        self.registrations = tuple(registrations)
+        self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
+
+    @cached_property
+    def starters(self) -> frozenset[Function]:
+        """Functions that start a thread: the ones that signatures name, in whichever object."""
+        return frozenset(self.flow.program.called(self.flow.signatures.thread_starters))
+
+    @cached_property
+    def primitive_starters(self) -> frozenset[Function]:
+        """pthread_create and its like: starters that do not themselves call a starter."""
+        return frozenset(f for f in self.starters if not self._calls_starter(f)) or self.starters
+
+    def _calls_starter(self, function: Function) -> bool:
+        graph = self.graph
+        return any(
+            Function(int(graph.target[e])) in self.starters and graph.target[e] != function
+            for e in graph.edges_from(function)
+            if graph.kind[e] in CERTAIN
+        )
+
+    @cached_property
+    def to_start(self) -> Reach:
+        """Distance of every function to the start of a thread."""
+        return self.graph.distances(self.primitive_starters, backward=True)
+
+    @cached_property
+    def entries(self) -> tuple[Function, ...]:
+        """Functions that threads begin in, where the call shows them."""
+        graph = self.graph
+        return tuple(Function(f) for f in np.unique(graph.target[graph.kind == EdgeKind.THREAD]).tolist())
+
+    @cached_property
+    def from_entries(self) -> Reach:
+        """Distance of every function from a thread's entry."""
+        return self.graph.distances(self.entries)
+
+    @cached_property
+    def constructors(self) -> tuple[ThreadSource, ...]:
+        """Constructors that start threads: the program's own first, then libraries in load order."""
+        return tuple(
+            source
+            for root in constructor_functions(self.flow)
+            if (source := self._source("constructor", root)) is not None
+        )
+
+    @cached_property
+    def handlers(self) -> tuple[ThreadSource, ...]:
+        """Fork handlers that start threads."""
+        found = {h.function for r in self.registrations if r.is_effective for h in r.handlers if h.function is not None}
+        sources = (self._source("fork handler", root) for root in sorted(found))
+        return tuple(s for s in sources if s is not None)
+
+    def _source(self, why: str, root: Function) -> ThreadSource | None:
+        path = self.graph.path(root, self.to_start)
+        if path is None:
+            return None
+        starter = Function(int(self.graph.target[path[-1]])) if path else root
+        return ThreadSource(why, root, tuple(path), starter)
+
+    def before(
+        self, window: ForkWindow, roots: tuple[Function, ...], from_roots: Reach
+    ) -> tuple[Answer, ThreadSource | None]:
+        """Whether a thread can exist when the window opens, with the evidence for yes."""
+        if self.constructors:
+            return Answer.YES, self.constructors[0]
+        if self.from_entries[window.function] >= 0:
+            return Answer.YES, ThreadSource("forks from a thread", window.function, (), window.function)
+        found = self._on_the_way(window, from_roots)
+        if found is not None:
+            return Answer.YES, found
+        # A thread could still be started through a table.
+        loosely = self.loosely_reached(roots)
+        unseen = any(loosely[f] for f in self.primitive_starters)
+        return (Answer.UNKNOWN if unseen else Answer.NO), None
+
+    def _on_the_way(self, window: ForkWindow, from_roots: Reach) -> ThreadSource | None:
+        """A call that starts a thread and can come before the call that leads to the fork.
+
+        1. take the functions that lie between a root and the window, nearest to a root first;
+        2. in each, a call that reaches a start must be able to run before one that reaches the window.
+        """
+        graph, flow = self.graph, self.flow
+        to_window = graph.distances([window.function], backward=True)
+        between = np.flatnonzero((from_roots >= 0) & (to_window >= 0) & (self.to_start >= 0))
+        order = between[np.lexsort((between, from_roots[between]))]
+        for function in order[:_MAX_FUNCTIONS].tolist():
+            edge = self._ordered_call(flow.whole(Function(function)), window, to_window)
+            if edge is not None:
+                rest = graph.path(Function(int(graph.target[edge])), self.to_start) or []
+                last = rest[-1] if rest else edge
+                path = (edge, *rest)
+                return ThreadSource("before the fork", Function(function), path, Function(int(graph.target[last])))
+        return None
+
+    def _ordered_call(self, function: Function, window: ForkWindow, to_window: Reach) -> int | None:
+        graph = self.graph
+        edges = [e for e in self.flow.outgoing(function) if graph.kind[e] in CERTAIN]
+        starts = [e for e in edges if self.to_start[graph.target[e]] >= 0]
+        forks = {int(graph.site[e]) for e in edges if to_window[graph.target[e]] >= 0}
+        forks |= {window.site} if function == window.function else set()
+        if not starts or not forks:
+            return None
+        program = self.flow.program
+        run = explore(
+            self.flow.body(function), self.flow.machine, program.rva_of(function), effects=self.flow.effects(function)
+        )
+        before = _can_come_before(run.successors, forks)
+        ordered = [e for e in starts if before(int(graph.site[e]))]
+        return min(ordered, key=lambda e: (self.to_start[graph.target[e]], graph.site[e]), default=None)
+
+    def loosely_reached(self, roots: tuple[Function, ...]) -> npt.NDArray[np.bool_]:
+        """What the roots can reach when tables and deferred calls count; searched once for each set of roots."""
+        if roots not in self._loose:
+            kinds = CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED}
+            self._loose[roots] = reached_through_tables(self.graph, roots, kinds)
+        return self._loose[roots]
+
+
+def constructor_functions(flow: Flow) -> list[Function]:
+    """Constructors of all objects, the program's own first, then in load order."""
+    program = flow.program
+    found = []
+    for item in program.closure.objects:
+        for rva in item.image.constructors:
+            function = program.function(item.index, rva)
+            if function is not None:
+                found.append(function)
+    return list(dict.fromkeys(found))
+
+
+def _can_come_before(successors: Mapping[int, tuple[int, ...]], sites: set[int]) -> Callable[[int], bool]:
+    """A test whether control can go from an address to one of `sites`, given the block graph."""
+    blocks = sorted(successors)
+
+    def block_of(address: int) -> int:
+        position = bisect_right(blocks, address)
+        return blocks[position - 1] if position else -1
+
+    goals: dict[int, int] = {}
+    for site in sites:
+        goals[block_of(site)] = max(site, goals.get(block_of(site), -1))
+
+    def before(site: int) -> bool:
+        start = block_of(site)
+        if goals.get(start, -1) > site:
+            return True
+        seen: set[int] = set()
+        pending = list(successors.get(start, ()))
+        while pending:
+            block = pending.pop()
+            if block in goals:
+                return True
+            if block not in seen:
+                seen.add(block)
+                pending += successors.get(block, ())
+        return False
+
+    return before
