@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -59,10 +60,35 @@ class AllocatorFacts:
     registration: Registration | None
     registered_from: str
     locks: LockFunctions
-    to_lock: Reach
-    """Distance of every function to one that takes a lock of this allocator, in ordinary running."""
-    to_lock_dying: Reach
-    """The same, ways through exit, abort and failed assertions included."""
+    flow: Flow
+
+    @cached_property
+    def telling_locks(self) -> frozenset[Function]:
+        """The lock functions that witness paths should end in.
+
+        Where handlers exist but are never registered, those whose words the prepare handler would have
+        taken: they are what the missing registration leaves open. An allocator has other locks too, which
+        it takes rarely.
+        """
+        everything = frozenset(self.locks.evidence)
+        prepare = self.registration.handlers[0].function if self.registration is not None else None
+        if prepare is None:
+            return everything
+        below = self.flow.graph.distances([prepare])
+        words = _words((f for f in everything if below[f] >= 0), self.locks)
+        reach = self.flow.graph.distances(self.entries, blocked=self.flow.dying)
+        telling = frozenset(f for f in everything if reach[f] >= 0 and self.locks.words(f) & words)
+        return telling or everything
+
+    @cached_property
+    def to_lock(self) -> Reach:
+        """Distance of every function to one that takes a lock of this allocator, in ordinary running."""
+        return self.flow.graph.distances(self.telling_locks, backward=True, blocked=self.flow.dying)
+
+    @cached_property
+    def to_lock_dying(self) -> Reach:
+        """The same, ways through exit, abort and failed assertions included."""
+        return self.flow.graph.distances(self.telling_locks, backward=True)
 
     @property
     def family(self) -> str:
@@ -172,8 +198,9 @@ def _judged(
     defined, entries, is_active = surface
     registration, source = None, ""
     locks = NO_LOCKS
-    to_lock = to_lock_dying = np.full(flow.graph.size, -1, np.int32)
-    builtin = obj in libc.objects and (signature is None or signature.builtin is not None or not signature.fixes)
+    # In a static program libc's object is the program's: there only code that is recognised is libc's malloc.
+    is_recognised = signature is not None and signature.builtin is not None
+    builtin = obj in libc.objects and (is_recognised or len(flow.program.codes) > 1)
     if builtin:
         hooks, why = _builtin(signature, libc)
         locks = replace(NO_LOCKS, evidence={f: "an allocation function of libc" for f in entries})
@@ -181,32 +208,9 @@ def _judged(
         handlers = [h.function for r in registrations if r.object == obj for h in r.handlers if h.function is not None]
         locks = lock_functions(flow, obj, [*entries, *handlers])
         hooks, why, registration, source = _from_code(flow, obj, entries, locks, registrations)
-    if hooks not in (Hooks.EFFECTIVE, Hooks.NOT_NEEDED):
-        targets = _telling_locks(flow, entries, locks, registration)
-        to_lock = flow.graph.distances(targets, backward=True, blocked=flow.dying)
-        to_lock_dying = flow.graph.distances(targets, backward=True)
     return AllocatorFacts(
-        obj, signature, version, defined, entries, is_active, hooks, why, registration, source, locks,
-        to_lock, to_lock_dying,
-    )  # fmt: skip
-
-
-def _telling_locks(
-    flow: Flow, entries: tuple[Function, ...], locks: LockFunctions, registration: Registration | None
-) -> Iterable[Function]:
-    """The lock functions that witness paths should end in.
-
-    Where handlers exist but are never registered, those whose words the prepare handler would have taken:
-    they are what the missing registration leaves open. An allocator has other locks too, taken rarely.
-    """
-    prepare = registration.handlers[0].function if registration is not None else None
-    if prepare is None:
-        return locks.evidence
-    below = flow.graph.distances([prepare])
-    words = _words((f for f in locks.evidence if below[f] >= 0), locks)
-    reach = flow.graph.distances(entries, blocked=flow.dying)
-    telling = [f for f in locks.evidence if reach[f] >= 0 and locks.words(f) & words]
-    return telling or locks.evidence
+        obj, signature, version, defined, entries, is_active, hooks, why, registration, source, locks, flow
+    )
 
 
 def _builtin(signature: AllocatorSignature | None, libc: LibcFacts) -> tuple[Hooks, str]:

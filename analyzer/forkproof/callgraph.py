@@ -339,13 +339,15 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
     return _sorted_graph(program, [*parts, *callbacks], joined)
 
 
-def reached_through_tables(graph: CallGraph, roots: Iterable[int], kinds: Iterable[EdgeKind]) -> npt.NDArray[np.bool_]:
-    """Which functions can be reached when constant tables count as calls too: the widest guess there is.
+def reached_through_tables(
+    graph: CallGraph, roots: Iterable[int], kinds: Iterable[EdgeKind], objects: Iterable[int]
+) -> npt.NDArray[np.bool_]:
+    """Which functions can be reached when constant tables of these objects count as calls too.
 
     Alternates searches of the graph with steps through tables until nothing is added, which spares
     sorting all edges again.
     """
-    columns = _concatenated([_table_edges(graph.program, obj) for obj in range(len(graph.program.codes))])
+    columns = _concatenated([_table_edges(graph.program, obj) for obj in objects])
     source, target = columns[0], columns[1]
     kinds = frozenset(kinds)
     reached = graph.distances(roots, kinds) >= 0

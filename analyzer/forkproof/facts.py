@@ -34,8 +34,6 @@ class WindowFacts:
     root: Function | None
     is_deferred: bool
     """The path leads through a function that is kept for later: an exit handler, an event loop."""
-    is_shared_memory: bool
-    """vfork and the like: the child runs in the parent's memory, and locks are released there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +91,7 @@ def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFact
     roots = _roots(flow)
     reach = graph.distances(roots, CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED})
     registrations = find_registrations(flow)
-    threads = Threads(flow, registrations)
+    threads = Threads(flow, registrations, libc.objects)
     windows = find_windows(flow, libc.objects, reach)
     allocators = find_allocators(flow, libc, registrations)
     around = _Surroundings(flow, threads, roots, reach)
@@ -136,10 +134,8 @@ class _Surroundings:
         else:
             threads, source = self.threads.before(window, self.roots, self.reach)
         path, root = self._path(window) if reachable is Answer.YES else ((), None)
-        forker = next((f for f in self.flow.forkers.values() if f.name == window.forker), None)
-        shared = forker is not None and forker.kind in ("vfork", "clone")
         deferred = any(self.flow.graph.kind[e] == EdgeKind.DEFERRED for e in path)
-        return WindowFacts(window, reachable, threads, source, path, root, deferred, shared)
+        return WindowFacts(window, reachable, threads, source, path, root, deferred)
 
     def _reachable(self, function: Function) -> Answer:
         if self.reach[function] >= 0:

@@ -22,12 +22,15 @@ import numpy as np
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CONVENTIONS, CallEffect, Convention, Effects, Exploration, State, explore
+from forkproof.code.operations import Const, Register, Set
 from forkproof.elf.demangle import demangle
 from forkproof.elf.image import Machine
 from forkproof.model import Frame
 from forkproof.signatures import Forker, NameSet, Signatures
 
 _RETURN_DEPTH: Final = 4
+_NUMBER_DISTANCE: Final = 24
+"""Instructions before a call in which a constant argument is looked for."""
 _CALLS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT, EdgeKind.IFUNC})
 _RETURNS: Final = CallEffect()
 _ENDS: Final = CallEffect(returns=False)
@@ -267,6 +270,22 @@ class Flow:
         return explore(
             body, self.machine, entry, effects=lambda site: _ENDS if site in ends else _RETURNS, watch=watch
         ).states
+
+    def constant_before(self, function: Function, site: int, register: str) -> int | None:
+        """The constant that the nearest earlier instruction puts into a register, if it does.
+
+        Looks back along the text of the function, not along its control flow: for numbers of system calls
+        and flags, which compilers set right before the call.
+        """
+        body = self.body(function)
+        position = body.position(site)
+        if position is None:
+            return None
+        for instruction in reversed(body.instructions[max(0, position - _NUMBER_DISTANCE) : position]):
+            for operation in instruction.operations:
+                if isinstance(operation, Set) and operation.destination == Register(register):
+                    return operation.source.value if isinstance(operation.source, Const) else None
+        return None
 
     def passed(self, function: Function, state: State, argument: int) -> Passed:
         """What an argument register holds in a state."""

@@ -27,8 +27,9 @@ from forkproof.elf.image import Machine
 from forkproof.elf.names import plainness
 from forkproof.flow import Flow
 from forkproof.model import WindowKind
-from forkproof.signatures import Forker, Signatures
+from forkproof.signatures import Forker, ForkerKind, Signatures
 
+_CLONE_VM: Final = 0x100
 _PARENT_RESULT: Final = 0x5A5A
 _MAX_LEVELS: Final = 24
 """Callers followed for one window; beyond, the rest of the child's life is unknown."""
@@ -64,6 +65,8 @@ class ForkWindow:
     function: Function
     site: int
     handlers_run: bool
+    shares_memory: bool
+    """vfork and CLONE_VM: the child runs in the parent's memory, where other threads still release locks."""
     kind: WindowKind
     levels: tuple[Level, ...]
     outcomes: tuple[str, ...]
@@ -75,10 +78,15 @@ class ForkWindow:
 class _Site:
     """A call of a forker, before the child is followed."""
 
-    forker: Forker
+    name: str
+    kind: ForkerKind
+    handlers_run: bool
+    shares_memory: bool
     function: Function
     site: int
     is_jump: bool
+    callback: int | None = None
+    """Which argument the child runs, for clone(2)."""
 
 
 def find_forkers(
@@ -98,30 +106,101 @@ def find_windows(flow: Flow, libc_objects: frozenset[int], roots: Reach) -> list
     reaches are followed only as far as needed to tell what the wrapper does.
     """
     result = []
-    for site in _sites(flow, libc_objects):
-        if site.forker.kind == "spawn":
-            result.append(_spawn(site))
-        elif site.forker.kind == "clone":
+    for site in sorted([*_sites(flow, libc_objects), *_raw_sites(flow, libc_objects)], key=lambda s: (s.function, s.site)):
+        if site.kind == "spawn":
+            result.append(_window(site, WindowKind.SPAWN, (), ("exec",), is_complete=True))
+        elif site.kind == "clone":
             result.append(_clone(flow, site, roots))
         else:
             result.append(_Follower(flow, roots).window(site))
     return result
 
 
+def _window(
+    site: _Site, kind: WindowKind, levels: tuple[Level, ...], outcomes: tuple[str, ...], *, is_complete: bool
+) -> ForkWindow:
+    return ForkWindow(
+        site.name, site.function, site.site, site.handlers_run, site.shares_memory, kind, levels, outcomes, is_complete
+    )
+
+
 def _sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
-    graph, program, forkers = flow.graph, flow.program, flow.forkers
+    """Calls of library forkers."""
+    graph, forkers = flow.graph, flow.forkers
     is_forker = np.zeros(graph.size, bool)
     is_forker[list(forkers)] = True
     seen: set[tuple[int, int]] = set()
     for edge in np.flatnonzero(is_forker[graph.target] & np.isin(graph.kind, [int(k) for k in _CALL_KINDS])).tolist():
         function, site = Function(int(graph.source[edge])), int(graph.site[edge])
-        if function in forkers or (function, site) in seen:
-            continue
-        if program.object_of(function) in libc_objects and len(program.codes) > 1:
+        if function in forkers or (function, site) in seen or _is_libc_code(flow, function, libc_objects):
             continue
         seen.add((function, site))
         forker = forkers[Function(int(graph.target[edge]))]
-        yield _Site(forker, flow.whole(function), site, _is_jump(flow, function, site))
+        whole = flow.whole(function)
+        yield _Site(
+            forker.name, forker.kind, forker.handlers_run, _shares_memory(flow, forker, whole, site), whole, site,
+            _is_jump(flow, function, site), forker.callback,
+        )  # fmt: skip
+
+
+def _is_libc_code(flow: Flow, function: Function, libc_objects: frozenset[int]) -> bool:
+    """Code of libc's own, which its forkers and thread starters run on behalf of their callers."""
+    program = flow.program
+    obj = program.object_of(function)
+    if obj not in libc_objects:
+        return False
+    if len(program.codes) > 1:
+        return True
+    # A static program: libc and the program share one object. libc's own callers have reserved names.
+    return any(name.startswith("__") for name in program.names[obj].aliases(program.rva_of(function)))
+
+
+def _shares_memory(flow: Flow, forker: Forker, function: Function, site: int) -> bool:
+    if forker.kind == "vfork":
+        return True
+    if forker.kind != "clone" or forker.flags is None:
+        return False
+    flags = flow.constant_before(function, site, flow.convention.arguments[forker.flags])
+    return flags is not None and bool(flags & _CLONE_VM)
+
+
+def _raw_sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
+    """System calls that create a process, made with syscall(2) or with the instruction itself."""
+    calls = flow.signatures.raw_process_syscalls(flow.machine.value)
+    arguments = flow.convention.arguments
+    seen = set()
+    for function, site, number_register, shift in _system_calls(flow, libc_objects):
+        number = flow.constant_before(function, site, number_register)
+        call = calls.get(number) if number is not None else None
+        if call is None or (function, site) in seen or function in flow.forkers:
+            continue
+        seen.add((function, site))
+        flags = flow.constant_before(function, site, arguments[shift]) if call.flags == "argument-0" else None
+        creates = call.creates(flags)
+        if creates != "thread":
+            shared = creates == "shared"
+            # In a static program without names the instruction stands in libc's own fork, handlers and all.
+            runs_handlers = len(flow.program.codes) == 1 and not flow.forkers
+            yield _Site(call.name, "vfork" if shared else "fork", runs_handlers, shared, function, site, False)
+
+
+def _system_calls(flow: Flow, libc_objects: frozenset[int]) -> Iterator[tuple[Function, int, str, int]]:
+    """(function, site, register of the number, index of the first argument) of system calls outside libc."""
+    graph, program = flow.graph, flow.program
+    for target in program.called(["syscall"]):
+        for edge in graph.edges_to(target):
+            function = Function(int(graph.source[edge]))
+            if graph.kind[edge] in _CALL_KINDS and not _is_libc_code(flow, function, libc_objects):
+                yield flow.whole(function), int(graph.site[edge]), flow.convention.arguments[0], 1
+    for obj, code in enumerate(program.codes):
+        if obj in libc_objects and len(program.codes) > 1:
+            continue
+        sites = code.sites.syscalls
+        for site, owner in zip(sites.tolist(), code.owners(sites).tolist(), strict=True):
+            if owner >= 0:
+                function = flow.whole(Function(int(program.base[obj]) + owner))
+                if not _is_libc_code(flow, function, libc_objects):
+                    yield function, site, flow.convention.syscall_number, 0
 
 
 def _is_jump(flow: Flow, function: Function, site: int) -> bool:
@@ -134,30 +213,17 @@ def _is_jump(flow: Flow, function: Function, site: int) -> bool:
     return word & 0xFC000000 != 0x94000000 and word & 0xFFFFFC1F != 0xD63F0000
 
 
-def _spawn(site: _Site) -> ForkWindow:
-    forker = site.forker
-    return ForkWindow(
-        forker.name, site.function, site.site, forker.handlers_run, WindowKind.SPAWN, (), ("exec",), True
-    )
-
-
 def _clone(flow: Flow, site: _Site, roots: Reach) -> ForkWindow:
-    """clone(3): the child runs the function passed to it and then exits."""
+    """clone(2): the child runs the function passed to it and then exits."""
     callback = None
-    if site.forker.callback is not None:
+    if site.callback is not None:
         state = flow.states(site.function, [site.site]).get(site.site)
-        callback = flow.passed(site.function, state, site.forker.callback).function if state else None
+        callback = flow.passed(site.function, state, site.callback).function if state else None
     if callback is None:
-        return ForkWindow(
-            site.forker.name, site.function, site.site, site.forker.handlers_run, WindowKind.UNKNOWN, (), (), False
-        )
-    follower = _Follower(flow, roots)
-    level = follower.level(callback, flow.program.rva_of(callback), site.site, {}, {})
+        return _window(site, WindowKind.UNKNOWN, (), (), is_complete=False)
+    level = _Follower(flow, roots).level(callback, flow.program.rva_of(callback), site.site, {}, {})
     kind = WindowKind.EXEC if "exec" in level.outcomes else WindowKind.EXIT
-    return ForkWindow(
-        site.forker.name, site.function, site.site, site.forker.handlers_run, kind, (level,),
-        tuple(sorted(level.outcomes | {"exit"})), True,
-    )  # fmt: skip
+    return _window(site, kind, (level,), tuple(sorted(level.outcomes | {"exit"})), is_complete=True)
 
 
 class _Follower:
@@ -171,17 +237,13 @@ class _Follower:
         """The child of one call of fork, vfork or daemon."""
         levels = self._levels(site)
         outcomes = sorted(set().union(*(level.outcomes for level in levels)) if levels else set())
-        forker = site.forker
-        kind = _kind(levels, self.is_complete) if forker.kind != "daemon" else WindowKind.DAEMONIZE
-        return ForkWindow(
-            forker.name, site.function, site.site, forker.handlers_run, kind, tuple(levels), tuple(outcomes),
-            self.is_complete,
-        )  # fmt: skip
+        kind = WindowKind.DAEMONIZE if site.kind == "daemon" else _kind(levels)
+        return _window(site, kind, tuple(levels), tuple(outcomes), is_complete=self.is_complete)
 
     def _levels(self, site: _Site) -> list[Level]:
-        child = site.forker.child_result or 0
+        child = 0
         limit = _MAX_LEVELS if self.roots[site.function] >= 0 else _MAX_UNREACHED_LEVELS
-        parent_ends = site.forker.kind == "daemon"
+        parent_ends = site.kind == "daemon"
         levels: list[Level] = []
         if site.is_jump:
             pending = self._callers(site.function, child, None if parent_ends else _PARENT_RESULT)
@@ -289,7 +351,7 @@ def _constant(run: Exploration) -> int | None:
     return run.results[0].offset
 
 
-def _kind(levels: list[Level], is_complete: bool) -> WindowKind:
+def _kind(levels: list[Level]) -> WindowKind:
     """What becomes of the child, by the first level that tells it from its parent.
 
     The child lives on in the program when it returns where its parent does not (the parent waited and
@@ -311,7 +373,7 @@ def _kind(levels: list[Level], is_complete: bool) -> WindowKind:
         return WindowKind.EXEC
     if any(not level.returns and level.weight for level in beyond):
         return next(_kind_of_end(level) for level in beyond if not level.returns and level.weight)
-    return WindowKind.DAEMONIZE if beyond and is_complete else WindowKind.UNKNOWN
+    return WindowKind.UNKNOWN
 
 
 def _kind_of_end(level: Level) -> WindowKind:

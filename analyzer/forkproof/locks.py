@@ -29,14 +29,12 @@ from forkproof.callgraph import EdgeKind, Function
 from forkproof.code import aarch64
 from forkproof.code.explore import Entry, Exploration, State, Value, Word, explore
 from forkproof.code.index import SCANNERS
-from forkproof.code.operations import Atomic, Const, Operand, Register, Set
+from forkproof.code.operations import Atomic, Const, Operand, Register
 from forkproof.elf.image import I64, Machine
 from forkproof.flow import Flow
 
 _BLOCKING_KINDS: Final = frozenset({"mutex", "rwlock", "spin", "sem"})
 _CALL_KINDS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
-_NUMBER_DISTANCE: Final = 24
-"""Instructions before a system call in which its number is looked for."""
 _RAW_SYSCALL: Final = "syscall"
 """syscall(2): a wait only when its first argument is the number of one."""
 
@@ -150,16 +148,8 @@ class _Object:
         function = self.flow.whole(source)
         if function in found or self.reach[source] < 0:
             return
-        body = self.flow.body(function)
-        position = body.position(site)
-        if position is None:
-            return
-        for instruction in reversed(body.instructions[max(0, position - _NUMBER_DISTANCE) : position]):
-            for operation in instruction.operations:
-                if isinstance(operation, Set) and operation.destination == Register(register):
-                    if isinstance(operation.source, Const) and operation.source.value in numbers:
-                        found[function] = "waits in a futex system call"
-                    return
+        if self.flow.constant_before(function, site, register) in numbers:
+            found[function] = "waits in a futex system call"
 
     # ---- atomic operations -----------------------------------------------------------------
 

@@ -45,8 +45,10 @@ class ThreadSource:
 class Threads:
     """Thread starts of one program."""
 
-    def __init__(self, flow: Flow, registrations: Iterable[Registration]) -> None:
+    def __init__(self, flow: Flow, registrations: Iterable[Registration], libc_objects: frozenset[int]) -> None:
         self.flow = flow
+        # libc's own tables (stdio, gconv, NSS) start no thread; the functions of libc that do are called by name.
+        self.table_objects = [o for o in range(len(flow.program.codes)) if o not in libc_objects or o == 0]
         self.graph: CallGraph = flow.graph
         self.registrations = tuple(registrations)
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
@@ -119,10 +121,9 @@ class Threads:
         found = self._on_the_way(window, from_roots)
         if found is not None:
             return Answer.YES, found
-        # A thread could still be started through a table.
-        loosely = self.loosely_reached(roots)
-        unseen = any(loosely[f] for f in self.primitive_starters)
-        return (Answer.UNKNOWN if unseen else Answer.NO), None
+        # Code that only a table leads to may start one, at a time that is not known.
+        only_loosely = self.loosely_reached(roots) & (from_roots < 0)
+        return (Answer.UNKNOWN if np.any(only_loosely & (self.to_start >= 0)) else Answer.NO), None
 
     def _on_the_way(self, window: ForkWindow, from_roots: Reach) -> ThreadSource | None:
         """A call that starts a thread and can come before the call that leads to the fork.
@@ -163,7 +164,7 @@ class Threads:
         """What the roots can reach when tables and deferred calls count; searched once for each set of roots."""
         if roots not in self._loose:
             kinds = CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED}
-            self._loose[roots] = reached_through_tables(self.graph, roots, kinds)
+            self._loose[roots] = reached_through_tables(self.graph, roots, kinds, self.table_objects)
         return self._loose[roots]
 
 

@@ -11,15 +11,16 @@ Wrong where: code has neither unwind tables nor symbols (then a function is what
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from forkproof.code import aarch64, x86_64
+from forkproof.code.decode import boundaries
 from forkproof.code.sites import EntryMap, Sites, Stubs, concatenate
 from forkproof.elf import unwind
 from forkproof.elf.image import (
@@ -118,7 +119,7 @@ def index_code(image: Image) -> CodeIndex:
     scanner = SCANNERS[image.machine]
     parts = [scanner.scan(image.read(rva, n), rva, entries, absolute) for rva, n in image.code_ranges]
     index = CodeIndex(start, size, stubs, concatenate(parts), np.searchsorted(start, resolvers))
-    return _without_stub_sites(index)
+    return _without_chance_hits(image, _without_stub_sites(index))
 
 
 def _slot_map(image: Image) -> EntryMap:
@@ -275,13 +276,56 @@ def _without_stub_sites(index: CodeIndex) -> CodeIndex:
     own_start = index.start[np.maximum(owner, 0)] if len(index.start) else owner
     keep = (owner >= 0) & ~(sites.direct_jump & (sites.direct_target == own_start))
     slot_keep = index.owners(sites.slot_site) >= 0
-    changed = {
-        "direct_site": sites.direct_site[keep],
-        "direct_target": sites.direct_target[keep],
-        "direct_jump": sites.direct_jump[keep],
-        "slot_site": sites.slot_site[slot_keep],
-        "slot_address": sites.slot_address[slot_keep],
-        "slot_jump": sites.slot_jump[slot_keep],
-    }
-    rest = {name: getattr(sites, name) for name in Sites.__dataclass_fields__ if name not in changed}
-    return CodeIndex(index.start, index.size, index.stubs, Sites(**changed, **rest), index.ifunc_resolvers)
+    return _with_sites(
+        index,
+        direct_site=sites.direct_site[keep],
+        direct_target=sites.direct_target[keep],
+        direct_jump=sites.direct_jump[keep],
+        slot_site=sites.slot_site[slot_keep],
+        slot_address=sites.slot_address[slot_keep],
+        slot_jump=sites.slot_jump[slot_keep],
+    )
+
+
+def _without_chance_hits(image: Image, index: CodeIndex) -> CodeIndex:
+    """Drop branches that are bytes of another instruction, where there is reason to doubt them.
+
+    A short jump's one byte of displacement may well hit a neighbour by chance, and of two branches that
+    overlap one is none. These few (a hundred in a closure) are verified by decoding their functions up to
+    them.
+    """
+    sites = index.sites
+    doubtful = _doubtful(image, sites.direct_site)
+    keep = np.ones(len(sites.direct_site), bool)
+    owners = index.owners(sites.direct_site[doubtful])
+    for owner in np.unique(owners).tolist():
+        mine = doubtful[owners == owner]
+        start, last = int(index.start[owner]), int(sites.direct_site[mine[-1]])
+        known = boundaries(image, start, last + _LONGEST - start)
+        keep[mine] = [site in known for site in sites.direct_site[mine].tolist()]
+    return _with_sites(
+        index,
+        direct_site=sites.direct_site[keep],
+        direct_target=sites.direct_target[keep],
+        direct_jump=sites.direct_jump[keep],
+    )
+
+
+_LONGEST: Final = 15
+"""Bytes of the longest x86-64 instruction."""
+
+
+def _doubtful(image: Image, site: I64) -> npt.NDArray[np.intp]:
+    """Positions, among sorted sites, of short jumps and of branches that overlap; x86-64 only."""
+    doubtful = np.zeros(len(site), bool)
+    if image.machine is Machine.X86_64:
+        for rva, size in image.code_ranges:
+            first, last = np.searchsorted(site, [rva, rva + size])
+            doubtful[first:last] = image.read(rva, size)[site[first:last] - rva] == x86_64.SHORT_JUMP
+        overlaps = np.flatnonzero((np.diff(site) < 5) & ~doubtful[:-1])
+        doubtful[overlaps] = doubtful[overlaps + 1] = True
+    return np.flatnonzero(doubtful)
+
+
+def _with_sites(index: CodeIndex, **changed: npt.NDArray[Any]) -> CodeIndex:
+    return CodeIndex(index.start, index.size, index.stubs, replace(index.sites, **changed), index.ifunc_resolvers)

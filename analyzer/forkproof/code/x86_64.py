@@ -20,6 +20,8 @@ from forkproof.elf.image import I64, U8
 
 ARGUMENT_REGISTERS: Final = (7, 6, 2, 1, 8, 9)
 """rdi, rsi, rdx, rcx, r8, r9 by their encoding (psABI 3.2.3)."""
+SHORT_JUMP: Final = 0xEB
+"""Opcode of `jmp rel8`."""
 _ENDBR64: Final = (0xF3, 0x0F, 0x1E, 0xFA)
 
 
@@ -107,7 +109,7 @@ def _conditional(code: U8, base: int, entries: EntryMap) -> tuple[I64, I64, np.t
 
 def _short(code: U8, base: int, entries: EntryMap) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
     """`EB rel8` to a function start: assemblers shorten tail calls to close neighbours."""
-    at = _room(_at(code, 0xEB), code, 2)
+    at = _room(_at(code, SHORT_JUMP), code, 2)
     target = at + 2 + base + code[at + 1].view(np.int8).astype(np.int64)
     hit = entries.kinds(target) > 0
     return at[hit] + base, target[hit], np.ones(int(hit.sum()), bool)

@@ -530,7 +530,8 @@ class Image:
                 return int(table.value[symbol])
             return None
         if self.kind is ObjectKind.EXECUTABLE or self.is_static:
-            return self.read_u64(slot) or None
+            word = self.read_u64(slot)
+            return word if word is not None and 0 < word < 1 << 47 else None
         return None
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forkproof.allocators import AllocatorFacts
-from forkproof.callgraph import EdgeKind, Function, Reach
+from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
 from forkproof.facts import Facts, WindowFacts
 from forkproof.model import (
     Answer,
@@ -90,7 +90,7 @@ def _title(active: AllocatorFacts) -> str:
 def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Finding | None:
     """inherited-lock for one window, or None where a necessary condition is shown not to hold."""
     quiesced, not_quiesced = _not_quiesced(facts, active, window)
-    if quiesced is Answer.NO or window.window.kind not in _FOLLOWED or window.is_shared_memory:
+    if quiesced is Answer.NO or window.window.kind not in _FOLLOWED or window.window.shares_memory:
         return None
     if window.threads is Answer.NO or window.reachable is Answer.NO:
         return None
@@ -169,7 +169,25 @@ def _requester(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> _Re
             graph, flow = facts.flow.graph, facts.flow
             first = flow.frame(function, int(graph.site[edge]), EdgeKind(graph.kind[edge]).name.lower())
             return _Requester((first, *_to_lock(facts, active, Function(int(graph.target[edge])), reach)), is_ordinary)
+        if (frames := _from_handlers(facts, active, window)) and is_ordinary:
+            return _Requester(frames, is_ordinary)
     return None
+
+
+def _from_handlers(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> tuple[Frame, ...]:
+    """A child handler of another object that asks for the lock itself, or starts a thread that does."""
+    if not window.window.handlers_run:
+        return ()
+    graph = facts.flow.graph
+    kinds = CERTAIN | {EdgeKind.THREAD}
+    reach = graph.distances(active.telling_locks, kinds, backward=True, blocked=facts.flow.dying)
+    handlers = [
+        r.handlers[2].function
+        for r in facts.registrations
+        if r.is_effective and r.object != active.object and r.handlers[2].function is not None
+    ]
+    reaching = [(int(reach[h]), h) for h in handlers if reach[h] >= 0]
+    return facts.flow.witness(min(reaching)[1], reach, kinds) if reaching else ()
 
 
 def _nearest_call(facts: Facts, reach: Reach, window: WindowFacts) -> tuple[int, Function] | None:

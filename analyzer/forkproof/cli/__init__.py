@@ -1,0 +1,61 @@
+"""The command `forkproof`: a group whose commands are imported when they are called, one file each.
+
+Owns: the list of commands, the options of the group. Takes: argv. Gives: an exit code (see `forkproof.errors`).
+Must never: import lief, numpy or rich by itself, directly or through a module: `--help` is to be instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import click
+
+import forkproof
+from forkproof.cli.group import Entry, LazyGroup
+
+
+class Commands(LazyGroup):
+    """What there is; the words beside each are here, so that showing them imports nothing."""
+
+    entries: ClassVar[Mapping[str, Entry]] = {
+        "scan": Entry("forkproof.cli.scan:scan_command", "Find the locks that a child of fork can hang on."),
+        "closure": Entry("forkproof.cli.closure:closure_command", "Show what ld.so would load, and bind to what."),
+        "graph": Entry("forkproof.cli.graph:graph_command", "Show the call graph of a program and its libraries."),
+        "rules": Entry("forkproof.cli.rules:rules_command", "List the rules, or show what one of them means."),
+    }
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"forkproof {forkproof.__version__}")
+        context.exit()
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--version", is_flag=True, callback=_version, expose_value=False, is_eager=True, help="Show the version.")
+@click.option(
+    "--traceback",
+    is_flag=True,
+    envvar="FORKPROOF_TRACEBACK",
+    expose_value=False,
+    callback=lambda context, _, wanted: context.meta.__setitem__("forkproof.traceback", wanted),
+    help="After an internal error, show Python's traceback (or set FORKPROOF_TRACEBACK=1).",
+)
+def main() -> None:
+    """Can a child made by fork() hang on a lock that nobody will ever release?
+
+    forkproof reads a program and the libraries that ld.so would load with it, without running anything, and finds
+    such locks: the allocator's first. It explains each with two stacks: who can hold the lock when the fork comes,
+    and how the child comes to want it.
+
+    \b
+    Examples:
+      forkproof scan /usr/sbin/named
+      forkproof scan --sysroot /srv/bookworm-arm64 /usr/bin/qemu-system-aarch64
+      forkproof scan --format json --output report.json /usr/sbin/*
+      forkproof rules inherited-lock
+    """
