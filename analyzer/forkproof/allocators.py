@@ -17,15 +17,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-import numpy as np
-
 from forkproof.atfork import Registration
-from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
+from forkproof.callgraph import CERTAIN, EdgeKind, Function, Program, Reach
 from forkproof.elf.image import Image, ObjectKind
 from forkproof.flow import Flow
 from forkproof.locks import NO_LOCKS, LockFunctions, lock_functions
 from forkproof.model import Hooks
-from forkproof.signatures import AllocatorSignature
+from forkproof.signatures import AllocatorSignature, Contains, Signatures
 from forkproof.threads import constructor_functions
 
 _CALLED_LATER: Final = CERTAIN | {EdgeKind.DEFERRED, EdgeKind.THREAD}
@@ -38,6 +36,9 @@ class LibcFacts:
     id: str | None
     version: str | None
     objects: frozenset[int]
+    """libc.so itself and its parts (libpthread, librt, ld.so, …)."""
+    core: int | None
+    """The object that defines fork and malloc."""
 
     @property
     def title(self) -> str:
@@ -96,20 +97,38 @@ class AllocatorFacts:
         return self.signature.family if self.signature else "unknown"
 
 
-def find_libc(flow_objects: Iterable[tuple[int, Image, frozenset[str]]], signatures: object) -> LibcFacts:
+def find_libc(program: Program, signatures: Signatures) -> LibcFacts:
     """The libc among the objects: the one that defines fork, named by its signature."""
-    from forkproof.signatures import Signatures
-
-    assert isinstance(signatures, Signatures)
-    objects = list(flow_objects)
-    for index, image, names in objects:
-        if len(objects) > 1 and "fork" not in names:
+    for item in program.closure.objects:
+        names = defined_names(item.image)
+        if len(program.codes) > 1 and "fork" not in names:
             continue
-        contains = _searcher(image)
+        contains = _searcher(item.image)
         for signature in signatures.libcs:
-            if signature.matches(image.soname or image.path.name, None, names, contains) is not None:
-                return LibcFacts(signature.id, signature.version_of(contains), frozenset({index}))
-    return LibcFacts(None, None, frozenset())
+            if signature.matches(item.image.soname or item.image.path.name, None, names, contains) is not None:
+                return LibcFacts(
+                    signature.id, signature.version_of(contains), _libc_parts(program, item.index), item.index
+                )
+    return LibcFacts(None, None, frozenset(), None)
+
+
+def _libc_parts(program: Program, core: int) -> frozenset[int]:
+    """libc and the objects built with it: they share symbols of the version GLIBC_PRIVATE."""
+    found = {core}
+    for item in program.closure.objects:
+        versions = item.image.versions
+        shared = {n.version for n in versions.needs.values()} | set(versions.definitions.values())
+        if "GLIBC_PRIVATE" in shared:
+            found.add(item.index)
+    return frozenset(found)
+
+
+def defined_names(image: Image) -> set[str]:
+    """Names of all symbols that an object defines."""
+    found: set[str] = set()
+    for table in (image.dynamic_symbols, image.static_symbols):
+        found |= {n for n, d in zip(table.names, table.defined.tolist(), strict=True) if d}
+    return found
 
 
 def find_allocators(flow: Flow, libc: LibcFacts, registrations: tuple[Registration, ...]) -> tuple[AllocatorFacts, ...]:
@@ -123,7 +142,7 @@ def find_allocators(flow: Flow, libc: LibcFacts, registrations: tuple[Registrati
     return tuple(sorted(found, key=lambda f: (not f.is_active, f.object)))
 
 
-def _searcher(image: Image):  # type: ignore[no-untyped-def]
+def _searcher(image: Image) -> Contains:
     def contains(pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
         return pattern.search(image.data)
 
@@ -146,8 +165,8 @@ def _allocator(
 ) -> AllocatorFacts | None:
     program = flow.program
     item = program.closure.objects[obj]
-    if _is_loader(flow, obj) and obj not in libc.objects:
-        return None
+    if obj in libc.objects and obj != libc.core:
+        return None  # the dynamic linker's small malloc serves only itself
     names = program.names[obj]
     family = flow.signatures.malloc_family
     defined = tuple(sorted(n for n in family if names.addresses(n)))
@@ -160,20 +179,10 @@ def _allocator(
     return _judged(flow, obj, signature, version, (defined, entries, is_active), libc, registrations)
 
 
-def _is_loader(flow: Flow, obj: int) -> bool:
-    """The dynamic linker: its own small malloc serves only itself."""
-    program = flow.program
-    interpreter = program.closure.program.image.interpreter or ""
-    return obj > 0 and program.closure.objects[obj].path.rsplit("/", 1)[-1] == interpreter.rsplit("/", 1)[-1]
-
-
 def _signature(flow: Flow, obj: int, defined: set[str]) -> AllocatorSignature | None:
     item = flow.program.closure.objects[obj]
     image = item.image
-    table = image.dynamic_symbols
-    exported = {n for n, d in zip(table.names, table.defined.tolist(), strict=True) if d}
-    static = image.static_symbols
-    exported |= {n for n, d in zip(static.names, static.defined.tolist(), strict=True) if d}
+    exported = defined_names(image)
     sections = {s.name for s in image.sections}
     has_strings = bool(defined) or image.is_static
     search = _searcher(image) if has_strings else (lambda _: None)
@@ -200,7 +209,7 @@ def _judged(
     locks = NO_LOCKS
     # In a static program libc's object is the program's: there only code that is recognised is libc's malloc.
     is_recognised = signature is not None and signature.builtin is not None
-    builtin = obj in libc.objects and (is_recognised or len(flow.program.codes) > 1)
+    builtin = obj == libc.core and (is_recognised or len(flow.program.codes) > 1)
     if builtin:
         hooks, why = _builtin(signature, libc)
         locks = replace(NO_LOCKS, evidence={f: "an allocation function of libc" for f in entries})

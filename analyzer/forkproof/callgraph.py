@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from forkproof.closure import Bindings, Closure, Sysroot, TypeClass
 from forkproof.code.index import SCANNERS, CodeIndex, index_code
+from forkproof.elf.headers import ObjectKind
 from forkproof.elf.image import I64, Image, RelocationKind
 from forkproof.elf.names import FunctionNames
 from forkproof.signatures import Signatures
@@ -196,7 +197,7 @@ def link(closure: Closure, sysroot: Sysroot) -> Program:
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = dict(zip(order, pool.map(lambda i: _indexed(images[i]), order), strict=True))
     codes = tuple(found[i] for i in range(len(images)))
-    names = tuple(FunctionNames(item.image, finder) for item in closure.objects)
+    names = tuple(FunctionNames(item.image, item.path, finder) for item in closure.objects)
     return Program(closure, Bindings(closure), codes, names)
 
 
@@ -342,20 +343,64 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
 def reached_through_tables(
     graph: CallGraph, roots: Iterable[int], kinds: Iterable[EdgeKind], objects: Iterable[int]
 ) -> npt.NDArray[np.bool_]:
-    """Which functions can be reached when constant tables of these objects count as calls too.
+    """Which functions can be reached when data of these objects that holds their addresses counts as calls.
 
-    Alternates searches of the graph with steps through tables until nothing is added, which spares
-    sorting all edges again.
+    Follows data that points to data too: a module's table of tables. This is the widest guess there is,
+    good for telling "unknown" from "no". Alternates searches of the graph with steps through data until
+    nothing is added, which spares sorting all edges again.
     """
-    columns = _concatenated([_table_edges(graph.program, obj) for obj in objects])
-    source, target = columns[0], columns[1]
     kinds = frozenset(kinds)
     reached = graph.distances(roots, kinds) >= 0
+    blocks = [_data_blocks(graph.program, obj) for obj in objects]
     while True:
-        new = np.unique(target[reached[source] & ~reached[target]])
+        new = np.unique(np.concatenate([block.step(reached) for block in blocks])) if blocks else []
         if not len(new):
             return reached
-        reached |= graph.distances(new.tolist(), kinds) >= 0
+        reached |= graph.distances(new, kinds) >= 0
+
+
+class _DataBlocks:
+    """The data of one object, cut at every address that code or data refers to."""
+
+    def __init__(
+        self, count: int, users: tuple[Columns, Columns], links: tuple[Columns, Columns], held: tuple[Columns, Columns]
+    ) -> None:
+        self.users, self.links, self.held = users, links, held
+        self.reached = np.zeros(count, bool)
+
+    def step(self, functions: npt.NDArray[np.bool_]) -> Columns:
+        """The functions that are newly reached through this data, given those reached so far."""
+        (user, used), (source, target), (holder, function) = self.users, self.links, self.held
+        self.reached[used[functions[user]]] = True
+        while True:
+            new = target[self.reached[source] & ~self.reached[target]]
+            if not len(new):
+                return function[self.reached[holder] & ~functions[function]]
+            self.reached[new] = True
+
+
+def _data_blocks(program: Program, obj: int) -> _DataBlocks:
+    code, base = program.codes[obj], int(program.base[obj])
+    sites = code.sites
+    pointer_slot, pointer_target = _data_pointers(program, obj)
+    owner = np.concatenate([code.data_owner, code.loaded_owner])
+    address = np.concatenate([sites.data_target, sites.loaded_address])
+    owner, address = owner[owner >= 0], address[owner >= 0]
+    starts = np.unique(np.concatenate([address, pointer_target]))
+    slot, function = _function_pointers(program, obj)
+    if not len(starts):
+        nothing = np.zeros(0, np.int64)
+        return _DataBlocks(0, (nothing, nothing), (nothing, nothing), (nothing, nothing))
+
+    def block(place: Columns) -> Columns:
+        return np.maximum(np.searchsorted(starts, place, side="right") - 1, 0)
+
+    return _DataBlocks(
+        len(starts),
+        (owner + base, block(address)),
+        (block(pointer_slot), block(pointer_target)),
+        (block(slot), function),
+    )
 
 
 def _concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
@@ -560,20 +605,45 @@ def _table_edges(program: Program, obj: int) -> EdgeColumns:
     return _edges(source, functions[entries], site, np.full(len(entries), EdgeKind.TABLE))
 
 
+def _stored_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
+    """(slot, target) of words in data that point into the same object.
+
+    They are relocations, except in an executable with a fixed base, whose data holds plain addresses.
+    """
+    image = program.image(obj)
+    slots, targets = image.pointers
+    if image.kind is not ObjectKind.EXECUTABLE:
+        return slots, targets
+    low = min(s.rva for s in image.segments)
+    high = max(s.rva + s.memory_size for s in image.segments)
+    found = [(slots, targets)]
+    for segment in image.segments:
+        if segment.writable and not segment.executable:
+            raw = image.read(segment.rva, segment.file_size)
+            skip = -segment.rva % 8
+            words = np.frombuffer(raw[skip : skip + (len(raw) - skip) // 8 * 8].tobytes(), "<i8")
+            at = np.flatnonzero((words >= low) & (words < high))
+            found.append((at * 8 + segment.rva + skip, words[at]))
+    return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+
+
+def _data_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
+    """(slot, target) of stored pointers that do not point to functions."""
+    slots, targets = _stored_pointers(program, obj)
+    other = program.functions(np.full(len(targets), obj), targets) < 0
+    return slots[other], targets[other]
+
+
 def _function_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
     """(slot, function number) of words in data that point to functions, sorted by slot."""
     image = program.image(obj)
+    slots, targets = _stored_pointers(program, obj)
+    function = program.functions(np.full(len(targets), obj), targets)
     table = image.relocations
-    relative = table.of(RelocationKind.RELATIVE)
-    slots, targets = table.offset[relative], table.addend[relative]
-    code, base = program.codes[obj], int(program.base[obj])
-    index = np.searchsorted(code.start, targets)
-    is_start = index < len(code.start)
-    is_start[is_start] = code.start[index[is_start]] == targets[is_start]
     named = table.of(RelocationKind.ABSOLUTE)
     bound = [program.symbol_target(obj, s) for s in table.symbol[named].tolist()]
     far = np.array([-1 if b is None else b for b in bound], np.int64)
-    slot = np.concatenate([slots[is_start], table.offset[named][far >= 0]])
-    function = np.concatenate([index[is_start] + base, far[far >= 0]])
+    slot = np.concatenate([slots[function >= 0], table.offset[named][far >= 0]])
+    function = np.concatenate([function[function >= 0], far[far >= 0]])
     order = np.argsort(slot, kind="stable")
     return slot[order], function[order]

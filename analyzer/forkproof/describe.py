@@ -52,6 +52,7 @@ def diagnostics(facts: Facts) -> list[Diagnostic]:
     program = facts.target.rsplit("/", 1)[-1]
     blind = unknown_calls(facts.flow.program)
     found.append(Diagnostic("info", program, f"{blind} calls in the closure have targets that are not known"))
+    found += [Diagnostic("warning", program, gap) for gap in facts.gaps]
     for window in facts.windows:
         if not window.window.is_complete and window.reachable is Answer.YES:
             name = facts.flow.name(window.window.function)
@@ -62,8 +63,12 @@ def diagnostics(facts: Facts) -> list[Diagnostic]:
 
 
 def _threads(facts: Facts) -> Answer:
-    """Whether a thread can exist at any fork that matters; without forks, whether constructors start one."""
-    answers = {w.threads for w in facts.windows if w.reachable is Answer.YES}
+    """Whether a thread can exist at a fork that may be reached; without forks, whether any is started."""
+    answers = {w.threads for w in facts.windows if w.reachable is not Answer.NO}
+    if facts.gaps:
+        answers.add(Answer.UNKNOWN)
+    if not answers:
+        answers.add(facts.threads.anywhere(facts.roots))
     if facts.threads.constructors or Answer.YES in answers:
         return Answer.YES
     return Answer.UNKNOWN if Answer.UNKNOWN in answers else Answer.NO

@@ -8,10 +8,11 @@ Must never: judge: that is the rules' work.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, find_libc, is_program
+from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
 from forkproof.atfork import Registration, find_registrations
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
 from forkproof.flow import Flow
@@ -50,6 +51,20 @@ class Facts:
     windows: tuple[WindowFacts, ...]
     is_program: bool
 
+    @cached_property
+    def gaps(self) -> tuple[str, ...]:
+        """What is missing from the picture, so that "no" would claim too much."""
+        closure = self.flow.program.closure
+        found = [f"{m.name} is missing: what it does is not known" for m in closure.missing]
+        image = closure.program.image
+        has_names = len(image.static_symbols) or len(image.dynamic_symbols)
+        if image.is_static and not has_names:
+            found.append(
+                "a static program without symbols: calls of malloc, fork and pthread_create inside it were not "
+                "recognised, only system calls were; scan an unstripped copy, or give its debug file"
+            )
+        return tuple(found)
+
     def object_name(self, obj: int) -> str:
         """The soname of an object, or its file name."""
         return self.flow.program.closure.objects[obj].name
@@ -69,19 +84,6 @@ class Facts:
                 if graph.kind[edge] == EdgeKind.THREAD:
                     found.append(Function(int(graph.target[edge])))
         return list(dict.fromkeys(found))
-
-
-def libc_of(program: Program, signatures: Signatures) -> LibcFacts:
-    """The C library of a linked program."""
-    described = []
-    for item in program.closure.objects:
-        table = item.image.dynamic_symbols
-        names = {n for n, d in zip(table.names, table.defined.tolist(), strict=True) if d}
-        if not names:
-            static = item.image.static_symbols
-            names = {n for n, d in zip(static.names, static.defined.tolist(), strict=True) if d}
-        described.append((item.index, item.image, frozenset(names)))
-    return find_libc(described, signatures)
 
 
 def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFacts) -> Facts:

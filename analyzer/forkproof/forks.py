@@ -15,7 +15,7 @@ and once with a positive one; branches that the result decides are taken on one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,10 +23,11 @@ import numpy as np
 
 from forkproof.callgraph import EdgeKind, Function, Program, Reach
 from forkproof.code.explore import Exploration
+from forkproof.code.index import SCANNERS
 from forkproof.elf.image import Machine
 from forkproof.elf.names import plainness
 from forkproof.flow import Flow
-from forkproof.model import WindowKind
+from forkproof.model import Answer, WindowKind
 from forkproof.signatures import Forker, ForkerKind, Signatures
 
 _CLONE_VM: Final = 0x100
@@ -34,9 +35,17 @@ _PARENT_RESULT: Final = 0x5A5A
 _MAX_LEVELS: Final = 24
 """Callers followed for one window; beyond, the rest of the child's life is unknown."""
 _MAX_UNREACHED_LEVELS: Final = 4
+_NUMBER_REACH: Final = 192
+"""Bytes before a system call in which its number must stand."""
+_MAX_RESULTS: Final = 3
+"""Constants that a wrapper may return and that are still followed one by one."""
 _NEAR: Final = 3
 """A callee this close to exec is taken to be there for it."""
 _CALL_KINDS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
+
+
+Results = tuple[int, ...]
+Known = dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +60,9 @@ class Level:
     outcomes: frozenset[str]
     returns: bool
     parent_returns: bool
-    child_result: int | None
-    parent_result: int | None
+    child_results: tuple[int, ...]
+    """The constants that the function returns in the child; empty when they are not all known."""
+    parent_results: tuple[int, ...]
     weight: int
     """Instructions that only the child can run, less those that only the parent can."""
 
@@ -65,7 +75,7 @@ class ForkWindow:
     function: Function
     site: int
     handlers_run: bool
-    shares_memory: bool
+    shares_memory: Answer
     """vfork and CLONE_VM: the child runs in the parent's memory, where other threads still release locks."""
     kind: WindowKind
     levels: tuple[Level, ...]
@@ -81,7 +91,7 @@ class _Site:
     name: str
     kind: ForkerKind
     handlers_run: bool
-    shares_memory: bool
+    shares_memory: Answer
     function: Function
     site: int
     is_jump: bool
@@ -155,13 +165,15 @@ def _is_libc_code(flow: Flow, function: Function, libc_objects: frozenset[int]) 
     return any(name.startswith("__") for name in program.names[obj].aliases(program.rva_of(function)))
 
 
-def _shares_memory(flow: Flow, forker: Forker, function: Function, site: int) -> bool:
+def _shares_memory(flow: Flow, forker: Forker, function: Function, site: int) -> Answer:
     if forker.kind == "vfork":
-        return True
+        return Answer.YES
     if forker.kind != "clone" or forker.flags is None:
-        return False
+        return Answer.NO
     flags = flow.constant_before(function, site, flow.convention.arguments[forker.flags])
-    return flags is not None and bool(flags & _CLONE_VM)
+    if flags is None:
+        return Answer.UNKNOWN
+    return Answer.YES if flags & _CLONE_VM else Answer.NO
 
 
 def _raw_sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
@@ -170,6 +182,10 @@ def _raw_sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
     arguments = flow.convention.arguments
     seen = set()
     for function, site, number_register, shift in _system_calls(flow, libc_objects):
+        image = flow.program.image(flow.program.object_of(function))
+        window = image.read(max(site - _NUMBER_REACH, 0), min(site, _NUMBER_REACH)).tobytes()
+        if not SCANNERS[flow.machine].mentions(window, calls):
+            continue
         number = flow.constant_before(function, site, number_register)
         call = calls.get(number) if number is not None else None
         if call is None or (function, site) in seen or function in flow.forkers:
@@ -178,10 +194,11 @@ def _raw_sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
         flags = flow.constant_before(function, site, arguments[shift]) if call.flags == "argument-0" else None
         creates = call.creates(flags)
         if creates != "thread":
-            shared = creates == "shared"
+            shared = {"shared": Answer.YES, "process": Answer.NO}.get(creates, Answer.UNKNOWN)
             # In a static program without names the instruction stands in libc's own fork, handlers and all.
             runs_handlers = len(flow.program.codes) == 1 and not flow.forkers
-            yield _Site(call.name, "vfork" if shared else "fork", runs_handlers, shared, function, site, False)
+            kind: ForkerKind = "vfork" if shared is Answer.YES else "fork"
+            yield _Site(call.name, kind, runs_handlers, shared, function, site, is_jump=False)
 
 
 def _system_calls(flow: Flow, libc_objects: frozenset[int]) -> Iterator[tuple[Function, int, str, int]]:
@@ -221,7 +238,7 @@ def _clone(flow: Flow, site: _Site, roots: Reach) -> ForkWindow:
         callback = flow.passed(site.function, state, site.callback).function if state else None
     if callback is None:
         return _window(site, WindowKind.UNKNOWN, (), (), is_complete=False)
-    level = _Follower(flow, roots).level(callback, flow.program.rva_of(callback), site.site, {}, {})
+    level = _Follower(flow, roots).level(callback, flow.program.rva_of(callback), site.site, [{}], [])
     kind = WindowKind.EXEC if "exec" in level.outcomes else WindowKind.EXIT
     return _window(site, kind, (level,), tuple(sorted(level.outcomes | {"exit"})), is_complete=True)
 
@@ -241,36 +258,34 @@ class _Follower:
         return _window(site, kind, tuple(levels), tuple(outcomes), is_complete=self.is_complete)
 
     def _levels(self, site: _Site) -> list[Level]:
-        child = 0
         limit = _MAX_LEVELS if self.roots[site.function] >= 0 else _MAX_UNREACHED_LEVELS
-        parent_ends = site.kind == "daemon"
+        parent: Results = () if site.kind == "daemon" else (_PARENT_RESULT,)
         levels: list[Level] = []
+        pending = [(site.function, site.site, (0,), parent)]
         if site.is_jump:
-            pending = self._callers(site.function, child, None if parent_ends else _PARENT_RESULT)
-        else:
-            pending = [(site.function, site.site, child, None if parent_ends else _PARENT_RESULT)]
+            pending = self._callers(site.function, (0,), parent)
         seen = {(function, place) for function, place, _, _ in pending}
         while pending:
-            function, place, child_result, parent_result = pending.pop(0)
+            function, place, child_results, parent_results = pending.pop(0)
             if len(levels) >= limit:
                 self.is_complete = False
                 break
-            level = self.after(function, place, child_result, parent_result)
+            level = self.after(function, place, child_results, parent_results)
             levels.append(level)
             if not level.returns:
                 continue
-            for caller in self._callers(function, level.child_result, level.parent_result):
+            for caller in self._callers(function, level.child_results, level.parent_results):
                 if caller[:2] not in seen:
                     seen.add(caller[:2])
                     pending.append(caller)
         return levels
 
     def _callers(
-        self, function: Function, child: int | None, parent: int | None
-    ) -> list[tuple[Function, int, int | None, int | None]]:
+        self, function: Function, child: Results, parent: Results
+    ) -> list[tuple[Function, int, Results, Results]]:
         """Where the child goes on after `function` returned; tail calls are passed through."""
         graph = self.flow.graph
-        result: list[tuple[Function, int, int | None, int | None]] = []
+        result: list[tuple[Function, int, Results, Results]] = []
         pending, seen = [function], {function}
         while pending:
             callee = pending.pop()
@@ -286,39 +301,38 @@ class _Follower:
                     pending.append(caller)
         return sorted(set(result), key=lambda item: (item[0], item[1]))
 
-    def after(self, function: Function, site: int, child: int | None, parent: int | None) -> Level:
+    def after(self, function: Function, site: int, child: Results, parent: Results) -> Level:
         """What the child can do in `function` after the call at `site`."""
         register = self.flow.convention.result
         body = self.flow.body(function)
         position = body.position(site)
         if position is None:
-            return Level(function, site, (), frozenset({"unknown"}), False, False, None, None, 0)
+            return Level(function, site, (), frozenset({"unknown"}), False, False, (), (), 0)
         start = body.instructions[position].end
-        known_child = {} if child is None else {register: child}
-        known_parent = {} if parent is None else {register: parent}
-        return self.level(function, start, site, known_child, known_parent)
+        known_child = [{register: value} for value in child] or [{}]
+        return self.level(function, start, site, known_child, [{register: value} for value in parent])
 
     def level(
-        self, function: Function, start: int, site: int, child: dict[str, int], parent: dict[str, int]
+        self, function: Function, start: int, site: int, child: Sequence[Known], parent: Sequence[Known]
     ) -> Level:
-        """Explore from `start` as the child and as the parent."""
-        flow = self.flow
-        run = flow.explore_from(function, start, child, flow.execs)
-        other = flow.explore_from(function, start, parent, flow.execs) if parent else None
-        edges = tuple(e for t in run.transfers for e in flow.edges_at(function, t.site))
+        """Explore from `start` as the child, and as the parent where its result is known."""
+        run = _Merged([self.flow.explore_from(function, start, known, self.flow.execs) for known in child])
+        other = _Merged([self.flow.explore_from(function, start, known, self.flow.execs) for known in parent])
+        told_apart = bool(parent) and any(child)
+        edges = tuple(dict.fromkeys(e for t in run.sites for e in self.flow.edges_at(function, t)))
         return Level(
             function,
             site,
-            tuple(dict.fromkeys(edges)),
-            self._outcomes(run, edges),
+            edges,
+            self._outcomes(run.returns, edges),
             run.returns,
-            other.returns if other else run.returns,
-            _constant(run),
-            _constant(other) if other else None,
-            len(run.visited - other.visited) - len(other.visited - run.visited) if other else 0,
+            other.returns if told_apart else run.returns,
+            run.constants,
+            other.constants,
+            len(run.visited - other.visited) - len(other.visited - run.visited) if told_apart else 0,
         )
 
-    def _outcomes(self, run: Exploration, edges: tuple[int, ...]) -> frozenset[str]:
+    def _outcomes(self, returns: bool, edges: tuple[int, ...]) -> frozenset[str]:
         flow, graph = self.flow, self.flow.graph
         found = set()
         for edge in edges:
@@ -329,7 +343,7 @@ class _Follower:
                 found.add("exec")
             elif not flow.returns(target):
                 found.add("exec" if flow.to_exec[target] >= 0 and not self._is_abnormal(target) else "exit")
-        if run.returns:
+        if returns:
             found.add("return")
         elif not found & {"exec", "exit"}:
             found.add("loop")
@@ -344,11 +358,21 @@ class _Follower:
         return any(n in signatures.noreturn or n in signatures.exit_names for n in names)
 
 
-def _constant(run: Exploration) -> int | None:
-    """The one constant that every return gives, if so."""
-    if len(run.results) != 1 or run.results[0] is None or run.results[0].base is not None:
-        return None
-    return run.results[0].offset
+class _Merged:
+    """Several explorations of one function, for each value that a call may have returned, as one."""
+
+    def __init__(self, runs: Sequence[Exploration]) -> None:
+        self.returns = any(run.returns for run in runs)
+        self.visited: frozenset[int] = frozenset().union(*(run.visited for run in runs))
+        self.sites = sorted({transfer.site for run in runs for transfer in run.transfers})
+        self.constants = _constants(runs)
+
+
+def _constants(runs: Sequence[Exploration]) -> Results:
+    """What the function returns, if those are few constants; else nothing."""
+    values = {value for run in runs for value in run.results}
+    constants = {value.offset for value in values if value is not None and value.base is None}
+    return tuple(sorted(constants)) if len(constants) == len(values) <= _MAX_RESULTS else ()
 
 
 def _kind(levels: list[Level]) -> WindowKind:
@@ -371,6 +395,8 @@ def _kind(levels: list[Level]) -> WindowKind:
             return WindowKind.DAEMONIZE
     if any("exec" in level.outcomes and not level.returns for level in beyond):
         return WindowKind.EXEC
+    if beyond and beyond[-1].returns and beyond[-1].weight > 0:
+        return WindowKind.DAEMONIZE  # nothing calls this function: its return ends both, the child does more
     if any(not level.returns and level.weight for level in beyond):
         return next(_kind_of_end(level) for level in beyond if not level.returns and level.weight)
     return WindowKind.UNKNOWN

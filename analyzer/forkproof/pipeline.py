@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from forkproof import callgraph, closure, describe, facts, signatures
+from forkproof.allocators import find_libc
 from forkproof.callgraph import CallGraph
 from forkproof.errors import ForkproofError, InputError
 from forkproof.hazards import allocator
@@ -52,7 +53,7 @@ def scan_one(
     graph = call_graph(name, options, known)
     # Forks, threads, handlers and allocators of that program.
     progress.stage(f"{name}: following forks", 1, _STAGES)
-    libc = facts.libc_of(graph.program, known)
+    libc = find_libc(graph.program, known)
     gathered = facts.gather(graph.program.closure.program.path, graph, known, libc)
     # The rules, each a function of the facts.
     progress.stage(f"{name}: checking rules", 2, _STAGES)

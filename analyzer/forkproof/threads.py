@@ -59,6 +59,14 @@ class Threads:
         return frozenset(self.flow.program.called(self.flow.signatures.thread_starters))
 
     @cached_property
+    def are_hidden(self) -> bool:
+        """Starts cannot be recognised: a library is missing, or a static program has no names."""
+        closure = self.flow.program.closure
+        image = closure.program.image
+        nameless = image.is_static and not len(image.static_symbols) and not len(image.dynamic_symbols)
+        return bool(closure.missing) or nameless
+
+    @cached_property
     def primitive_starters(self) -> frozenset[Function]:
         """pthread_create and its like: starters that do not themselves call a starter."""
         return frozenset(f for f in self.starters if not self._calls_starter(f)) or self.starters
@@ -122,8 +130,16 @@ class Threads:
         if found is not None:
             return Answer.YES, found
         # Code that only a table leads to may start one, at a time that is not known.
+        if self.are_hidden:
+            return Answer.UNKNOWN, None
         only_loosely = self.loosely_reached(roots) & (from_roots < 0)
         return (Answer.UNKNOWN if np.any(only_loosely & (self.to_start >= 0)) else Answer.NO), None
+
+    def anywhere(self, roots: tuple[Function, ...]) -> Answer:
+        """Whether the program starts threads at all, forks or not."""
+        if any(self.to_start[r] >= 0 for r in roots):
+            return Answer.YES
+        return Answer.UNKNOWN if np.any(self.loosely_reached(roots) & (self.to_start >= 0)) else Answer.NO
 
     def _on_the_way(self, window: ForkWindow, from_roots: Reach) -> ThreadSource | None:
         """A call that starts a thread and can come before the call that leads to the fork.

@@ -13,6 +13,7 @@ Source: Arm Architecture Reference Manual, C4; ELF for the Arm 64-bit Architectu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -60,7 +61,7 @@ def find_stubs(code: U8, base: int, is_slot: EntryMap) -> Stubs:
     return Stubs((at - branded) * 4 + base, slot)
 
 
-def scan(code: U8, base: int, entries: EntryMap, absolute: bool) -> Sites:
+def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
     """All sites of one code range. `absolute` is of no use here: ADRP forms fixed addresses too."""
     del absolute
     words = _words(code)
@@ -195,3 +196,10 @@ def outline_atomic_pointer(code: U8) -> int | None:
     if not is_head:
         return None
     return 2 if words[3] & 0x3FA07C00 == 0x08A07C00 else 1
+
+
+def mentions(code: bytes, numbers: Iterable[int]) -> bool:
+    """One of these numbers stands in a MOVZ: a cheap test before decoding."""
+    words = np.frombuffer(code[: len(code) // 4 * 4], "<u4")
+    moved = words[words & 0x7FE00000 == 0x52800000] >> 5 & 0xFFFF
+    return bool(np.isin(moved, list(numbers)).any())

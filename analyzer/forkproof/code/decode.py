@@ -13,7 +13,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from forkproof.code import lift_aarch64, lift_x86_64
@@ -108,24 +109,25 @@ def decode(image: Image, parts: Iterable[tuple[int, int]]) -> Body:
         code = image.read(start, size).tobytes()
         for address, length, mnemonic, operands in _handle(image.machine).disasm_lite(code, start):
             operations = lift(mnemonic, operands)
-            if length > _SHORTEST and (prefix := _prefix(code[address - start : address - start + length], operations)):
+            prefix = _prefix(code, address - start, length, operations) if length > _SHORTEST else 0
+            if prefix:
                 prefixed[address] = address + prefix
-                address, length = address + prefix, length - prefix
-            found.append(Instruction(address, length, operations))
+            found.append(Instruction(address + prefix, length - prefix, operations))
     return Body(ranges[0][0], tuple(found), ranges, prefixed)
 
 
+_ONE_AT_A_TIME: Final = Lock()
 _SHORTEST: Final = 5
 """Bytes of `call rel32`: nothing shorter has prefixes that need to come off."""
 
 
-def _prefix(code: bytes, operations: tuple[Operation, ...]) -> int:
+def _prefix(code: bytes, at: int, length: int, operations: tuple[Operation, ...]) -> int:
     """Number of bytes before the opcode of a branch that the scanners know; 0 for anything else."""
     match operations:
         case (Call(int()) | Jump(),):
-            return max(len(code) - 5, 0) if code[-5] in (0xE8, 0xE9) else 0
+            return length - 5 if code[at + length - 5] in (0xE8, 0xE9) else 0
         case (Call(None, Memory("pc")) | JumpUnknown(Memory("pc")),):
-            return max(len(code) - 6, 0)
+            return length - 6
         case _:
             return 0
 
@@ -133,10 +135,11 @@ def _prefix(code: bytes, operations: tuple[Operation, ...]) -> int:
 def boundaries(image: Image, start: int, size: int) -> frozenset[int]:
     """Addresses of the instructions in a range, decoded one after the other from its start."""
     code = image.read(start, size).tobytes()
-    return frozenset(address for address, _, _, _ in _handle(image.machine).disasm_lite(code, start))
+    with _ONE_AT_A_TIME:  # objects are indexed by several threads, and capstone's handle is not theirs to share
+        return frozenset(address for address, _, _, _ in _handle(image.machine).disasm_lite(code, start))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _handle(machine: Machine) -> capstone.Cs:
     import capstone  # lazily: many commands never decode an instruction
 

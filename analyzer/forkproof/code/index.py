@@ -115,7 +115,7 @@ def index_code(image: Image) -> CodeIndex:
     start, size, resolvers = _functions(image, stubs)
     start, size = _with_called_gaps(image, start, size, stubs)
     entries = _entry_map(image, start, stubs.start)
-    absolute = image.kind is ObjectKind.EXECUTABLE
+    absolute = _fixed_addresses(image)
     scanner = SCANNERS[image.machine]
     parts = [scanner.scan(image.read(rva, n), rva, entries, absolute) for rva, n in image.code_ranges]
     index = CodeIndex(start, size, stubs, concatenate(parts), np.searchsorted(start, resolvers))
@@ -239,7 +239,7 @@ def _with_called_gaps(image: Image, start: I64, size: I64, stubs: Stubs) -> tupl
     targets = [
         found.direct_target[~found.direct_jump]
         for rva, n in image.code_ranges
-        for found in [scanner.scan(image.read(rva, n), rva, entries, False)]
+        for found in [scanner.scan(image.read(rva, n), rva, entries, range(0))]
     ]
     new = np.unique(np.concatenate(targets)) if targets else candidates[:0]
     merged_start, merged_size = _merged(
@@ -260,6 +260,14 @@ def _gaps(image: Image, start: I64, size: I64, stubs: Stubs) -> list[tuple[int, 
             if not np.any((stubs.start >= low) & (stubs.start < begins[gap])):
                 result.append((low, int(begins[gap]) - low))
     return result
+
+
+def _fixed_addresses(image: Image) -> range:
+    """The addresses of an executable with a fixed base, which its code may hold as immediates."""
+    if image.kind is not ObjectKind.EXECUTABLE:
+        return range(0)
+    low = min(s.rva for s in image.segments)
+    return range(max(low, 1), max(s.rva + s.memory_size for s in image.segments))
 
 
 def _entry_map(image: Image, start: I64, stubs: I64) -> EntryMap:

@@ -11,6 +11,7 @@ Source: Intel SDM volume 2; System V psABI for x86-64, section 5.2 (PLT); CET: `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -58,8 +59,9 @@ def find_stubs(code: U8, base: int, is_slot: EntryMap) -> Stubs:
     return Stubs(start - 4 * branded + base, slot)
 
 
-def scan(code: U8, base: int, entries: EntryMap, absolute: bool) -> Sites:
-    """All sites of one code range; `absolute` adds `mov $imm32` of non-PIE executables."""
+def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
+    """All sites of one code range; `absolute` holds the addresses that `mov $imm32` can form: those of an
+    executable with a fixed base, else none."""
     direct = [_branches(code, base, entries, opcode) for opcode in (0xE8, 0xE9)]
     direct += [_conditional(code, base, entries), _short(code, base, entries)]
     site, target, jump = (np.concatenate(column) for column in zip(*direct, strict=True))
@@ -69,7 +71,9 @@ def scan(code: U8, base: int, entries: EntryMap, absolute: bool) -> Sites:
     lea_site, lea_target, lea_register = _rip_relative(code, base, 0x8D)
     load_site, load_address, load_register = _rip_relative(code, base, 0x8B)
     if absolute:
-        lea_site, lea_target, lea_register = _with_immediates(code, base, entries, lea_site, lea_target, lea_register)
+        immediate = _immediates(code, base, absolute)
+        columns = zip((lea_site, lea_target, lea_register), immediate, strict=True)
+        lea_site, lea_target, lea_register = (np.concatenate(pair) for pair in columns)
     is_function = entries.kinds(lea_target) > 0
     return Sites(
         direct_site=site[order],
@@ -132,25 +136,19 @@ def _rip_relative(code: U8, base: int, opcode: int) -> tuple[I64, I64, I64]:
     return at - 1 + base, at + 6 + base + _rel32(code, at + 2), register
 
 
-def _with_immediates(
-    code: U8, base: int, entries: EntryMap, site: I64, target: I64, register: I64
-) -> tuple[I64, I64, I64]:
-    """Add `mov $function, %reg`, which forms an address where the program has a fixed base."""
+def _immediates(code: U8, base: int, absolute: range) -> tuple[I64, I64, I64]:
+    """`mov $address, %reg`: site, address, register."""
     short = _room(np.flatnonzero(code & 0xF8 == 0xB8), code, 5)
     long = _room(_at(code, 0xC7), code, 6)
     long = long[(long >= 1) & (code[long - 1] & 0xFE == 0x48) & (code[long + 1] & 0xF8 == 0xC0)] + 1
     at = np.concatenate([short, long])
     value = _rel32(code, at + 1)
-    hit = entries.kinds(value) > 0
+    hit = (value >= absolute.start) & (value < absolute.stop)
     at, value = at[hit], value[hit]
     prefix = code[np.maximum(at - np.where(code[at] & 0xF8 == 0xB8, 1, 2), 0)]
     extended = (prefix == 0x41) | (prefix == 0x49)
     number = (code[at] & 7).astype(np.int64) | extended.astype(np.int64) << 3
-    return (
-        np.concatenate([site, at + base]),
-        np.concatenate([target, value]),
-        np.concatenate([register, number]),
-    )
+    return at + base, value, number
 
 
 def _indirect(code: U8, base: int, group5: I64) -> I64:
@@ -181,3 +179,8 @@ def find_pauses(code: U8, base: int) -> I64:
     """Sites of `pause`."""
     at = _room(_at(code, 0xF3), code, 2)
     return at[code[at + 1] == 0x90] + base
+
+
+def mentions(code: bytes, numbers: Iterable[int]) -> bool:
+    """One of these numbers stands in the code as a 32-bit immediate: a cheap test before decoding."""
+    return any(number.to_bytes(4, "little") in code for number in numbers)

@@ -29,10 +29,14 @@ _MINI_DEBUG_LIMIT: Final = 256 << 20
 
 
 class FunctionNames:
-    """Names of the functions of one object, by start address. Tables are read on first use."""
+    """Names of the functions of one object, by start address. Tables are read on first use.
 
-    def __init__(self, image: Image, find: DebugFinder | None = None) -> None:
+    `path` is where the object lies in its sysroot, next to which a debuglink is looked for.
+    """
+
+    def __init__(self, image: Image, path: str = "", find: DebugFinder | None = None) -> None:
         self._image = image
+        self._path = path
         self._find = find
         self._aliases: dict[int, tuple[str, ...]] = {}
 
@@ -110,7 +114,7 @@ class FunctionNames:
             raw = self._image.bytes[section.offset : section.offset + section.size].tobytes()
             name = raw.split(b"\0")[0].decode("utf-8", "backslashreplace")
             if name and "/" not in name:
-                folder = self._image.path.parent
+                folder = self._path.rpartition("/")[0]
                 yield from (f"{folder}/{name}", f"{folder}/.debug/{name}", f"/usr/lib/debug{folder}/{name}")
 
     def _mini_debug(self) -> Image | None:

@@ -78,19 +78,23 @@ def _registration(facts: Facts, active: AllocatorFacts, inherited: list[Finding]
 def _no_consequence(facts: Facts) -> str:
     if not facts.is_program:
         return " Any program that forks with it while another thread allocates can hang in the child."
+    if facts.gaps:
+        return f" Whether this program can hang on it is not known: {facts.gaps[0]}."
     if not facts.windows:
         return " This program calls no forker that was found, so nothing here can hang on it."
     return " No fork of this program was shown to hang on it."
 
 
 def _title(active: AllocatorFacts) -> str:
+    if active.signature is None:
+        return "an allocator without a signature"
     return f"{active.family} {active.version}" if active.version else active.family
 
 
 def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Finding | None:
     """inherited-lock for one window, or None where a necessary condition is shown not to hold."""
     quiesced, not_quiesced = _not_quiesced(facts, active, window)
-    if quiesced is Answer.NO or window.window.kind not in _FOLLOWED or window.window.shares_memory:
+    if quiesced is Answer.NO or window.window.kind not in _FOLLOWED or window.window.shares_memory is Answer.YES:
         return None
     if window.threads is Answer.NO or window.reachable is Answer.NO:
         return None
@@ -123,7 +127,7 @@ def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Fin
         message=_message(name, window, fork, verdict),
         why=_why(active, window, conditions),
         fix=facts.fix(active, _cause(active)),
-        lock=Lock(name, f"a lock of {_title(active)}", None, "allocator"),
+        lock=Lock(name, f"a lock of {_title(active) if active.signature else name}", None, "allocator"),
         fork=fork,
         holder=holder,
         requester=requester.frames if requester else (),
@@ -142,6 +146,11 @@ def _not_quiesced(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> 
     if active.hooks in (Hooks.EFFECTIVE, Hooks.BUILTIN):
         if window.window.handlers_run:
             return Answer.NO, f"{name}: {active.why}"
+        if window.window.shares_memory is Answer.UNKNOWN:
+            return Answer.UNKNOWN, (
+                f"{window.window.forker} runs no fork handlers; its flags are not known, and with CLONE_VM the child "
+                "would share memory instead of inheriting locks"
+            )
         return Answer.YES, f"{window.window.forker} runs no fork handlers and quiesces nothing"
     answer = Answer.UNKNOWN if active.hooks is Hooks.UNKNOWN else Answer.YES
     return answer, f"{name}: {active.why}"
