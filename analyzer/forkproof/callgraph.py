@@ -13,7 +13,7 @@ A *function number* indexes all functions of all objects: object i's are base[i]
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -540,14 +540,35 @@ def address_arguments(program: Program, obj: int, sites: Columns, argument: int)
     The instruction must lie in the same function, within `_CALLBACK_REACH` bytes, and no other call may
     come in between (calls destroy argument registers). -1 where none is found.
     """
+    result = np.full(len(sites), -1, np.int64)
+    for row, word, is_load in _addresses_passed(program, obj, sites, argument):
+        function = program.slot_target(obj, word) if is_load else program.function(obj, word)
+        if function is None:
+            function = program.stub_target(obj, word)
+        result[row] = -1 if function is None else function
+    return result
+
+
+def string_arguments(program: Program, obj: int, sites: Columns, argument: int) -> dict[int, str]:
+    """Site to the constant string whose address is passed there, found in the same way."""
+    image = program.image(obj)
+    found = {}
+    for row, word, is_load in _addresses_passed(program, obj, sites, argument):
+        text = None if is_load else image.read_string(word)
+        if text and text.isprintable():
+            found[int(sites[row])] = text
+    return found
+
+
+def _addresses_passed(program: Program, obj: int, sites: Columns, argument: int) -> Iterator[tuple[int, int, bool]]:
+    """(row of the site, address, whether the argument is loaded from there) where an instruction shows it."""
     code, image = program.codes[obj], program.image(obj)
     registers = SCANNERS[image.machine].ARGUMENT_REGISTERS
-    result = np.full(len(sites), -1, np.int64)
     if argument >= len(registers):
-        return result
+        return
     place, address, is_load = _register_writes(code, registers[argument])
     if not len(place):
-        return result
+        return
     calls = code.all_calls
     before_call = np.searchsorted(calls, sites) - 1
     previous_call = np.where(before_call >= 0, calls[np.maximum(before_call, 0)], -1)
@@ -557,12 +578,7 @@ def address_arguments(program: Program, obj: int, sites: Columns, argument: int)
     good &= code.owners(at) == code.owners(sites)
     for row in np.flatnonzero(good).tolist():
         found = int(position[row])
-        word = int(address[found])
-        function = program.slot_target(obj, word) if is_load[found] else program.function(obj, word)
-        if function is None:
-            function = program.stub_target(obj, word)
-        result[row] = -1 if function is None else function
-    return result
+        yield row, int(address[found]), bool(is_load[found])
 
 
 def _register_writes(code: CodeIndex, register: int) -> tuple[Columns, Columns, npt.NDArray[np.bool_]]:

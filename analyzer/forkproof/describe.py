@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
 from forkproof.allocators import AllocatorFacts
+from forkproof.callgraph import CERTAIN, Function, string_arguments
 from forkproof.facts import Facts, WindowFacts, unknown_calls
 from forkproof.model import (
     Allocator,
@@ -53,6 +56,7 @@ def diagnostics(facts: Facts) -> list[Diagnostic]:
     blind = unknown_calls(facts.flow.program)
     found.append(Diagnostic("info", program, f"{blind} calls in the closure have targets that are not known"))
     found += [Diagnostic("warning", program, gap) for gap in facts.gaps]
+    found += _dlopens(facts)
     for window in facts.windows:
         if not window.window.is_complete and window.reachable is Answer.YES:
             name = facts.flow.name(window.window.function)
@@ -60,6 +64,26 @@ def diagnostics(facts: Facts) -> list[Diagnostic]:
                 Diagnostic("warning", program, f"the child of the fork in {name} was not followed through all callers")
             )
     return found
+
+
+def _dlopens(facts: Facts) -> list[Diagnostic]:
+    """Libraries that the code opens by constant names, and that are therefore not in the closure."""
+    program, graph = facts.flow.program, facts.flow.graph
+    openers = program.called(["dlopen", "dlmopen", "__libc_dlopen_mode"])
+    here = {name for o in program.closure.objects for name in (o.name, o.path.rsplit("/", 1)[-1])}
+    names: dict[str, set[str]] = {}
+    for opener, name in openers.items():
+        edges = [e for e in graph.edges_to(opener) if graph.kind[e] in CERTAIN]
+        for obj in sorted({program.object_of(Function(int(graph.source[e]))) for e in edges}):
+            mine = [e for e in edges if program.object_of(Function(int(graph.source[e]))) == obj]
+            sites = np.array([int(graph.site[e]) for e in mine], np.int64)
+            for library in string_arguments(program, obj, sites, 1 if name == "dlmopen" else 0).values():
+                if library.rsplit("/", 1)[-1] not in here:
+                    names.setdefault(library, set()).add(facts.object_name(obj))
+    return [
+        Diagnostic("info", sorted(users)[0], f"may open {library} with dlopen; add it with --also {library}")
+        for library, users in sorted(names.items())
+    ]
 
 
 def _threads(facts: Facts) -> Answer:

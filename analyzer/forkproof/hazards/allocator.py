@@ -29,6 +29,10 @@ from forkproof.threads import ThreadSource
 
 _UNPROTECTED = (Hooks.UNBOUND, Hooks.ABSENT, Hooks.UNKNOWN)
 _FOLLOWED = (WindowKind.DAEMONIZE, WindowKind.EXEC, WindowKind.EXIT, WindowKind.UNKNOWN)
+_NEAR = 1
+"""A child that is about to exec allocates, as a matter of course, in its own function or one call below (a
+string copied, a directory opened). Deeper ways are mostly what it does when a call fails. A child that
+lives on takes every ordinary way sooner or later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class _Requester:
     frames: tuple[Frame, ...]
     is_ordinary: bool
     """False when only ways to die (exit, abort, a failed assertion) lead to the lock."""
+    depth: int
+    """Calls from the child's own code to the allocator."""
 
 
 def find(facts: Facts) -> list[Finding]:
@@ -143,14 +149,14 @@ def _not_quiesced(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> 
     name = facts.object_name(active.object)
     if active.hooks is Hooks.NOT_NEEDED:
         return Answer.NO, f"{name} takes no lock"
+    if window.window.shares_memory is Answer.UNKNOWN:
+        return Answer.UNKNOWN, (
+            f"{window.window.forker} runs no fork handlers; its flags are not known, and with CLONE_VM the child "
+            "would share memory instead of inheriting locks"
+        )
     if active.hooks in (Hooks.EFFECTIVE, Hooks.BUILTIN):
         if window.window.handlers_run:
             return Answer.NO, f"{name}: {active.why}"
-        if window.window.shares_memory is Answer.UNKNOWN:
-            return Answer.UNKNOWN, (
-                f"{window.window.forker} runs no fork handlers; its flags are not known, and with CLONE_VM the child "
-                "would share memory instead of inheriting locks"
-            )
         return Answer.YES, f"{window.window.forker} runs no fork handlers and quiesces nothing"
     answer = Answer.UNKNOWN if active.hooks is Hooks.UNKNOWN else Answer.YES
     return answer, f"{name}: {active.why}"
@@ -166,6 +172,8 @@ def _rank(
     if unknown:
         return (Severity.MEDIUM if unknown == 1 else Severity.LOW), Verdict.SUSPECTED
     is_ordinary = requester is not None and requester.is_ordinary and not window.is_deferred
+    if window.window.kind is WindowKind.EXEC and requester is not None and requester.depth > _NEAR:
+        is_ordinary = False
     return (Severity.HIGH if is_ordinary else Severity.MEDIUM), Verdict.REACHABLE
 
 
@@ -177,10 +185,17 @@ def _requester(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> _Re
             edge, function = best
             graph, flow = facts.flow.graph, facts.flow
             first = flow.frame(function, int(graph.site[edge]), EdgeKind(graph.kind[edge]).name.lower())
-            return _Requester((first, *_to_lock(facts, active, Function(int(graph.target[edge])), reach)), is_ordinary)
+            frames = (first, *_to_lock(facts, active, Function(int(graph.target[edge])), reach))
+            return _Requester(frames, is_ordinary, _depth(frames, facts.object_name(active.object)))
         if (frames := _from_handlers(facts, active, window)) and is_ordinary:
-            return _Requester(frames, is_ordinary)
+            return _Requester(frames, is_ordinary, 0)
     return None
+
+
+def _depth(frames: tuple[Frame, ...], allocator: str) -> int:
+    """How many frames stand outside the allocator before it is entered for good."""
+    outside = [i for i, frame in enumerate(frames) if frame.object != allocator]
+    return outside[-1] if outside else 0
 
 
 def _from_handlers(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> tuple[Frame, ...]:
