@@ -306,12 +306,7 @@ def _from_registration(
     handler = flow.name(prepare)
     source = _registered_from(flow, obj, entries, registration.outermost)
     if not registration.is_effective:
-        weak = "weak " if registration.is_weak else ""
-        versioned = "" if registration.version else " unversioned"
-        why = (
-            f"it would register {handler} with {registration.symbol}, but its {weak}{versioned.strip()} reference to "
-            f"{registration.symbol} binds to nothing in this closure, so the call never happens"
-        ).replace("  ", " ")
+        why = f"it would register {handler} with {registration.symbol}, but {_obstacle(flow, registration)}"
         return Hooks.UNBOUND, why, registration, "never"
     provider = program.closure.objects[registration.binds_to or 0].name
     if source == "not found":
@@ -319,6 +314,18 @@ def _from_registration(
         return Hooks.UNKNOWN, why, registration, source
     why = f"it registers {handler} from {source}, and {registration.symbol} binds to {provider}"
     return Hooks.EFFECTIVE, why, registration, source
+
+
+def _obstacle(flow: Flow, registration: Registration) -> str:
+    """Why a registration never reaches libc."""
+    symbol = registration.symbol
+    if registration.swallowed_by is not None:
+        culprit = flow.program.closure.objects[registration.swallowed_by].name
+        return f"{symbol} binds to {culprit}, whose definition registers nothing"
+    words = [word for word, holds in (("weak", registration.is_weak), ("unversioned", not registration.version)) if holds]
+    return (
+        f"its {' '.join([*words, 'reference'])} to {symbol} binds to nothing in this closure, so the call never happens"
+    )
 
 
 def _registered_from(flow: Flow, obj: int, entries: tuple[Function, ...], outermost: Function) -> str:

@@ -12,12 +12,14 @@ __register_atfork, so that the handlers can be dropped when the object is closed
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import EdgeKind, Function
+from forkproof.callgraph import EdgeKind, Function, Reach
+from forkproof.elf.image import STB_WEAK
 from forkproof.flow import Flow, Passed
 
 REGISTRARS: Final = ("__register_atfork", "pthread_atfork")
@@ -44,7 +46,9 @@ class Registration:
     """What the code calls: pthread_atfork or __register_atfork."""
     version: str | None
     binds_to: int | None
-    """Object that provides it; None where the reference binds to nothing: the call never happens."""
+    """libc's object that provides it; None where the call never gets there."""
+    swallowed_by: int | None
+    """Object to which the reference binds instead, when its definition passes nothing on to libc."""
     is_weak: bool
     chain: tuple[tuple[Function, int], ...]
     """(function, site) from the outermost function that fixes the handlers to the call itself."""
@@ -66,55 +70,66 @@ class _Call:
     symbol: str
     version: str | None
     binds_to: int | None
+    swallowed_by: int | None
     is_weak: bool
     function: Function
     site: int
 
 
-def find_registrations(flow: Flow) -> tuple[Registration, ...]:
-    """Every registration of every object of the closure, libc's own stubs left out."""
+def find_registrations(flow: Flow, libc_objects: frozenset[int]) -> tuple[Registration, ...]:
+    """Every registration of every object of the closure, libc's own stubs left out.
+
+    What another object defines under a registrar's name (a static stub, a shim, an interposer) is a
+    wrapper: it registers what it passes on to libc, and nothing if it passes nothing on.
+    """
     result = []
-    for call in _calls(flow):
+    for call in _calls(flow, libc_objects):
         for chain, passed in _origins(flow, call):
             handlers = tuple(_handler(p) for p in passed)
             result.append(
                 Registration(
-                    flow.program.object_of(call.function), call.symbol, call.version, call.binds_to, call.is_weak,
-                    chain, (handlers[0], handlers[1], handlers[2]),
+                    flow.program.object_of(chain[0][0]), call.symbol, call.version, call.binds_to, call.swallowed_by,
+                    call.is_weak, chain, (handlers[0], handlers[1], handlers[2]),
                 )  # fmt: skip
             )
     return tuple(result)
 
 
-def _calls(flow: Flow) -> list[_Call]:
-    """Calls of the registrars by import (bound or not), and by local definition in static programs."""
+def _calls(flow: Flow, libc_objects: frozenset[int]) -> list[_Call]:
+    """Calls of the registrars: by import (bound to libc or not at all), and within libc's own object."""
+    program = flow.program
+    providers = program.called(REGISTRARS, libc_objects or None)
+    passing_on = flow.graph.distances(providers, backward=True)
+    found = {(call.function, call.site): call for call in _imported_calls(flow, set(providers), passing_on)}
+    for target, name in providers.items():
+        for edge in flow.graph.edges_to(target):
+            source, site = Function(int(flow.graph.source[edge])), int(flow.graph.site[edge])
+            if flow.graph.kind[edge] in _CALL_KINDS:
+                call = _Call(name, None, program.object_of(target), None, False, source, site)
+                found.setdefault((source, site), call)
+    inside_libc = set(providers) if len(program.codes) > 1 else set()
+    return [call for _, call in sorted(found.items()) if call.function not in inside_libc]
+
+
+def _imported_calls(flow: Flow, providers: set[Function], passing_on: Reach) -> Iterator[_Call]:
     program, imports = flow.program, flow.graph.imports
-    providers = program.called(REGISTRARS)
-    found: dict[tuple[int, int], _Call] = {}
     for obj in range(len(program.codes)):
         table = program.image(obj).dynamic_symbols
         wanted = {i: name for name in REGISTRARS for i in table.by_name.get(name, ())}
         mine = np.flatnonzero((imports.object == obj) & np.isin(imports.symbol, list(wanted)))
         for row in mine.tolist():
-            symbol = int(imports.symbol[row])
-            binding = program.bindings.resolve(obj, symbol)
-            function, site = Function(int(imports.caller[row])), int(imports.site[row])
+            symbol, target = int(imports.symbol[row]), Function(int(imports.target[row]))
+            is_bound = target in providers
+            if target >= 0 and not is_bound and passing_on[target] >= 0:
+                continue  # a wrapper: its own call of libc is the registration
             version = None
             if table.version_index is not None:
                 version = program.image(obj).versions.name(int(table.version_index[symbol]))
-            call = _Call(
-                wanted[symbol], version, None if binding is None else binding.object, bool(table.binding[symbol] == 2),
-                function, site,
+            provider = program.object_of(target) if target >= 0 else None
+            yield _Call(
+                wanted[symbol], version, provider if is_bound else None, None if is_bound else provider,
+                bool(table.binding[symbol] == STB_WEAK), Function(int(imports.caller[row])), int(imports.site[row]),
             )  # fmt: skip
-            found[(function, site)] = call
-    for target, name in providers.items():
-        for edge in flow.graph.edges_to(target):
-            source, site = Function(int(flow.graph.source[edge])), int(flow.graph.site[edge])
-            if flow.graph.kind[edge] in _CALL_KINDS:
-                obj = program.object_of(target)
-                found.setdefault((source, site), _Call(name, None, obj, False, source, site))
-    inside_libc = {f for f in providers if len(program.codes) > 1}
-    return [call for _, call in sorted(found.items()) if call.function not in inside_libc]
 
 
 def _origins(flow: Flow, call: _Call) -> list[tuple[tuple[tuple[Function, int], ...], tuple[Passed, Passed, Passed]]]:

@@ -92,7 +92,7 @@ def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFact
     flow = Flow(graph, signatures, find_forkers(program, signatures, libc.id, libc.version, libc.objects))
     roots = _roots(flow)
     reach = graph.distances(roots, CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED})
-    registrations = find_registrations(flow)
+    registrations = find_registrations(flow, libc.objects)
     threads = Threads(flow, registrations, libc.objects)
     windows = find_windows(flow, libc.objects, reach)
     allocators = find_allocators(flow, libc, registrations)
