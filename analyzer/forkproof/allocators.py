@@ -212,7 +212,7 @@ def _judged(
     builtin = obj == libc.core and (is_recognised or len(flow.program.codes) > 1)
     if builtin:
         hooks, why = _builtin(signature, libc)
-        locks = replace(NO_LOCKS, evidence={f: "an allocation function of libc" for f in entries})
+        locks = replace(NO_LOCKS, evidence=dict.fromkeys(entries, "an allocation function of libc"))
     else:
         handlers = [h.function for r in registrations if r.object == obj for h in r.handlers if h.function is not None]
         locks = lock_functions(flow, obj, [*entries, *handlers])
@@ -260,7 +260,12 @@ def _from_code(
         return _from_registration(flow, obj, entries, registration)
     unresolved = [r for r in mine if r.is_effective and not r.handlers[0].is_known]
     if unresolved:
-        return Hooks.UNKNOWN, "it registers fork handlers, but which functions they are was not resolved", unresolved[0], ""
+        return (
+            Hooks.UNKNOWN,
+            "it registers fork handlers, but which functions they are was not resolved",
+            unresolved[0],
+            "",
+        )
     count = f"{len(used)} function{'s' if len(used) != 1 else ''} on its allocation paths"
     other = "; the fork handlers that this object registers take none of these locks" if mine else ""
     return Hooks.ABSENT, f"{count} take a lock that waits, and it registers no fork handler for them{other}", None, ""
@@ -297,9 +302,7 @@ def _words(functions: Iterable[Function], locks: LockFunctions) -> frozenset[int
     return frozenset().union(*(locks.words(f) for f in functions))
 
 
-def _from_registration(
-    flow: Flow, obj: int, entries: tuple[Function, ...], registration: Registration
-) -> Judgement:
+def _from_registration(flow: Flow, obj: int, entries: tuple[Function, ...], registration: Registration) -> Judgement:
     program = flow.program
     prepare = registration.handlers[0].function
     assert prepare is not None
@@ -322,7 +325,9 @@ def _obstacle(flow: Flow, registration: Registration) -> str:
     if registration.swallowed_by is not None:
         culprit = flow.program.closure.objects[registration.swallowed_by].name
         return f"{symbol} binds to {culprit}, whose definition registers nothing"
-    words = [word for word, holds in (("weak", registration.is_weak), ("unversioned", not registration.version)) if holds]
+    words = [
+        word for word, holds in (("weak", registration.is_weak), ("unversioned", not registration.version)) if holds
+    ]
     return (
         f"its {' '.join([*words, 'reference'])} to {symbol} binds to nothing in this closure, so the call never happens"
     )

@@ -65,6 +65,12 @@ class Registration:
         return self.binds_to is not None
 
 
+_Chain = tuple[tuple[Function, int], ...]
+_Wanted = tuple[int | None, int | None, int | None]
+"""Which parameter of the function at the head of a chain becomes each handler; None: already settled."""
+_Passed = tuple[Passed, Passed, Passed]
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     symbol: str
@@ -88,9 +94,15 @@ def find_registrations(flow: Flow, libc_objects: frozenset[int]) -> tuple[Regist
             handlers = tuple(_handler(p) for p in passed)
             result.append(
                 Registration(
-                    flow.program.object_of(chain[0][0]), call.symbol, call.version, call.binds_to, call.swallowed_by,
-                    call.is_weak, chain, (handlers[0], handlers[1], handlers[2]),
-                )  # fmt: skip
+                    flow.program.object_of(chain[0][0]),
+                    call.symbol,
+                    call.version,
+                    call.binds_to,
+                    call.swallowed_by,
+                    call.is_weak,
+                    chain,
+                    (handlers[0], handlers[1], handlers[2]),
+                )
             )
     return tuple(result)
 
@@ -132,11 +144,13 @@ def _imported_calls(flow: Flow, providers: set[Function], passing_on: Reach) -> 
             )  # fmt: skip
 
 
-def _origins(flow: Flow, call: _Call) -> list[tuple[tuple[tuple[Function, int], ...], tuple[Passed, Passed, Passed]]]:
+def _origins(flow: Flow, call: _Call) -> list[tuple[_Chain, _Passed]]:
     """Where the three arguments come from: each chain of calls that fixes them."""
     start = flow.whole(call.function)
-    pending = [(((start, call.site),), (0, 1, 2), (Passed(), Passed(), Passed()))]
-    result = []
+    pending: list[tuple[_Chain, _Wanted, _Passed]] = [
+        (((start, call.site),), (0, 1, 2), (Passed(), Passed(), Passed()))
+    ]
+    result: list[tuple[_Chain, _Passed]] = []
     while pending:
         chain, wanted, so_far = pending.pop()
         function, site = chain[0]
@@ -154,7 +168,7 @@ def _origins(flow: Flow, call: _Call) -> list[tuple[tuple[tuple[Function, int], 
             result.append((chain, values))
             continue
         for caller, place in callers:
-            pending.append((((caller, place), *chain), tuple(onward), values))  # type: ignore[arg-type]
+            pending.append((((caller, place), *chain), (onward[0], onward[1], onward[2]), values))
     return sorted(result, key=lambda item: item[0])
 
 

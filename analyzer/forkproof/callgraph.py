@@ -264,7 +264,8 @@ class CallGraph:
 
         Breadth first, one vectorised step a level: O(edges) in all.
         """
-        pointers, order, end = (self._in, self._by_target, self.source) if backward else (self._out, None, self.target)
+        pointers, end = (self._in, self.source) if backward else (self._out, self.target)
+        order = self._by_target if backward else None
         allowed = np.zeros(max(EdgeKind) + 1, bool)
         allowed[[int(k) for k in kinds]] = True
         distance = np.full(self.size, -1, np.int32)
@@ -275,16 +276,14 @@ class CallGraph:
         while len(frontier):
             level += 1
             edges = _spans(pointers[frontier], pointers[frontier + 1])
-            edges = edges if order is None else order[edges]
-            ends = end[edges[allowed[self.kind[edges]]]]
+            positions = edges if order is None else order[edges]
+            ends = end[positions[allowed[self.kind[positions]]]]
             frontier = np.unique(ends[distance[ends] == -1])
             distance[frontier] = level
         distance[distance == _BLOCKED] = -1
         return distance
 
-    def path(
-        self, start: Function, distance: Reach, kinds: Iterable[EdgeKind] = CERTAIN
-    ) -> list[int] | None:
+    def path(self, start: Function, distance: Reach, kinds: Iterable[EdgeKind] = CERTAIN) -> list[int] | None:
         """Edge positions of a shortest path from `start` along falling `distance` (backward distances).
 
         Among equals, the more certain kind and then the first site win, so the answer is stable.
@@ -296,7 +295,8 @@ class CallGraph:
         here = start
         while distance[here] > 0:
             steps = [
-                e for e in self.edges_from(here)
+                e
+                for e in self.edges_from(here)
                 if distance[self.target[e]] == distance[here] - 1 and EdgeKind(self.kind[e]) in allowed
             ]
             best = min(steps, key=lambda e: (self.kind[e], self.site[e]))
@@ -312,7 +312,8 @@ def _spans(first: Columns, last: Columns) -> Columns:
     if not total:
         return np.zeros(0, np.int64)
     offsets = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    return np.arange(total, dtype=np.int64) + offsets
+    spans: Columns = np.arange(total, dtype=np.int64) + offsets
+    return spans
 
 
 # ---- building ---------------------------------------------------------------------------------
@@ -353,8 +354,9 @@ def reached_through_tables(
     reached = graph.distances(roots, kinds) >= 0
     blocks = [_data_blocks(graph.program, obj) for obj in objects]
     while True:
-        new = np.unique(np.concatenate([block.step(reached) for block in blocks])) if blocks else []
-        if not len(new):
+        found = [block.step(reached) for block in blocks]
+        new = np.unique(np.concatenate(found)).tolist() if found else []
+        if not new:
             return reached
         reached |= graph.distances(new, kinds) >= 0
 
@@ -411,15 +413,19 @@ def _concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
 def with_tables(graph: CallGraph) -> CallGraph:
     """The same graph with edges from functions that refer to constant tables to what the tables hold."""
     parts = [_table_edges(graph.program, obj) for obj in range(len(graph.program.codes))]
-    return _sorted_graph(graph.program, [(graph.source.astype(np.int64), graph.target.astype(np.int64), graph.site, graph.kind), *parts], graph.imports)
+    return _sorted_graph(
+        graph.program,
+        [(graph.source.astype(np.int64), graph.target.astype(np.int64), graph.site, graph.kind), *parts],
+        graph.imports,
+    )
 
 
 def _sorted_graph(program: Program, parts: list[EdgeColumns], imports: ImportCalls) -> CallGraph:
     source, target, site, kind = _concatenated(parts)
     # One key instead of two: function numbers stay below 2**22, addresses below 2**41.
     order = np.argsort(source << 41 | site, kind="stable").astype(np.int32)
-    small = (column[order].astype(np.int32) for column in (source, target))
-    return CallGraph(program, *small, site[order], kind[order].astype(np.uint8), imports)
+    callers, callees = source[order].astype(np.int32), target[order].astype(np.int32)
+    return CallGraph(program, callers, callees, site[order], kind[order].astype(np.uint8), imports)
 
 
 def _edges(source: Columns, target: Columns, site: Columns, kind: npt.NDArray[np.integer]) -> EdgeColumns:

@@ -38,9 +38,7 @@ def target(facts: Facts) -> Target:
         build_id=image.build_id,
         interpreter=image.interpreter,
         libc=facts.libc.title,
-        closure=tuple(
-            ClosureEntry(o.name, o.path, o.image.build_id, o.image.sha256) for o in closure.objects
-        ),
+        closure=tuple(ClosureEntry(o.name, o.path, o.image.build_id, o.image.sha256) for o in closure.objects),
         missing=tuple(m.name for m in closure.missing),
         allocators=tuple(_allocator(facts, a) for a in facts.allocators),
         threads=_threads(facts),
@@ -81,7 +79,7 @@ def _dlopens(facts: Facts) -> list[Diagnostic]:
                 if library.rsplit("/", 1)[-1] not in here:
                     names.setdefault(library, set()).add(facts.object_name(obj))
     return [
-        Diagnostic("info", sorted(users)[0], f"may open {library} with dlopen; add it with --also {library}")
+        Diagnostic("info", min(users), f"may open {library} with dlopen; add it with --also {library}")
         for library, users in sorted(names.items())
     ]
 
@@ -147,5 +145,3 @@ def _window(facts: Facts, window: WindowFacts) -> Window:
         path=path,
         outcomes=inner.outcomes,
     )
-
-

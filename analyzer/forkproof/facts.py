@@ -80,9 +80,8 @@ class Facts:
         sources = [int(graph.source[e]) for e in source.path]
         found: list[Function] = []
         for function in reversed(sources):
-            for edge in graph.edges_from(Function(function)):
-                if graph.kind[edge] == EdgeKind.THREAD:
-                    found.append(Function(int(graph.target[edge])))
+            edges = graph.edges_from(Function(function))
+            found += [Function(int(graph.target[e])) for e in edges if graph.kind[e] == EdgeKind.THREAD]
         return list(dict.fromkeys(found))
 
 

@@ -116,7 +116,9 @@ def find_windows(flow: Flow, libc_objects: frozenset[int], roots: Reach) -> list
     reaches are followed only as far as needed to tell what the wrapper does.
     """
     result = []
-    for site in sorted([*_sites(flow, libc_objects), *_raw_sites(flow, libc_objects)], key=lambda s: (s.function, s.site)):
+    for site in sorted(
+        [*_sites(flow, libc_objects), *_raw_sites(flow, libc_objects)], key=lambda s: (s.function, s.site)
+    ):
         if site.kind == "spawn":
             result.append(_window(site, WindowKind.SPAWN, (), ("exec",), is_complete=True))
         elif site.kind == "clone":
@@ -261,7 +263,7 @@ class _Follower:
         limit = _MAX_LEVELS if self.roots[site.function] >= 0 else _MAX_UNREACHED_LEVELS
         parent: Results = () if site.kind == "daemon" else (_PARENT_RESULT,)
         levels: list[Level] = []
-        pending = [(site.function, site.site, (0,), parent)]
+        pending: list[tuple[Function, int, Results, Results]] = [(site.function, site.site, (0,), parent)]
         if site.is_jump:
             pending = self._callers(site.function, (0,), parent)
         seen = {(function, place) for function, place, _, _ in pending}

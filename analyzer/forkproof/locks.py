@@ -127,7 +127,7 @@ class _Object:
     @cached_property
     def waiting(self) -> dict[Function, str]:
         """Functions that spin or enter a wait themselves."""
-        found = {f: "spins with a pause instruction" for f in self._functions_of(self._scan("find_pauses"))}
+        found = dict.fromkeys(self._functions_of(self._scan("find_pauses")), "spins with a pause instruction")
         names = self.flow.signatures.waiters.exact - {_RAW_SYSCALL}
         for _, source, name in self._callers_of(names):
             found.setdefault(self.flow.whole(source), f"waits in {name}")
@@ -223,7 +223,7 @@ class _Object:
         """An atomic operation is repeated until it succeeds, and it is not a lock-free retry."""
         flow, body = self.flow, self.flow.body(function)
         found = {i.address: o for i in body.instructions for o in i.operations if isinstance(o, Atomic)}
-        found |= {s: _HELPER_CAS for s in self._helper_sites(function)}
+        found |= dict.fromkeys(self._helper_sites(function), _HELPER_CAS)
         if not found:
             return False
         run = explore(

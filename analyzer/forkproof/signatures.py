@@ -432,9 +432,7 @@ class ThreadStarter:
     origin: Origin
 
 
-When = Literal[
-    "during", "later", "exit", "thread-exit", "new-thread", "new-process", "prepare", "parent", "child"
-]
+When = Literal["during", "later", "exit", "thread-exit", "new-thread", "new-process", "prepare", "parent", "child"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -691,18 +689,12 @@ _RECOGNISE: Final = _record(
         "strings": _Field(_list(_regex), required=False),
     },
 )
-_FIX: Final = _record(
-    Fix, {"rule": _Field(_choice(*RULES)), "versions": _Field(_versions), "text": _Field(_fix_text)}
-)
-_BUILTIN: Final = _record(
-    Builtin, {"libc": _Field(_text), "versions": _Field(_versions), "source": _Field(_text)}
-)
+_FIX: Final = _record(Fix, {"rule": _Field(_choice(*RULES)), "versions": _Field(_versions), "text": _Field(_fix_text)})
+_BUILTIN: Final = _record(Builtin, {"libc": _Field(_text), "versions": _Field(_versions), "source": _Field(_text)})
 _MACHINE: Final = _choice("x86_64", "aarch64")
 
 
-def _callback(
-    *, name: str, arguments: tuple[int, ...], when: When | tuple[When, ...], origin: Origin
-) -> Callback:
+def _callback(*, name: str, arguments: tuple[int, ...], when: When | tuple[When, ...], origin: Origin) -> Callback:
     """``when`` may be one word for all arguments."""
     each = (when,) * len(arguments) if isinstance(when, str) else when
     if len(each) != len(arguments):
@@ -821,9 +813,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
         {
             "name": _Field(_text),
             "op": _Field(_choice("acquire", "try", "release", "init", "wait", "destroy")),
-            "kind": _Field(
-                _choice("mutex", "rwlock", "spin", "sem", "once", "guard", "condvar", "barrier", "file")
-            ),
+            "kind": _Field(_choice("mutex", "rwlock", "spin", "sem", "once", "guard", "condvar", "barrier", "file")),
             "argument": _Field(_index),
             "success": _Field(_choice("always", "zero", "nonzero"), required=False),
             "bounded": _Field(_truth, required=False),
@@ -955,9 +945,7 @@ def _read_directory(root: Path, directory: str) -> tuple[list[_Entry], list[Prob
     if not (root / directory).is_dir():
         return [], [Problem(root / directory, 0, "no such directory of signatures")]
     entries = [
-        entry
-        for path in sorted((root / directory).glob("*.yml"))
-        for entry in _read_file(path, directory, problems)
+        entry for path in sorted((root / directory).glob("*.yml")) for entry in _read_file(path, directory, problems)
     ]
     problems += _duplicates(entries)
     problems += _overlapping_forkers(entries)

@@ -44,7 +44,8 @@ def _page(word: Words, pc: I64) -> I64:
 
 
 def _is_adrp(word: Words) -> np.typing.NDArray[np.bool_]:
-    return word & 0x9F000000 == 0x90000000
+    found: np.typing.NDArray[np.bool_] = word & 0x9F000000 == 0x90000000
+    return found
 
 
 def find_stubs(code: U8, base: int, is_slot: EntryMap) -> Stubs:

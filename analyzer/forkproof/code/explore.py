@@ -103,6 +103,13 @@ Effects = Callable[[int], CallEffect]
 """Gives the effect of the call (or tail call) at a site."""
 
 
+class Held(NamedTuple):
+    """What a cell holds, and how wide the store was."""
+
+    value: Value
+    bits: int
+
+
 Cell = tuple[Entry | Word | Result | None, int]
 Flags = tuple[str, Value | None, Value | None, int]
 
@@ -112,7 +119,7 @@ class State:
     """What is known before an instruction. An absent register or cell has an unknown value of its own."""
 
     registers: dict[str, Value | None] = field(default_factory=dict)
-    cells: dict[Cell, Value | None] = field(default_factory=dict)
+    cells: dict[Cell, Held | None] = field(default_factory=dict)
     flags: Flags | None = None
 
     def copy(self) -> State:
@@ -317,49 +324,58 @@ class _Explorer:
 
     def _decide(self, branch: Branch, state: State) -> bool | None:
         if branch.operand is not None:
-            return _compare(branch.condition, state.register(branch.operand.name), Value(None, 0), 64)
+            return _compare(branch.condition, state.register(branch.operand.name), Value(None, 0), branch.bits)
         if state.flags is None:
             return None
         kind, left, right, bits = state.flags
         if kind == "test":
             left, right = _masked(left, right), Value(None, 0)
+        elif kind == "add" and branch.condition in _UNSIGNED:
+            return None
         return _compare(branch.condition, left, right, bits)
 
     # ---- data ------------------------------------------------------------------------------
 
     def _data(self, instruction: Instruction, operation: Operation, state: State) -> None:
         match operation:
-            case Set(destination, source, _):
-                self._store(instruction, destination, self._read(instruction, source, state), state)
-            case Address(destination, source):
+            case Set(destination, source, bits, signed):
+                value = self._read(instruction, source, bits, state)
+                self._store(instruction, destination, _narrow(value, bits, signed=signed), bits, state)
+            case Address(destination, source, bits):
                 cell = self._cell(instruction, source, state)
-                state.registers[destination.name] = None if cell is None else Value(*cell)
-            case Add(destination, left, value):
+                state.registers[destination.name] = None if cell is None else _narrow(Value(*cell), bits)
+            case Add(destination, left, value, bits):
                 old = state.register(left.name)
-                state.registers[destination.name] = None if old is None else Value(old.base, old.offset + value)
+                state.registers[destination.name] = (
+                    None if old is None else _narrow(Value(old.base, old.offset + value), bits)
+                )
             case Forget(destination):
                 state.registers[destination.name] = None
-            case Compare(left, right, bits):
-                state.flags = ("compare", *(self._read(instruction, o, state) for o in (left, right)), bits)
+            case Compare(left, right, bits, carry):
+                pair = (self._read(instruction, o, bits, state) for o in (left, right))
+                state.flags = ("compare" if carry else "add", *pair, bits)
             case Test(left, right, bits):
-                state.flags = ("test", *(self._read(instruction, o, state) for o in (left, right)), bits)
+                state.flags = ("test", *(self._read(instruction, o, bits, state) for o in (left, right)), bits)
             case ForgetFlags():
                 state.flags = None
             case Atomic(cell_operand, _, _):
-                if (cell := self._cell(instruction, cell_operand, state)) is not None:
-                    state.cells[cell] = None
+                self._store(instruction, cell_operand, None, 64, state)
             case Syscall():
                 state.registers[self.convention.result] = Value(Result(instruction.address), 0)
             case Pause():
                 pass
 
-    def _store(self, instruction: Instruction, place: Register | Memory, value: Value | None, state: State) -> None:
+    def _store(
+        self, instruction: Instruction, place: Register | Memory, value: Value | None, bits: int, state: State
+    ) -> None:
         if isinstance(place, Register):
             state.registers[place.name] = value
         elif (cell := self._cell(instruction, place, state)) is not None:
-            state.cells[cell] = value
+            _overwrite(state.cells, cell, bits)
+            state.cells[cell] = None if value is None else Held(value, bits)
 
-    def _read(self, instruction: Instruction, operand: Operand, state: State) -> Value | None:
+    def _read(self, instruction: Instruction, operand: Operand, bits: int, state: State) -> Value | None:
+        """What `bits` of an operand hold; of a register all of it."""
         if isinstance(operand, Const):
             return Value(None, operand.value)
         if isinstance(operand, Register):
@@ -368,7 +384,8 @@ class _Explorer:
         if cell is None:
             return None
         if cell in state.cells:
-            return state.cells[cell]
+            held = state.cells[cell]
+            return held.value if held is not None and held.bits >= bits else None
         return Value(Word(cell[1]), 0) if cell[0] is None else None
 
     def _cell(self, instruction: Instruction, memory: Memory, state: State) -> Cell | None:
@@ -385,6 +402,31 @@ class _Explorer:
 def _settled(value: Value | None) -> Value | None:
     """A return value as a caller can use it: constants, parameters and words, nothing of this frame."""
     return value if value is None or value.base is None or isinstance(value.base, Word | Entry) else None
+
+
+def _narrow(value: Value | None, bits: int, *, signed: bool = False) -> Value | None:
+    """The low bits of a value. What is no constant is an int or a pointer: 32 bits are taken to be all of it."""
+    if value is None or bits >= 64:
+        return value
+    if value.base is None:
+        return Value(None, _signed(value.offset, bits) if signed else value.offset & ((1 << bits) - 1))
+    return value if bits == 32 else None
+
+
+def _overwrite(cells: dict[Cell, Held | None], cell: Cell, bits: int) -> None:
+    """Forget the other cells that a store into this one touches, and those of which it is a part.
+
+    Cells are aligned words of 4 or 8 bytes, unless something narrower is stored.
+    """
+    base, offset = cell
+    size, step = bits // 8, 4 if bits >= 32 else 1
+    for near in range(offset - 8 + step, offset + size, step):
+        held = cells.get((base, near))
+        if held is not None and near != offset and (near > offset or near + held.bits // 8 > offset):
+            cells[base, near] = None
+
+
+_UNSIGNED: Final = frozenset({Condition.BELOW, Condition.ABOVE_EQ, Condition.ABOVE, Condition.BELOW_EQ})
 
 
 def _masked(left: Value | None, right: Value | None) -> Value | None:
@@ -416,8 +458,8 @@ def _compare(condition: Condition, left: Value | None, right: Value | None, bits
         Condition.ABOVE_EQ: ua >= ub,
         Condition.ABOVE: ua > ub,
         Condition.BELOW_EQ: ua <= ub,
-        Condition.NEGATIVE: a - b < 0,
-        Condition.NOT_NEGATIVE: a - b >= 0,
+        Condition.NEGATIVE: _signed(a - b, bits) < 0,
+        Condition.NOT_NEGATIVE: _signed(a - b, bits) >= 0,
     }[condition]
 
 
@@ -427,7 +469,7 @@ def _signed(value: int, bits: int) -> int:
     return (value & (sign - 1)) - (value & sign)
 
 
-_UNREAD: Final = Value(None, -(1 << 70))
+_UNREAD: Final = Held(Value(None, 0), 0)
 """Stands for a cell that was never written: it agrees with nothing that was."""
 _ENTRIES: Final[dict[str, Value]] = {}
 

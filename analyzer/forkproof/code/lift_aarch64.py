@@ -15,7 +15,6 @@ from typing import Final
 
 from forkproof.code.operations import (
     Add,
-    Address,
     Atomic,
     Branch,
     Call,
@@ -117,7 +116,7 @@ def _control(name: str, parts: list[str]) -> tuple[Operation, ...] | None:
         return (_zero_branch(Condition.EQ if name == "cbz" else Condition.NE, parts[0], parts[1]),)
     if name in ("tbz", "tbnz"):
         return (_bit_branch(name, parts),)
-    if name.startswith("ret") or name in ("eret",):
+    if name.startswith("ret") or name == "eret":
         return (Return(),)
     if name == "br" or name.startswith("bra"):
         return (JumpUnknown(_operand(parts[0])[0]),)
@@ -129,8 +128,10 @@ def _control(name: str, parts: list[str]) -> tuple[Operation, ...] | None:
 
 
 def _zero_branch(condition: Condition, register: str, target: str) -> Branch:
-    operand, _ = _operand(register)
-    return Branch(condition, _target(target), operand if isinstance(operand, Register) else None)
+    operand, bits = _operand(register)
+    if isinstance(operand, Register):
+        return Branch(condition, _target(target), operand, bits)
+    return Branch(Condition.UNKNOWN, _target(target))
 
 
 def _bit_branch(name: str, parts: list[str]) -> Branch:
@@ -139,7 +140,7 @@ def _bit_branch(name: str, parts: list[str]) -> Branch:
     sign = parts[1].lstrip("#")
     if isinstance(operand, Register) and int(sign, 0) == (bits or 64) - 1:
         condition = Condition.GE if name == "tbz" else Condition.LT
-        return Branch(condition, _target(parts[2]), operand)
+        return Branch(condition, _target(parts[2]), operand, bits or 64)
     return Branch(Condition.UNKNOWN, _target(parts[2]))
 
 
@@ -151,7 +152,7 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
     second = operands[1][0] if len(operands) > 1 else None
     if name in ("adrp", "adr") and isinstance(first, Register) and isinstance(second, Const):
         return (Set(first, second),)
-    if name in ("mov", "movz", "movn", "sxtw", "uxtw"):
+    if name in ("mov", "movz", "movn", "sxtw", "uxtw", "sxtb", "sxth", "uxtb", "uxth"):
         return _move(name, parts, first, second, bits)
     if name in ("add", "sub", "adds", "subs"):
         return _sum(name, parts, operands)
@@ -161,19 +162,33 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
         return found
     if name.startswith(("ld", "st")):
         return _transfer(name, parts, operands)
+    if name in ("ccmp", "ccmn", "fcmp", "fcmpe", "fccmp", "fccmpe"):
+        return (ForgetFlags(),)
     forgotten: tuple[Operation, ...] = (Forget(first),) if isinstance(first, Register) else ()
-    flags = name.endswith("s") or name in ("ccmp", "ccmn", "fcmp", "fcmpe")
-    return (ForgetFlags(),) if name in ("ccmp", "ccmn", "fcmp", "fcmpe") else forgotten + ((ForgetFlags(),) if flags else ())
+    return (*forgotten, ForgetFlags()) if name.endswith("s") else forgotten
 
 
-def _move(name: str, parts: list[str], first: Operand | None, second: Operand | None, bits: int) -> tuple[Operation, ...]:
+_EXTENDED: Final = {"b": 8, "h": 16, "w": 32}
+
+
+def _move(
+    name: str, parts: list[str], first: Operand | None, second: Operand | None, bits: int
+) -> tuple[Operation, ...]:
     if not isinstance(first, Register):
         return ()
     if second is None or isinstance(second, Memory) or len(parts) > 2:
         return (Forget(first),)
     if name == "movn" and isinstance(second, Const):
-        return (Set(first, Const(~second.value)),)
+        return (Set(first, Const(~second.value), bits),)
+    if name.startswith(("sxt", "uxt")):
+        return _extension(first, second, _EXTENDED[name[3]], bits, signed=name[0] == "s")
     return (Set(first, second, bits),)
+
+
+def _extension(first: Register, second: Operand, narrow: int, bits: int, *, signed: bool) -> tuple[Operation, ...]:
+    """The low `narrow` bits, extended to `bits`; above those a register is zero."""
+    extended: tuple[Operation, ...] = (Set(first, second, narrow, signed),)
+    return (*extended, Set(first, first, bits)) if signed and bits == 32 else extended
 
 
 def _sum(name: str, parts: list[str], operands: list[tuple[Operand | None, int]]) -> tuple[Operation, ...]:
@@ -189,7 +204,7 @@ def _sum(name: str, parts: list[str], operands: list[tuple[Operand | None, int]]
         return flags
     if isinstance(left, Register) and isinstance(right, Const):
         value = right.value << 12 if len(parts) == 4 and "12" in parts[3] else right.value
-        return (*flags, Add(destination, left, value if name.startswith("add") else -value))
+        return (*flags, Add(destination, left, value if name.startswith("add") else -value, bits))
     return (*flags, Forget(destination))
 
 
@@ -217,7 +232,7 @@ def _atomic(name: str, operands: list[tuple[Operand | None, int]]) -> tuple[Oper
             return (Atomic(cell, second, first), *((Forget(first),) if isinstance(first, Register) else ()))
         stores = first if name.startswith("swp") else None
         return (Atomic(cell, stores, None), *((Forget(second),) if isinstance(second, Register) else ()))
-    if re.match(r"(stxr|stlxr)[bh]?$", name):
+    if re.match(r"(stxr|stlxr|stxp|stlxp)[bh]?$", name):
         status = operands[0][0]
         return (Atomic(cell, operands[1][0], None), *((Forget(status),) if isinstance(status, Register) else ()))
     return None
@@ -241,15 +256,34 @@ def _transfer(name: str, parts: list[str], operands: list[tuple[Operand | None, 
         assert isinstance(step_operand, Const)
         after = (Add(Register(cell.base), Register(cell.base), step_operand.value),)
     moves: list[Operation] = []
-    for operand, bits in operands[:position]:
+    for (operand, bits), part in zip(operands[:position], parts, strict=False):
+        width = _WIDTHS.get(part[:1], 64) if operand is None else bits
         place = Memory(cell.base, cell.displacement + step, cell.indexed)
-        if name.startswith("ld"):
-            if isinstance(operand, Register):
-                moves.append(Set(operand, place, bits))
-        elif operand is not None:
-            moves.append(Set(place, operand, bits))
-        step += bits // 8
-    if name.startswith(("ldxr", "ldaxr")) is False and name.startswith("ld") and position == 2:
+        if not name.startswith("ld"):
+            moves.append(Set(place, operand or Register("?"), _moved(name, width)))
+        elif isinstance(operand, Register):
+            moves += _load(name, operand, place, width)
+        step += _moved(name, width) // 8
+    if name.startswith("ld") and position == 2:
         # A pair whose first destination is the base: the second must still read the old base.
         moves.sort(key=lambda op: isinstance(op, Set) and op.destination == Register(cell.base or ""))
     return (*before, *moves, *after)
+
+
+_WIDTHS: Final = {"q": 128, "d": 64, "s": 32, "h": 16, "b": 8, "v": 128, "{": 512}
+"""Of vector registers, by their first letter; a list of them is at most four."""
+
+
+def _moved(name: str, bits: int) -> int:
+    """How much of its register an instruction loads or stores."""
+    if name.endswith("sw"):
+        return 32
+    if name.startswith(("ldp", "stp", "ld1", "st1")):
+        return bits
+    return {"b": 8, "h": 16}.get(name[-1], bits)
+
+
+def _load(name: str, register: Register, place: Memory, bits: int) -> list[Operation]:
+    signed = re.search(r"s[bhw]$", name) is not None
+    found: list[Operation] = [Set(register, place, _moved(name, bits), signed)]
+    return [*found, Set(register, register, 32)] if signed and bits == 32 else found

@@ -51,7 +51,7 @@ def _register_table() -> dict[str, tuple[str, int]]:
     for letter in "abcd":
         full = f"r{letter}x"
         table |= {full: (full, 64), f"e{letter}x": (full, 32), f"{letter}x": (full, 16)}
-        table |= {f"{letter}l": (full, 8), f"{letter}h": (full, 8)}
+        table |= {f"{letter}l": (full, 8)}
     for name in ("si", "di", "bp", "sp"):
         full = f"r{name}"
         table |= {full: (full, 64), f"e{name}": (full, 32), name: (full, 16), f"{name}l": (full, 8)}
@@ -63,15 +63,17 @@ def _register_table() -> dict[str, tuple[str, int]]:
 
 _REGISTERS: Final = _register_table()
 _MEMORY: Final = re.compile(r"^(?:(\w+) ptr )?(?:(\w+):)?\[(.*)\]$")
-_BITS: Final = {"byte": 8, "word": 16, "dword": 32, "qword": 64}
+_BITS: Final = {"byte": 8, "word": 16, "dword": 32, "qword": 64, "xmmword": 128, "ymmword": 256, "zmmword": 512}
+_HIGH_BYTE: Final = {"ah": "rax", "bh": "rbx", "ch": "rcx", "dh": "rdx"}
+_STRING: Final = re.compile(r"(stos|lods|movs|scas|cmps)[bwdq]$")
 _CONDITIONS: Final = {
     "e": Condition.EQ, "ne": Condition.NE, "l": Condition.LT, "ge": Condition.GE, "g": Condition.GT,
     "le": Condition.LE, "b": Condition.BELOW, "ae": Condition.ABOVE_EQ, "a": Condition.ABOVE,
     "be": Condition.BELOW_EQ, "s": Condition.NEGATIVE, "ns": Condition.NOT_NEGATIVE,
 }  # fmt: skip
 _NO_EFFECT: Final = frozenset({"nop", "endbr64", "prefetcht0", "prefetchnta", "mfence", "lfence", "sfence", "cld"})
-_FLAGS_ONLY: Final = frozenset({"bt", "comisd", "ucomisd", "comiss", "ucomiss", "clc", "stc"})
-_KEEPS_FLAGS: Final = frozenset({"cmov", "set", "mov", "lea", "push", "pop", "not", "bswap", "xchg"})
+_FLAGS_ONLY: Final = frozenset({"bt", "comisd", "ucomisd", "comiss", "ucomiss"})
+_KEEPS_FLAGS: Final = re.compile(r"cmov|set|mov|(lea|not|bswap|xchg|mulx|rorx|sarx|shlx|shrx|pdep|pext)$")
 
 
 def _number(text: str) -> int | None:
@@ -116,17 +118,39 @@ def _memory(inside: str, segmented: bool) -> Memory:
 def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
     """Operations of one instruction."""
     words = mnemonic.split()
-    locked = words[0] == "lock"
     name = words[-1]
-    if name in _NO_EFFECT or words[0] in ("rep", "repne", "repe"):
-        return () if name in _NO_EFFECT else (Forget(Register("rcx")), Forget(Register("rdi")), Forget(Register("rsi")))
+    if name in _NO_EFFECT:
+        return ()
+    if _STRING.match(name) and "xmm" not in text:
+        return _string(words[0])
     operands = [_operand(part.strip()) for part in text.split(",")] if text else []
     if name == "pause":
         return (Pause(),)
     control = _control(name, operands)
     if control is not None:
         return control
-    return _data(name, operands, locked)
+    if any(part.strip() in _HIGH_BYTE for part in text.split(",")):
+        return _high_byte(name, text)
+    return _data(name, operands, "lock" in words)
+
+
+def _string(prefix: str) -> tuple[Operation, ...]:
+    """Pointers move, lods loads rax, rep counts down, scas and cmps compare; what is stored where is not followed."""
+    changed = ("rdi", "rsi", "rax") + (("rcx",) if prefix.startswith("rep") else ())
+    return (*(Forget(Register(name)) for name in changed), ForgetFlags())
+
+
+def _high_byte(name: str, text: str) -> tuple[Operation, ...]:
+    """ah to dh are bits 8 to 15, which nobody follows: forget what the instruction changes."""
+    first, *others = (part.strip() for part in text.split(","))
+    changed = () if name in ("cmp", "test") else (first, *(others if name in ("xchg", "xadd", "cmpxchg") else ()))
+    forgotten: list[Operation] = []
+    for part in changed:
+        place = Register(_HIGH_BYTE[part]) if part in _HIGH_BYTE else _operand(part)[0]
+        forgotten += _forgotten(place, 64)
+    if name in ("cmpxchg", "mul", "div", "imul", "idiv"):
+        forgotten.append(Forget(Register("rax")))
+    return (*forgotten, ForgetFlags())
 
 
 _Operands = list[tuple[Operand | None, int]]
@@ -139,16 +163,17 @@ def _control(name: str, operands: _Operands) -> tuple[Operation, ...] | None:
     if name == "jmp":
         target = operands[0][0]
         return (Jump(target.value) if isinstance(target, Const) else JumpUnknown(target),)
-    if name[0] == "j":
+    if name[0] == "j" or name in ("loop", "loope", "loopne", "xbegin"):
         target = operands[0][0]
-        condition = _CONDITIONS.get(name[1:], Condition.UNKNOWN)
-        return (Branch(condition, target.value),) if isinstance(target, Const) else ()
+        condition = _CONDITIONS.get(name[1:], Condition.UNKNOWN) if name[0] == "j" else Condition.UNKNOWN
+        counts: tuple[Operation, ...] = (Forget(Register("rcx")),) if name.startswith("loop") else ()
+        return (*counts, Branch(condition, target.value)) if isinstance(target, Const) else ()
     if name in ("ret", "retf", "iretq"):
         return (Return(),)
     if name in ("ud2", "hlt", "int3", "ud1", "ud0"):
         return (Stop(),)
     if name == "syscall":
-        return (Syscall(),)
+        return (Forget(Register("rcx")), Forget(Register("r11")), Syscall())
     return None
 
 
@@ -162,76 +187,118 @@ def _data(name: str, operands: _Operands, locked: bool) -> tuple[Operation, ...]
     if name == "xchg" and isinstance(second, Memory):
         return (Atomic(second, first, None), *_forgotten(first))
     if name in ("mov", "movabs", "movzx", "movsxd", "movsx"):
-        return _move(first, second, min(bits or 64, operands[1][1] or 64))
+        source_bits = operands[1][1] if len(operands) > 1 else 0
+        return _move(first, second, bits or 64, min(bits or 64, source_bits or 64), signed=name.startswith("movsx"))
     if name == "lea" and isinstance(first, Register) and isinstance(second, Memory):
-        return (Address(first, second),)
+        return (Address(first, second, bits),) if bits >= 32 else (Forget(first),)
     if name == "cmp":
         return (Compare(first, second, bits or 64),) if first is not None and second is not None else (ForgetFlags(),)
     if name == "test":
         return (Test(first, second, bits or 64),) if first is not None and second is not None else (ForgetFlags(),)
-    if name == "push":
-        value = (Set(Memory(STACK, 0), first),) if first is not None else ()
-        return (Add(Register(STACK), Register(STACK), -8), *value)
-    if name == "pop" and isinstance(first, Register):
-        return (Set(first, Memory(STACK, 0)), Add(Register(STACK), Register(STACK), 8))
+    if name in ("push", "pop"):
+        return _stack(name, first)
     return _arithmetic(name, first, second, bits)
 
 
-def _move(first: Operand | None, second: Operand | None, bits: int) -> tuple[Operation, ...]:
-    if isinstance(first, Register | Memory):
-        if second is not None and not (isinstance(first, Memory) and isinstance(second, Memory)):
-            return (Set(first, second, bits),)
-        return _forgotten(first)
-    return ()
+def _stack(name: str, operand: Operand | None) -> tuple[Operation, ...]:
+    top, down, up = Memory(STACK, 0), *(Add(Register(STACK), Register(STACK), n) for n in (-8, 8))
+    if name == "push":
+        # A cell that is pushed may be addressed by the stack pointer, which has moved by then.
+        return (down, Set(top, operand if isinstance(operand, Register | Const) else Register("?")))
+    if isinstance(operand, Register):
+        return (Set(operand, top), up) if operand.name != STACK else (Forget(operand),)
+    return (up, *_forgotten(operand, 64))
+
+
+def _move(
+    first: Operand | None, second: Operand | None, bits: int, source_bits: int, *, signed: bool
+) -> tuple[Operation, ...]:
+    """A move of `source_bits`, extended to `bits`; below 32 bits the rest of a register stays, so that is forgotten."""
+    if (
+        second is None
+        or (isinstance(first, Register) and bits < 32)
+        or (isinstance(first, Memory) and isinstance(second, Memory))
+    ):
+        return _forgotten(first, bits)
+    if isinstance(first, Memory):
+        return (Set(first, second, bits),)
+    if not isinstance(first, Register):
+        return ()
+    extended: tuple[Operation, ...] = (Set(first, second, source_bits, signed),)
+    return (*extended, Set(first, first, 32)) if signed and bits == 32 else extended
 
 
 def _arithmetic(name: str, first: Operand | None, second: Operand | None, bits: int) -> tuple[Operation, ...]:
-    if name in ("xor", "sub") and isinstance(first, Register) and first == second:
-        return (Set(first, Const(0)), Compare(Const(0), Const(0), 64))
     if isinstance(first, Register):
-        if name in ("add", "sub") and isinstance(second, Const):
-            step = second.value if name == "add" else -second.value
-            return (Add(first, first, step), Compare(first, Const(0), bits))
-        if name in ("inc", "dec"):
-            return (Add(first, first, 1 if name == "inc" else -1), Compare(first, Const(0), bits))
+        if name in ("xor", "sub") and first == second:
+            cleared = Set(first, Const(0)) if bits >= 32 else Forget(first)
+            return (cleared, Compare(Const(0), Const(0), 64))
+        if name in ("add", "sub", "inc", "dec"):
+            return _sum(name, first, second, bits)
         if name in ("and", "or") and first == second:
             return (Test(first, first, bits),)
-        if name == "sub" and second is not None:
-            return (Compare(first, second, bits), Forget(first))
-    keeps_flags = any(name.startswith(prefix) for prefix in _KEEPS_FLAGS)
-    flags: tuple[Operation, ...] = () if keeps_flags else (ForgetFlags(),)
     if name in _FLAGS_ONLY:
         return (ForgetFlags(),)
     if name in ("mul", "div", "idiv") or (name == "imul" and second is None):
         return (Forget(Register("rax")), Forget(Register("rdx")), ForgetFlags())
-    return (*_forgotten(first), *flags)
+    flags: tuple[Operation, ...] = () if _KEEPS_FLAGS.match(name) else (ForgetFlags(),)
+    if name in ("xchg", "xadd", "cmpxchg", "mulx"):
+        accumulator: tuple[Operation, ...] = (Forget(Register("rax")),) if name == "cmpxchg" else ()
+        return (*_forgotten(first, bits), *_forgotten(second, bits), *accumulator, *flags)
+    return (*_forgotten(first, bits), *flags)
 
 
-def _forgotten(operand: Operand | None) -> tuple[Operation, ...]:
+def _sum(name: str, first: Register, second: Operand | None, bits: int) -> tuple[Operation, ...]:
+    """Flags compare the old value: r - c with 0 is r with c, and r + c with 0 is r with -c but for the carry."""
+    step = Const(1) if name in ("inc", "dec") else second
+    if not isinstance(step, Const):
+        compared: Operation = Compare(first, step, bits) if name == "sub" and step is not None else ForgetFlags()
+        return (compared, Forget(first))
+    change = step.value if name in ("add", "inc") else -step.value
+    result = Add(first, first, change, bits) if bits >= 32 else Forget(first)
+    return (Compare(first, Const(-change), bits, carry=name == "sub"), result)
+
+
+def _forgotten(operand: Operand | None, bits: int) -> tuple[Operation, ...]:
     if isinstance(operand, Register):
         return (Forget(operand),)
     if isinstance(operand, Memory):
         # An unknown value in a known cell: a register that is never followed stands for it.
-        return (Set(operand, Register("?")),)
+        return (Set(operand, Register("?"), bits or 64),)
     return ()
 
 
 def _atomic(name: str, cell: Memory, source: Operand | None) -> tuple[Operation, ...]:
     if name.startswith("cmpxchg"):
-        return (Atomic(cell, source, Register("rax")), Forget(Register("rax")), ForgetFlags())
-    stores = source if name == "xchg" else None
-    return (Atomic(cell, stores, None), *(_forgotten(source) if name in ("xchg", "xadd") else ()), ForgetFlags())
+        pair: tuple[Operation, ...] = (Forget(Register("rdx")),) if name != "cmpxchg" else ()
+        return (Atomic(cell, source, Register("rax")), Forget(Register("rax")), *pair, ForgetFlags())
+    if name == "xchg":
+        return (Atomic(cell, source, None), *_forgotten(source, 64))
+    return (Atomic(cell, None, None), *(_forgotten(source, 64) if name == "xadd" else ()), ForgetFlags())
+
+
+_CHANGES: Final = {
+    "cdq": ("rdx",), "cqo": ("rdx",), "cwd": ("rdx",), "cpuid": ("rax", "rbx", "rcx", "rdx"), "rdtsc": ("rax", "rdx"),
+    "rdtscp": ("rax", "rcx", "rdx"), "xgetbv": ("rax", "rdx"), "rdpmc": ("rax", "rdx"), "lahf": ("rax",),
+}  # fmt: skip
 
 
 def _implicit(name: str) -> tuple[Operation, ...]:
-    if name == "leave":
-        return (
-            Add(Register(STACK), Register("rbp"), 0),
-            Set(Register("rbp"), Memory(STACK, 0)),
-            Add(Register(STACK), Register(STACK), 8),
-        )
-    if name in ("cdqe", "cwde", "cbw"):
-        return ()
-    if name in ("cdq", "cqo", "cpuid", "rdtsc", "rdtscp"):
-        return tuple(Forget(Register(r)) for r in ("rax", "rbx", "rcx", "rdx") if name not in ("cdq", "cqo") or r == "rdx")
-    return ()
+    stack, accumulator = Register(STACK), Register(RESULT)
+    match name:
+        case "leave":
+            return (Add(stack, Register("rbp"), 0), Set(Register("rbp"), Memory(STACK, 0)), Add(stack, stack, 8))
+        case "cdqe":
+            return (Set(accumulator, accumulator, 32, signed=True),)
+        case "cwde":
+            return (Set(accumulator, accumulator, 16, signed=True), Set(accumulator, accumulator, 32))
+        case "cbw":
+            return (Forget(accumulator),)
+        case "pushfq":
+            return _stack("push", None)
+        case "popfq":
+            return (*_stack("pop", None), ForgetFlags())
+        case "clc" | "stc" | "cmc" | "sahf":
+            return (ForgetFlags(),)
+        case _:
+            return tuple(Forget(Register(changed)) for changed in _CHANGES.get(name, ()))

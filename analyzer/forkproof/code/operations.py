@@ -56,26 +56,29 @@ class Condition(Enum):
 
 
 class Set(NamedTuple):
-    """destination := source."""
+    """destination := the low `bits` of source; in a register zero-extended, or sign-extended if `signed`."""
 
     destination: Register | Memory
     source: Operand
     bits: int = 64
+    signed: bool = False
 
 
 class Address(NamedTuple):
-    """destination := address of the memory operand (lea, adrp, adr)."""
+    """destination := address of the memory operand (lea)."""
 
     destination: Register
     source: Memory
+    bits: int = 64
 
 
 class Add(NamedTuple):
-    """destination := left + value."""
+    """destination := left + value, of which `bits` remain."""
 
     destination: Register
     left: Register
     value: int
+    bits: int = 64
 
 
 class Forget(NamedTuple):
@@ -90,6 +93,8 @@ class Compare(NamedTuple):
     left: Operand
     right: Operand
     bits: int
+    carry: bool = True
+    """False when the flags are those of an addition: they say nothing of unsigned order."""
 
 
 class Test(NamedTuple):
@@ -129,6 +134,8 @@ class Branch(NamedTuple):
     condition: Condition
     target: int
     operand: Register | None = None
+    bits: int = 64
+    """Of the operand."""
 
 
 class Return(NamedTuple):

@@ -159,7 +159,8 @@ def _indirect(code: U8, base: int, group5: I64) -> I64:
     is_call = (operation == 2) & ~((mode == 0) & (rm == 5))
     is_tail = (operation == 4) & ((mode == 1) | (mode == 2)) & (rm != 4)
     inside_displacement = (at >= 1) & (code[np.maximum(at - 1, 0)] == 0xFF)
-    return at[(is_call | is_tail) & ~inside_displacement] + base
+    sites: I64 = at[(is_call | is_tail) & ~inside_displacement] + base
+    return sites
 
 
 def find_atomics(code: U8, base: int) -> I64:
@@ -172,13 +173,15 @@ def find_atomics(code: U8, base: int) -> I64:
     modrm = code[exchange + 1]
     # Register forms (mod 3) do not lock; 87 /r with a plain base register or RIP is what compilers emit.
     exchange = exchange[(modrm >> 6 != 3) & ((modrm & 7 != 4) | (modrm >> 6 != 0))]
-    return np.sort(np.concatenate([locked[cas], exchange])) + base
+    sites: I64 = np.sort(np.concatenate([locked[cas], exchange])) + base
+    return sites
 
 
 def find_pauses(code: U8, base: int) -> I64:
     """Sites of `pause`."""
     at = _room(_at(code, 0xF3), code, 2)
-    return at[code[at + 1] == 0x90] + base
+    sites: I64 = at[code[at + 1] == 0x90] + base
+    return sites
 
 
 def mentions(code: bytes, numbers: Iterable[int]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 def program_of(path: Path) -> str | None:
     """The program whose memory a core file holds, as its NT_FILE note maps it first; None if unknown."""
-    import lief  # noqa: PLC0415 - see above
+    import lief
 
     lief.logging.disable()
     binary = lief.ELF.parse(str(path))

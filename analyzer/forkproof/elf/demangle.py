@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import ctypes
 import re
-from functools import lru_cache
-from typing import Any, Final
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Final, cast
 
 _RUST_LEGACY: Final = re.compile(r"^_ZN.*17h[0-9a-f]{16}E")
 _HASH: Final = re.compile(r"::h[0-9a-f]{16}$")
+_Foreign = Callable[..., int | None]
 _LONGEST: Final = 4096
 """Names above this are machine noise or an attack; they are shown as they are."""
 
@@ -47,7 +49,7 @@ def _cxx(name: str) -> str | None:
     if library is None:
         return None
     status = ctypes.c_int()
-    pointer = library.__cxa_demangle(name.encode(), None, None, ctypes.byref(status))
+    pointer = library(name.encode(), None, None, ctypes.byref(status))
     if not pointer:
         return None
     try:
@@ -56,20 +58,21 @@ def _cxx(name: str) -> str | None:
         _free()(pointer)
 
 
-@lru_cache(maxsize=None)
-def _runtime() -> Any:
+@cache
+def _runtime() -> _Foreign | None:
+    """`__cxa_demangle` (Itanium C++ ABI, 3.4)."""
     try:
-        library = ctypes.CDLL("libstdc++.so.6")
-        library.__cxa_demangle.restype = ctypes.c_void_p
-        library.__cxa_demangle.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+        function = getattr(ctypes.CDLL("libstdc++.so.6"), "__cxa_demangle")
     except (OSError, AttributeError):
         return None
-    return library
+    function.restype = ctypes.c_void_p
+    function.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    return cast("_Foreign", function)
 
 
-@lru_cache(maxsize=None)
-def _free() -> Any:
+@cache
+def _free() -> _Foreign:
     free = ctypes.CDLL(None).free
     free.restype = None
     free.argtypes = [ctypes.c_void_p]
-    return free
+    return cast("_Foreign", free)

@@ -132,7 +132,8 @@ class DT:
 _DF_1_PIE: Final = 0x08000000
 _MACHINES: Final = {62: Machine.X86_64, 183: Machine.AARCH64}
 _OTHER_MACHINES: Final = {
-    2: "SPARC", 3: "i386", 8: "MIPS", 20: "PowerPC", 21: "ppc64", 22: "s390x", 40: "ARM", 243: "RISC-V", 258: "LoongArch",
+    2: "SPARC", 3: "i386", 8: "MIPS", 20: "PowerPC", 21: "ppc64", 22: "s390x", 40: "ARM", 243: "RISC-V",
+    258: "LoongArch",
 }  # fmt: skip
 _KINDS: Final = {1: "a relocatable object (.o), not linked yet"}
 
@@ -232,7 +233,7 @@ def _kind(elf_type: int, dynamic: Mapping[int, int], has_interpreter: bool) -> O
     return ObjectKind.SHARED
 
 
-def _content(header: Any, data: Data, limit: int) -> bytes:
+def _content(header: np.void, data: Data, limit: int) -> bytes:
     start, size = int(header["offset"]), int(header["filesz"])
     return data[start : start + min(size, limit)] if start < len(data) else b""
 

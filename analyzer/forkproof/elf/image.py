@@ -34,6 +34,27 @@ import numpy.typing as npt
 from forkproof.elf.headers import DT as _DT
 from forkproof.elf.headers import Headers, Machine, ObjectKind, Rva, Section, Segment, read_headers
 from forkproof.errors import NotElf, UnreadableFile
+
+__all__ = [
+    "I64",
+    "U8",
+    "U32",
+    "Image",
+    "Machine",
+    "ObjectKind",
+    "RelocationKind",
+    "Relocations",
+    "Rva",
+    "Section",
+    "Segment",
+    "SymbolTable",
+    "VersionNeed",
+    "Versions",
+    "load",
+    "load_symbols",
+]
+
+Text = bytes  # a name that the property `bytes` of Image does not hide
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
@@ -130,15 +151,17 @@ class SymbolTable:
     `version_index` is the raw versym column (bit 15: hidden), or None where the object has no versions.
     """
 
-    def __init__(self, table: npt.NDArray[np.void], strings: bytes, version_index: npt.NDArray[np.uint16] | None):
+    def __init__(
+        self, table: npt.NDArray[np.void], strings: bytes, version_index: npt.NDArray[np.uint16] | None
+    ) -> None:
         self._table = table
         self._strings = strings
         self.value: I64 = np.ascontiguousarray(table["value"])
         self.size: I64 = np.ascontiguousarray(table["size"])
         self.section: npt.NDArray[np.uint16] = np.ascontiguousarray(table["section"])
-        self.binding: U8 = table["info"] >> 4
-        self.type: U8 = table["info"] & 15
-        self.visibility: U8 = table["other"] & 3
+        self.binding: U8 = (table["info"] >> 4).astype(np.uint8)
+        self.type: U8 = (table["info"] & 15).astype(np.uint8)
+        self.visibility: U8 = (table["other"] & 3).astype(np.uint8)
         self.defined: npt.NDArray[np.bool_] = self.section != SHN_UNDEF
         self.version_index = version_index
 
@@ -201,9 +224,9 @@ class Image:
     dynamic: Mapping[int, int]
     """DT_* tag to its last value (DT_NEEDED excepted: see `needed`)."""
     eh_frame_header: Rva | None
-    relro: tuple[tuple[Rva, int], ...]
-    """(rva, size) of what is read-only once relocations are done."""
     data: mmap.mmap | bytes
+    relro: tuple[tuple[Rva, int], ...] = ()
+    """(rva, size) of what is read-only once relocations are done."""
 
     # ---- bytes -------------------------------------------------------------------------------
 
@@ -388,13 +411,14 @@ class Image:
     # ---- private -----------------------------------------------------------------------------
 
     @cached_property
-    def _dynamic_strings(self) -> bytes:
+    def _dynamic_strings(self) -> Text:
         start, size = self.dynamic.get(_DT.STRTAB), self.dynamic.get(_DT.STRSZ, 0)
         if start is None or size > _MAX_TABLE:
             return b"\0"
         return self.read(start, size).tobytes() or b"\0"
 
-    def _string(self, offset: int) -> str:
+    def dynamic_string(self, offset: int) -> str:
+        """The string at an offset of DT_STRTAB."""
         end = self._dynamic_strings.find(b"\0", offset)
         return self._dynamic_strings[offset : max(end, offset)].decode("utf-8", "backslashreplace")
 
@@ -446,7 +470,7 @@ class Image:
                 if len(raw) < 16:
                     return
                 _, flags, other, name, step = struct.unpack("<IHHII", raw)
-                yield self._string(file), self._string(name), other & 0x7FFF, bool(flags & 2)
+                yield self.dynamic_string(file), self.dynamic_string(name), other & 0x7FFF, bool(flags & 2)
                 if not step:
                     break
                 entry += step
@@ -463,7 +487,7 @@ class Image:
             _, flags, index, _, _, aux, following = struct.unpack("<HHHHIII", raw)
             name = self.read(at + aux, 4).tobytes()
             if len(name) == 4:
-                yield index & 0x7FFF, self._string(int.from_bytes(name, "little")), bool(flags & 1)
+                yield index & 0x7FFF, self.dynamic_string(int.from_bytes(name, "little")), bool(flags & 1)
             if not following:
                 return
             at += following
@@ -579,7 +603,7 @@ def _with_names(image: Image, needed: tuple[int, ...]) -> Image:
     """Fill the fields that are strings of DT_STRTAB, which only an Image can read."""
 
     def text(tag: int) -> str | None:
-        return image._string(image.dynamic[tag]) if tag in image.dynamic else None
+        return image.dynamic_string(image.dynamic[tag]) if tag in image.dynamic else None
 
     def search(tag: int) -> tuple[str, ...]:
         value = text(tag)
@@ -587,7 +611,7 @@ def _with_names(image: Image, needed: tuple[int, ...]) -> Image:
 
     names = {
         "soname": text(_DT.SONAME),
-        "needed": tuple(dict.fromkeys(image._string(o) for o in needed)),
+        "needed": tuple(dict.fromkeys(image.dynamic_string(o) for o in needed)),
         "rpath": search(_DT.RPATH),
         "runpath": search(_DT.RUNPATH),
     }

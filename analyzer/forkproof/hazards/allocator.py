@@ -130,8 +130,8 @@ def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Fin
         verdict=verdict,
         target=facts.target,
         object=name,
-        message=_message(name, window, fork, verdict),
-        why=_why(active, window, conditions),
+        message=_message(name, fork, verdict),
+        why=_why(active, conditions),
         fix=facts.fix(active, _cause(active)),
         lock=Lock(name, f"a lock of {_title(active) if active.signature else name}", None, "allocator"),
         fork=fork,
@@ -251,7 +251,9 @@ def _to_lock(facts: Facts, active: AllocatorFacts, start: Function, reach: Reach
 
 def _threads_sentence(facts: Facts, window: WindowFacts) -> str:
     if window.threads is Answer.UNKNOWN:
-        return "whether another thread exists at the fork is not known: starts of threads are reached through tables only"
+        return (
+            "whether another thread exists at the fork is not known: starts of threads are reached through tables only"
+        )
     source = window.source
     if source is None:
         return "another thread can exist"
@@ -283,12 +285,12 @@ def _requester_sentence(window: WindowFacts, requester: _Requester | None) -> st
     )
 
 
-def _message(name: str, window: WindowFacts, fork: Frame, verdict: Verdict) -> str:
+def _message(name: str, fork: Frame, verdict: Verdict) -> str:
     can = "can" if verdict is Verdict.REACHABLE else "may"
     return f"a child forked in {fork.function} {can} hang for ever on a lock of {name}"
 
 
-def _why(active: AllocatorFacts, window: WindowFacts, conditions: Conditions) -> str:
+def _why(active: AllocatorFacts, conditions: Conditions) -> str:
     cause = f"Caused by {_cause(active)}: " if active.hooks in (Hooks.UNBOUND, Hooks.ABSENT) else ""
     return f"{cause}{conditions.not_quiesced}. A thread that does not exist in the child can own the lock there."
 
