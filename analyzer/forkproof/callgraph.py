@@ -14,7 +14,6 @@ A *function number* indexes all functions of all objects: object i's are base[i]
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -65,6 +64,8 @@ CERTAIN: Final = frozenset(
 )
 """Edges of one thread's own control flow."""
 _BLOCKED: Final = -2
+_LARGEST: Final = 1 << 30
+"""Bytes of one object that are looked at; a forged header may spread a small file over any range."""
 _CALLBACK_REACH: Final = 160
 """Bytes before a call in which its function argument is looked for."""
 _TABLE_LIMIT: Final = 4096
@@ -177,7 +178,6 @@ class Program:
 def _indexed(image: Image) -> CodeIndex:
     code = index_code(image)
     image.release()
-    _ = image.sha256  # here, because this thread waits for the disk and not for the interpreter
     return code
 
 
@@ -190,13 +190,7 @@ def link(closure: Closure, sysroot: Sysroot) -> Program:
         except OSError:
             return None
 
-    # Two threads: the scanners spend their time in numpy, which lets go of the interpreter lock. The
-    # largest objects go first, so that no long one is left for the end.
-    images = [item.image for item in closure.objects]
-    order = sorted(range(len(images)), key=lambda i: -len(images[i].data))
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        found = dict(zip(order, pool.map(lambda i: _indexed(images[i]), order), strict=True))
-    codes = tuple(found[i] for i in range(len(images)))
+    codes = tuple(_indexed(item.image) for item in closure.objects)
     names = tuple(FunctionNames(item.image, item.path, finder) for item in closure.objects)
     return Program(closure, Bindings(closure), codes, names)
 
@@ -244,6 +238,12 @@ class CallGraph:
     def edges_from(self, function: Function) -> range:
         """Edge positions that leave a function, in site order."""
         return range(int(self._out[function]), int(self._out[function + 1]))
+
+    def rows_from(self, function: Function) -> Iterator[tuple[int, int, int, int]]:
+        """(edge position, target, site, kind) of what leaves a function, as plain numbers: for loops."""
+        first, last = int(self._out[function]), int(self._out[function + 1])
+        columns = (column[first:last].tolist() for column in (self.target, self.site, self.kind))
+        return zip(range(first, last), *columns, strict=True)
 
     def edges_to(self, function: Function) -> list[int]:
         """Edge positions that lead to a function."""
@@ -387,18 +387,26 @@ def _data_blocks(program: Program, obj: int) -> _DataBlocks:
     pointer_slot, pointer_target = _data_pointers(program, obj)
     owner = np.concatenate([code.data_owner, code.loaded_owner])
     address = np.concatenate([sites.data_target, sites.loaded_address])
-    owner, address = owner[owner >= 0], address[owner >= 0]
-    starts = np.unique(np.concatenate([address, pointer_target]))
     slot, function = _function_pointers(program, obj)
-    if not len(starts):
-        nothing = np.zeros(0, np.int64)
-        return _DataBlocks(0, (nothing, nothing), (nothing, nothing), (nothing, nothing))
+    low, high = _mapped(program.image(obj))
+    known = (owner >= 0) & (address >= low) & (address < high)
+    owner, address = owner[known], address[known]
+    kept = (pointer_target >= low) & (pointer_target < high) & (pointer_slot >= low) & (pointer_slot < high)
+    pointer_slot, pointer_target = pointer_slot[kept], pointer_target[kept]
+    kept = (slot >= low) & (slot < high)
+    slot, function = slot[kept], function[kept]
+    # The number of a block is how many eight-byte cells at or before it begin one: a lookup, no search.
+    begins = np.zeros((high - low >> 3) + 1, np.int32)
+    begins[address - low >> 3] = 1
+    begins[pointer_target - low >> 3] = 1
+    numbers = np.cumsum(begins, dtype=np.int32)
 
     def block(place: Columns) -> Columns:
-        return np.maximum(np.searchsorted(starts, place, side="right") - 1, 0)
+        found: Columns = numbers[place - low >> 3]
+        return found
 
     return _DataBlocks(
-        len(starts),
+        int(numbers[-1]) + 1,
         (owner + base, block(address)),
         (block(pointer_slot), block(pointer_target)),
         (block(slot), function),
@@ -627,6 +635,12 @@ def _table_edges(program: Program, obj: int) -> EdgeColumns:
     return _edges(source, functions[entries], site, np.full(len(entries), EdgeKind.TABLE))
 
 
+def _mapped(image: Image) -> tuple[int, int]:
+    """The range of addresses that an object's file content is mapped to."""
+    low = min(s.rva for s in image.segments)
+    return low, min(max(s.rva + s.file_size for s in image.segments), low + _LARGEST)
+
+
 def _stored_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
     """(slot, target) of words in data that point into the same object.
 
@@ -636,8 +650,7 @@ def _stored_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
     slots, targets = image.pointers
     if image.kind is not ObjectKind.EXECUTABLE:
         return slots, targets
-    low = min(s.rva for s in image.segments)
-    high = max(s.rva + s.memory_size for s in image.segments)
+    low, high = _mapped(image)
     found = [(slots, targets)]
     for segment in image.segments:
         if segment.writable and not segment.executable:

@@ -22,7 +22,7 @@ import numpy as np
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CONVENTIONS, CallEffect, Convention, Effects, Exploration, State, explore
-from forkproof.code.operations import Const, Register, Set
+from forkproof.code.operations import Call, Const, Operation, Register, Set
 from forkproof.elf.demangle import demangle
 from forkproof.elf.image import Machine
 from forkproof.model import Frame
@@ -39,6 +39,10 @@ _X86_EPILOGUE: Final = re.compile(
 )
 """A return after a pop or a stack adjustment, or before padding. The byte C3 alone proves nothing: it is
 also the ModRM byte of `mov %eax, %ebx`."""
+_EPILOGUE_REACH: Final = 64
+"""Bytes after a call in which a function's end stands, checks of the stack guard included."""
+_GUARDS: Final = frozenset({"__stack_chk_fail", "__stack_chk_fail_local"})
+"""Called on the way out of ordinary functions, when the stack was smashed."""
 _HUGE: Final = 1 << 18
 """Functions above this size (bytes) are not followed: interpreters and unpacked tables."""
 
@@ -66,6 +70,7 @@ class Flow:
         self._returning: dict[Function, bool] = {}
         self._parts: dict[Function, tuple[Function, ...]] = {}
         self._sites: dict[Function, dict[int, list[int]]] = {}
+        self._ends: dict[tuple[Function, frozenset[Function]], frozenset[int]] = {}
 
     @cached_property
     def main(self) -> Function | None:
@@ -109,13 +114,12 @@ class Flow:
         return known
 
     def _find_cold_parts(self, function: Function) -> tuple[Function, ...]:
-        graph = self.graph
-        found = []
-        for edge in graph.edges_from(function):
-            target = Function(int(graph.target[edge]))
-            if graph.kind[edge] == EdgeKind.JUMP and target != function and self.owner_of_part(target) == function:
-                found.append(target)
-        return tuple(sorted(set(found)))
+        jumps = {
+            Function(target)
+            for _, target, _, kind in self.graph.rows_from(function)
+            if kind == EdgeKind.JUMP and target != function
+        }
+        return tuple(sorted(part for part in jumps if self.owner_of_part(part) == function))
 
     def owner_of_part(self, function: Function) -> Function | None:
         """The function that a cold part belongs to; None for a function of its own.
@@ -166,13 +170,13 @@ class Flow:
 
     def outgoing(self, function: Function) -> list[int]:
         """All edges of a function and of its cold parts, jumps between them left out."""
-        graph, parts = self.graph, self.cold_parts(function)
+        parts = self.cold_parts(function)
         inside = {function, *parts}
         return [
             edge
             for part in (function, *parts)
-            for edge in graph.edges_from(part)
-            if int(graph.target[edge]) not in inside or graph.kind[edge] != EdgeKind.JUMP
+            for edge, target, _, kind in self.graph.rows_from(part)
+            if kind != EdgeKind.JUMP or target not in inside
         ]
 
     @cached_property
@@ -196,21 +200,23 @@ class Flow:
         forking = np.unique(graph.source[is_forker[graph.target]])
         return graph.distances(self.execs, backward=True, blocked=[*forking.tolist(), *self.forkers])
 
-    def effects(self, function: Function, *, ending: Collection[Function] = ()) -> Effects:
+    def effects(self, function: Function, *, ending: frozenset[Function] = frozenset()) -> Effects:
         """What each call of a function does, for `explore`; calls of `ending` do not come back."""
+        key = function, ending
+        ends = self._ends.get(key)
+        if ends is None:
+            ends = self._ends[key] = self._ending_sites(function, ending)
+        return lambda site: _ENDS if site in ends else _RETURNS
+
+    def _ending_sites(self, function: Function, ending: frozenset[Function]) -> frozenset[int]:
+        """Sites of calls none of whose targets comes back."""
         ends: dict[int, bool] = {}
-        graph = self.graph
-        for edge in self.outgoing(function):
-            if graph.kind[edge] not in _CALLS:
-                continue
-            target = Function(int(graph.target[edge]))
-            site = int(graph.site[edge])
-            ends[site] = ends.get(site, True) and (target in ending or not self.returns(target))
-
-        def effect(site: int) -> CallEffect:
-            return _ENDS if ends.get(site, False) else _RETURNS
-
-        return effect
+        for part in (function, *self.cold_parts(function)):
+            for _, number, site, kind in self.graph.rows_from(part):
+                if kind in _CALLS and ends.get(site, True):
+                    target = Function(number)
+                    ends[site] = target in ending or not self.returns(target)
+        return frozenset(site for site, is_end in ends.items() if is_end)
 
     def returns(self, function: Function, depth: int = _RETURN_DEPTH) -> bool:
         """False when a call of the function is known not to come back."""
@@ -226,7 +232,7 @@ class Flow:
         ending: tuple[NameSet, ...] = (self.signatures.noreturn, self.signatures.exit_names)
         if any(name in group for name in names for group in ending):
             return False
-        if depth == 0 or self._has_return(function):
+        if depth == 0 or (self._has_return(function) and not self._may_end_first(function, depth)):
             return True
         leaving = [e for e in self.outgoing(function) if self.graph.kind[e] in _CALLS]
         if not leaving or len(leaving) > 64:
@@ -242,17 +248,40 @@ class Flow:
 
         return effect
 
+    def _may_end_first(self, function: Function, depth: int) -> bool:
+        """The last call before a return does not come back: a return that the compiler put there in ignorance.
+
+        So it is at -O0 and -O1, and wherever the callee that ends the program is in another file and not
+        declared noreturn.
+        """
+        last = max(
+            (
+                (site, target)
+                for _, target, site, kind in self.graph.rows_from(function)
+                if kind in _CALLS
+                and kind != EdgeKind.JUMP
+                and self.program.name_of(Function(target)) not in _GUARDS
+            ),
+            default=None,
+        )
+        if last is None:
+            return False
+        start, size = self._extent(function)
+        rest = self.program.image(self.program.object_of(function)).read(
+            last[0], max(min(start + size - last[0], _EPILOGUE_REACH), 0)
+        )
+        return self._holds_return(rest.tobytes()) and not self.returns(Function(last[1]), depth - 1)
+
+    def _holds_return(self, code: bytes) -> bool:
+        return bool(_X86_EPILOGUE.search(code)) if self.machine is Machine.X86_64 else _holds_ret(code)
+
     def _has_return(self, function: Function) -> bool:
         """A return instruction plainly stands in the function; False means that it must be decoded."""
         obj = self.program.object_of(function)
         image = self.program.image(obj)
         for part in (function, *self.cold_parts(function)):
             start, size = self._extent(part)
-            code = image.read(start, size).tobytes()
-            if self.machine is Machine.X86_64:
-                if _X86_EPILOGUE.search(code):
-                    return True
-            elif _holds_ret(code):
+            if self._holds_return(image.read(start, size).tobytes()):
                 return True
         return False
 
@@ -282,10 +311,21 @@ class Flow:
         if position is None:
             return None
         for instruction in reversed(body.instructions[max(0, position - _NUMBER_DISTANCE) : position]):
-            for operation in instruction.operations:
-                if isinstance(operation, Set) and operation.destination == Register(register):
-                    return operation.source.value if isinstance(operation.source, Const) else None
+            for operation in reversed(instruction.operations):
+                if isinstance(operation, Call) and register in self.convention.destroyed:
+                    return None
+                if getattr(operation, "destination", None) == Register(register):
+                    return self._constant_put(function, site, operation)
         return None
+
+    def _constant_put(self, function: Function, site: int, operation: Operation) -> int | None:
+        """The constant that an operation puts into its register, which still holds it at `site`."""
+        if isinstance(operation, Set) and isinstance(operation.source, Const):
+            return operation.source.value if operation.bits >= 32 else None
+        place = getattr(operation, "destination", None)
+        state = self.states(function, [site]).get(site)
+        value = state.register(place.name) if state is not None and isinstance(place, Register) else None
+        return value.offset if value is not None and value.base is None else None
 
     def passed(self, function: Function, state: State, argument: int) -> Passed:
         """What an argument register holds in a state."""
@@ -335,7 +375,7 @@ class Flow:
         return self.frames(edges, last)
 
     def explore_from(
-        self, function: Function, start: int, known: Mapping[str, int], ending: Collection[Function] = ()
+        self, function: Function, start: int, known: Mapping[str, int], ending: frozenset[Function] = frozenset()
     ) -> Exploration:
         """Run a function from an instruction on, with registers that hold constants there."""
         return explore(

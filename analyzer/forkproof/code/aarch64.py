@@ -92,6 +92,12 @@ def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
     )
 
 
+def call_targets(code: U8, base: int, entries: EntryMap) -> I64:
+    """Where direct calls lead, of the places in `entries`."""
+    _, target, jump = _direct(_words(code), base, entries)
+    return target[~jump]
+
+
 def _direct(words: Words, base: int, entries: EntryMap) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
     """BL, B, B.cond, CBZ/CBNZ and TBZ/TBNZ that lead to an entry."""
     found = []

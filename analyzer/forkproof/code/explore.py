@@ -111,7 +111,16 @@ class Held(NamedTuple):
 
 
 Cell = tuple[Entry | Word | Result | None, int]
-Flags = tuple[str, Value | None, Value | None, int]
+
+
+class FlagKind(NamedTuple):
+    """What the flags were made by, and whether the carry tells unsigned order."""
+
+    is_test: bool
+    carry: bool
+
+
+Flags = tuple[FlagKind, Value | None, Value | None, int]
 
 
 @dataclass(slots=True)
@@ -328,10 +337,10 @@ class _Explorer:
         if state.flags is None:
             return None
         kind, left, right, bits = state.flags
-        if kind == "test":
-            left, right = _masked(left, right), Value(None, 0)
-        elif kind == "add" and branch.condition in _UNSIGNED:
+        if not kind.carry and branch.condition in _UNSIGNED:
             return None
+        if kind.is_test:
+            left, right = _masked(left, right), Value(None, 0)
         return _compare(branch.condition, left, right, bits)
 
     # ---- data ------------------------------------------------------------------------------
@@ -352,10 +361,9 @@ class _Explorer:
             case Forget(destination):
                 state.registers[destination.name] = None
             case Compare(left, right, bits, carry):
-                pair = (self._read(instruction, o, bits, state) for o in (left, right))
-                state.flags = ("compare" if carry else "add", *pair, bits)
-            case Test(left, right, bits):
-                state.flags = ("test", *(self._read(instruction, o, bits, state) for o in (left, right)), bits)
+                state.flags = self._flags(FlagKind(False, carry), instruction, (left, right), bits, state)
+            case Test(left, right, bits, carry):
+                state.flags = self._flags(FlagKind(True, carry), instruction, (left, right), bits, state)
             case ForgetFlags():
                 state.flags = None
             case Atomic(cell_operand, _, _):
@@ -364,6 +372,12 @@ class _Explorer:
                 state.registers[self.convention.result] = Value(Result(instruction.address), 0)
             case Pause():
                 pass
+
+    def _flags(
+        self, kind: FlagKind, instruction: Instruction, operands: tuple[Operand, Operand], bits: int, state: State
+    ) -> Flags:
+        left, right = (self._read(instruction, operand, bits, state) for operand in operands)
+        return kind, left, right, bits
 
     def _store(
         self, instruction: Instruction, place: Register | Memory, value: Value | None, bits: int, state: State
@@ -490,15 +504,15 @@ def _absorb(old: State, new: State, *, keep: bool) -> bool:
     """
     changed = False
     mine, theirs = old.registers, new.registers
-    for name, before in mine.items():
-        if before is None:
+    for name, value in mine.items():
+        if value is None:
             continue
         after = theirs[name] if name in theirs else _entry(name)
-        if not keep or (before is not after and before != after):
+        if not keep or (value is not after and value != after):
             mine[name] = None
             changed = True
-    for name, after in theirs.items():
-        if name not in mine and not (keep and after == _entry(name)):
+    for name, other in theirs.items():
+        if name not in mine and not (keep and other == _entry(name)):
             mine[name] = None
             changed = True
     cells, others = old.cells, new.cells

@@ -236,11 +236,7 @@ def _with_called_gaps(image: Image, start: I64, size: I64, stubs: Stubs) -> tupl
         return start, size
     candidates = np.concatenate([np.arange(r, r + n, 16 if image.machine is Machine.X86_64 else 4) for r, n in gaps])
     entries = EntryMap(low, high, candidates, candidates[:0])
-    targets = [
-        found.direct_target[~found.direct_jump]
-        for rva, n in image.code_ranges
-        for found in [scanner.scan(image.read(rva, n), rva, entries, range(0))]
-    ]
+    targets = [scanner.call_targets(image.read(rva, n), rva, entries) for rva, n in image.code_ranges]
     new = np.unique(np.concatenate(targets)) if targets else candidates[:0]
     merged_start, merged_size = _merged(
         np.concatenate([start, new]), np.concatenate([size, np.zeros(len(new), np.int64)])

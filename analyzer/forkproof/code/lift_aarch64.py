@@ -214,8 +214,8 @@ def _compare(name: str, first: Operand | None, second: Operand | None, bits: int
     if name == "cmp":
         return (Compare(first, second, bits),)
     if name == "cmn" and isinstance(second, Const):
-        return (Compare(first, Const(-second.value), bits),)
-    return (Test(first, second, bits),) if name == "tst" else (ForgetFlags(),)
+        return (Compare(first, Const(-second.value), bits, carry=second.value != 0),)
+    return (Test(first, second, bits, carry=False),) if name == "tst" else (ForgetFlags(),)
 
 
 _LSE: Final = re.compile(r"(cas|swp|ldadd|ldset|ldclr|ldeor)(a|l|al)?[bh]?$|(st)(add|set|clr|eor)l?[bh]?$")

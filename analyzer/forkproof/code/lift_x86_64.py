@@ -185,7 +185,7 @@ def _data(name: str, operands: _Operands, locked: bool) -> tuple[Operation, ...]
     if isinstance(first, Memory) and (locked or name == "xchg"):
         return _atomic(name, first, second)
     if name == "xchg" and isinstance(second, Memory):
-        return (Atomic(second, first, None), *_forgotten(first))
+        return (Atomic(second, first, None), *_forgotten(first, 64))
     if name in ("mov", "movabs", "movzx", "movsxd", "movsx"):
         source_bits = operands[1][1] if len(operands) > 1 else 0
         return _move(first, second, bits or 64, min(bits or 64, source_bits or 64), signed=name.startswith("movsx"))
@@ -256,6 +256,8 @@ def _sum(name: str, first: Register, second: Operand | None, bits: int) -> tuple
         return (compared, Forget(first))
     change = step.value if name in ("add", "inc") else -step.value
     result = Add(first, first, change, bits) if bits >= 32 else Forget(first)
+    if abs(change) == 1 << (bits - 1):  # is its own negative: the overflow flag differs
+        return (ForgetFlags(), result)
     return (Compare(first, Const(-change), bits, carry=name == "sub"), result)
 
 

@@ -103,6 +103,8 @@ class Test(NamedTuple):
     left: Operand
     right: Operand
     bits: int
+    carry: bool = True
+    """False where the carry of a test does not mean what it means after a comparison with 0 (AArch64)."""
 
 
 class ForgetFlags(NamedTuple):

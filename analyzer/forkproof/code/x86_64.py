@@ -96,6 +96,11 @@ def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
     )
 
 
+def call_targets(code: U8, base: int, entries: EntryMap) -> I64:
+    """Where direct calls lead, of the places in `entries`."""
+    return _branches(code, base, entries, 0xE8)[1]
+
+
 def _branches(code: U8, base: int, entries: EntryMap, opcode: int) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
     at = _room(_at(code, opcode), code, 5)
     target = at + 5 + base + _rel32(code, at + 1)

@@ -58,14 +58,16 @@ class FunctionNames:
 
     def addresses(self, name: str) -> tuple[int, ...]:
         """Addresses of the functions that bear a name; a local name may have several."""
-        if not any(name in table.by_name for table in self._tables):
-            return ()
-        found: set[int] = set()
-        for table in self._tables:
-            for index in table.by_name.get(name, ()):
-                if table.defined[index] and table.type[index] in (STT_FUNC, STT_IFUNC):
-                    found.add(int(table.value[index]))
-        return tuple(sorted(found))
+        return tuple(sorted(self._functions.get(name, ())))
+
+    @cached_property
+    def _functions(self) -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        for table, (values, positions) in zip(self._tables, self._by_address, strict=True):
+            names = table.names
+            for position, value in zip(positions.tolist(), values.tolist(), strict=True):
+                found.setdefault(names[position], set()).add(value)
+        return found
 
     def _find_aliases(self, rva: int) -> tuple[str, ...]:
         names: dict[str, bool] = {}
