@@ -146,6 +146,8 @@ def _sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
         function, site = Function(int(graph.source[edge])), int(graph.site[edge])
         if function in forkers or (function, site) in seen or _is_libc_code(flow, function, libc_objects):
             continue
+        if _starts_thread(flow, function):
+            continue
         seen.add((function, site))
         forker = forkers[Function(int(graph.target[edge]))]
         whole = flow.whole(function)
@@ -153,6 +155,13 @@ def _sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
             forker.name, forker.kind, forker.handlers_run, _shares_memory(flow, forker, whole, site), whole, site,
             _is_jump(flow, function, site), forker.callback,
         )  # fmt: skip
+
+
+def _starts_thread(flow: Flow, function: Function) -> bool:
+    """pthread_create and its like, which call clone too."""
+    program = flow.program
+    names = program.names[program.object_of(function)].aliases(program.rva_of(function))
+    return any(name in flow.signatures.thread_starters for name in names)
 
 
 def _is_libc_code(flow: Flow, function: Function, libc_objects: frozenset[int]) -> bool:
