@@ -12,8 +12,10 @@ The evidence for an atomic operation being an acquire, strongest first:
 1. the function, or one that it calls directly, spins (`pause`, `yield`) or enters a wait (futex,
    sched_yield, nanosleep);
 2. it calls a lock method: a function of kind 1 whose atomic operation works on its own first parameter;
-3. the operation repeats itself until it succeeds, and it exchanges, or it expects 0 every time. A
-   lock-free retry expects what it has just read.
+3. the operation repeats itself, on the same word, until it succeeds: it exchanges and looks at what it
+   got, or it is a compare-and-swap that expects 0 every time. A lock-free retry expects what it has just
+   read; a search for a free slot goes on to the next word; an atomic store (`xchg` on x86-64) does not
+   look at what it got. The loop in which AArch64 repeats a store-exclusive that failed is none of these.
 """
 
 from __future__ import annotations
@@ -27,9 +29,26 @@ import numpy as np
 
 from forkproof.callgraph import EdgeKind, Function
 from forkproof.code import aarch64
+from forkproof.code.decode import Body, Instruction
 from forkproof.code.explore import Entry, Exploration, State, Value, Word, explore
 from forkproof.code.index import SCANNERS
-from forkproof.code.operations import Atomic, Const, Operand, Register
+from forkproof.code.operations import (
+    Add,
+    Atomic,
+    Branch,
+    Call,
+    Compare,
+    Const,
+    Forget,
+    Jump,
+    JumpUnknown,
+    Memory,
+    Operand,
+    Register,
+    Return,
+    Set,
+    Test,
+)
 from forkproof.elf.image import I64, Machine
 from forkproof.flow import Flow
 
@@ -222,22 +241,50 @@ class _Object:
     def _spins(self, function: Function) -> bool:
         """An atomic operation is repeated until it succeeds, and it is not a lock-free retry."""
         flow, body = self.flow, self.flow.body(function)
-        found = {i.address: o for i in body.instructions for o in i.operations if isinstance(o, Atomic)}
-        found |= dict.fromkeys(self._helper_sites(function), _HELPER_CAS)
+        found = [a for i, instruction in enumerate(body.instructions) if (a := _attempt(body, i, instruction))]
+        found += [a for site, helper in self._helper_sites(function) if (a := _helped(body, site, helper, flow))]
+        found = [a for a in found if a.tells]
         if not found:
             return False
         run = explore(
-            body, flow.machine, flow.program.rva_of(function), effects=flow.effects(function), watch=frozenset(found)
+            body,
+            flow.machine,
+            flow.program.rva_of(function),
+            effects=flow.effects(function),
+            watch=frozenset(a.site for a in found),
         )
         return any(
-            site in run.states and _in_small_loop(run, site) and _is_acquire(atomic, run.states[site])
-            for site, atomic in found.items()
+            (state := run.states.get(a.site)) is not None
+            and _is_acquire(a, state)
+            and _in_small_loop(run, a)
+            and self._is_same_word(function, a, state)
+            for a in found
         )
 
-    def _helper_sites(self, function: Function) -> Iterator[int]:
+    def _is_same_word(self, function: Function, attempt: _Attempt, state: State) -> bool:
+        """The word is the same in each round: its address does not change between two visits of the site."""
+        if attempt.cell.indexed:
+            return False
+        base = attempt.cell.base
+        if base is None or base == "pc" or state.register(base) is not None:
+            return True
+        again = explore(
+            self.flow.body(function),
+            self.flow.machine,
+            attempt.site,
+            effects=self.flow.effects(function),
+            watch=[attempt.site],
+        )
+        return again.states[attempt.site].register(base) == Value(Entry(base), 0)
+
+    def _helper_sites(self, function: Function) -> Iterator[tuple[int, Atomic]]:
         for edge in self._calls(function):
-            if self.helpers.get(self._target(edge)) == 2:
-                yield int(self.graph.site[edge])
+            helper = self._target(edge)
+            if helper in self.helpers:
+                operations = (o for i in self.flow.body(helper).instructions for o in i.operations)
+                atomic = next((o for o in operations if isinstance(o, Atomic)), None)
+                if atomic is not None:
+                    yield int(self.graph.site[edge]), atomic
 
     # ---- plumbing --------------------------------------------------------------------------
 
@@ -260,10 +307,6 @@ class _Object:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-_HELPER_CAS: Final = Atomic(cell=None, stores=Register("x1"), expects=Register("x0"))  # type: ignore[arg-type]
-"""A call of a compare-and-swap helper, as an operation on its argument registers."""
-
-
 def _address(atomic: Atomic, state: State, end: int) -> Value | None:
     cell = atomic.cell
     if cell.base is None:
@@ -274,11 +317,113 @@ def _address(atomic: Atomic, state: State, end: int) -> Value | None:
     return None if base is None else Value(base.base, base.offset + cell.displacement)
 
 
-def _is_acquire(atomic: Atomic, state: State) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One atomic exchange or compare-and-swap, whatever instructions or helper it is made of."""
+
+    site: int
+    cell: Memory
+    stores: Operand | None
+    expects: Operand | None
+    tells: bool
+    """Something looks at what the operation found in the word."""
+    begin: int
+    """Where the operation begins: its load-exclusive, or `site`."""
+
+
+def _attempt(body: Body, position: int, instruction: Instruction) -> _Attempt | None:
+    """The atomic operation that an instruction is, or completes."""
+    atomic = next((o for o in instruction.operations if isinstance(o, Atomic)), None)
+    if atomic is None:
+        return None
+    result = next((o.destination for o in instruction.operations if isinstance(o, Forget)), None)
+    if (load := _load_exclusive(body, position, atomic)) is not None:
+        return _exclusive(body, position, load, atomic)
+    tells = atomic.expects is not None or (result is not None and _is_looked_at(body, position + 1, result))
+    return _Attempt(instruction.address, atomic.cell, atomic.stores, atomic.expects, tells, instruction.address)
+
+
+def _helped(body: Body, site: int, helper: Atomic, flow: Flow) -> _Attempt | None:
+    """The atomic operation that an outline-atomics helper does for its caller, on the same registers."""
+    position = body.position(site)
+    if position is None:
+        return None
+    result = Register(flow.convention.result)
+    tells = helper.expects is not None or _is_looked_at(body, position + 1, result)
+    return _Attempt(site, helper.cell, helper.stores, helper.expects, tells, site)
+
+
+_PAIR_REACH: Final = 12
+"""Instructions between a load-exclusive and its store-exclusive."""
+
+
+def _load_exclusive(body: Body, position: int, atomic: Atomic) -> int | None:
+    """Position of the load that a store-exclusive belongs to; None for other atomic operations.
+
+    A store-exclusive is told by what it forgets: its status, which it does not store.
+    """
+    instruction = body.instructions[position]
+    if atomic.expects is not None or not any(isinstance(o, Forget) for o in instruction.operations):
+        return None
+    for before in range(position - 1, max(position - _PAIR_REACH, 0) - 1, -1):
+        for operation in body.instructions[before].operations:
+            match operation:
+                case Set(Register(), Memory() as source) if source == atomic.cell:
+                    return before
+                case Call() | Return() | Atomic():
+                    return None
+    return None
+
+
+def _exclusive(body: Body, position: int, load: int, atomic: Atomic) -> _Attempt | None:
+    """What a load-exclusive and a store-exclusive do together; None for arithmetic on the word."""
+    first = body.instructions[load]
+    old = next(o.destination for o in first.operations if isinstance(o, Set) and o.source == atomic.cell)
+    expects: Operand | None = None
+    for instruction in body.instructions[load + 1 : position]:
+        for operation in instruction.operations:
+            match operation:
+                case Compare(left, right) if old in (left, right):
+                    expects = right if left == old else left
+                case Branch(_, _, operand) if operand == old:
+                    expects = Const(0)
+                case Set(destination) | Add(destination) | Forget(destination) if destination == atomic.stores:
+                    return None
+    if atomic.stores == old:
+        return None
+    tells = expects is not None or (isinstance(old, Register) and _is_looked_at(body, position + 1, old))
+    return _Attempt(body.instructions[position].address, atomic.cell, atomic.stores, expects, tells, first.address)
+
+
+_LOOK_REACH: Final = 12
+"""Instructions after an exchange within which what it got is compared."""
+
+
+def _is_looked_at(body: Body, position: int, result: Register) -> bool:
+    """What an operation left in a register is compared, or decides a branch, before it is lost."""
+    holders: set[Operand] = {result}
+    for instruction in body.instructions[position : position + _LOOK_REACH]:
+        for operation in instruction.operations:
+            match operation:
+                case Compare(left, right) | Test(left, right):
+                    if left in holders or right in holders:
+                        return True
+                case Branch(_, _, operand) if operand in holders:
+                    return True
+                case Set(destination, source):
+                    holders = holders | {destination} if source in holders else holders - {destination}
+                case Add(destination, left):
+                    holders = holders | {destination} if left in holders else holders - {destination}
+                case Return() | Jump() | JumpUnknown() | Call():
+                    return False
+    return False
+
+
+def _is_acquire(attempt: _Attempt, state: State) -> bool:
     """An exchange that stores something else than 0, or a compare-and-swap that expects the constant 0."""
-    if atomic.expects is not None:
-        return _value(atomic.expects, state) == Value(None, 0)
-    stores = _value(atomic.stores, state)
+    if attempt.expects is not None:
+        return _value(attempt.expects, state) == Value(None, 0)
+    stores = _value(attempt.stores, state)
     return stores is not None and stores != Value(None, 0)
 
 
@@ -288,14 +433,22 @@ def _value(operand: Operand | None, state: State) -> Value | None:
     return state.register(operand.name) if isinstance(operand, Register) else None
 
 
-def _in_small_loop(run: Exploration, site: int) -> bool:
-    """The block that holds `site` can be reached from itself within a few blocks."""
-    start = max((b for b in run.successors if b <= site), default=None)
-    if start is None:
+_LOOP_BLOCKS: Final = 6
+"""Blocks in a loop that does nothing but try again."""
+
+
+def _in_small_loop(run: Exploration, attempt: _Attempt) -> bool:
+    """The operation can be reached from itself within a few blocks, its own repetition left out."""
+    begin = max((b for b in run.successors if b <= attempt.begin), default=None)
+    end = max((b for b in run.successors if b <= attempt.site), default=None)
+    if begin is None or end is None:
         return False
-    frontier = set(run.successors[start])
-    for _ in range(4):
-        if start in frontier:
+    # AArch64 repeats the pair when the store fails: from its last block to its first.
+    frontier = set(run.successors[end])
+    if attempt.begin != attempt.site:
+        frontier = (frontier - {begin}) | (set(run.successors[begin]) - {end} if begin != end else set())
+    for _ in range(_LOOP_BLOCKS):
+        if begin in frontier:
             return True
         frontier = {n for b in frontier for n in run.successors.get(b, ())}
     return False
