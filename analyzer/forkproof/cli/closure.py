@@ -72,7 +72,8 @@ def document(closure: Closure, bindings: Bindings | None) -> Document:
         references = list(bindings.all())
         result["bindings"] = [_binding(reference, paths) for reference in references]
         diagnostics += [_unresolved(reference, paths) for reference in references if reference.is_unresolved]
-    result["missing"] = [
+    result["missing"] = [item.name for item in closure.missing]
+    result["searched"] = [
         {
             "name": item.name,
             "needed_by": list(item.needed_by),
@@ -94,7 +95,7 @@ def text(result: Document) -> Iterator[str]:
         version = f"@{item['version']}" if item["version"] else ""
         target = item["to"] or ("nothing (weak)" if item["weak"] else "nothing: UNRESOLVED")
         yield f"{item['from']}: {item['symbol']}{version} -> {target}{' (ifunc)' if item['ifunc'] else ''}"
-    for item in result["missing"]:
+    for item in result["searched"]:
         yield f"missing: {item['name']}, needed by {', '.join(item['needed_by'])}"
         yield from (f"    {p['path']} ({p['source']}): {p['outcome']}" for p in item["looked_in"])
     for item in result["diagnostics"]:
