@@ -266,9 +266,13 @@ def _from_code(
             unresolved[0],
             "",
         )
-    count = f"{len(used)} function{'s' if len(used) != 1 else ''} on its allocation paths"
+    count = (
+        "1 function on its allocation paths takes"
+        if len(used) == 1
+        else f"{len(used)} functions on its allocation paths take"
+    )
     other = "; the fork handlers that this object registers take none of these locks" if mine else ""
-    return Hooks.ABSENT, f"{count} take a lock that waits, and it registers no fork handler for them{other}", None, ""
+    return Hooks.ABSENT, f"{count} a lock that waits, and it registers no fork handler for them{other}", None, ""
 
 
 def _without_locks(flow: Flow, reach: Reach, obj: int, locks: LockFunctions) -> Judgement:

@@ -119,8 +119,8 @@ def _calls(flow: Flow, libc_objects: frozenset[int]) -> list[_Call]:
             if flow.graph.kind[edge] in _CALL_KINDS:
                 call = _Call(name, None, program.object_of(target), None, False, source, site)
                 found.setdefault((source, site), call)
-    inside_libc = set(providers) if len(program.codes) > 1 else set()
-    return [call for _, call in sorted(found.items()) if call.function not in inside_libc]
+    # A stub of libc's own that calls another registrar: whoever called the stub is who registers.
+    return [call for _, call in sorted(found.items()) if call.function not in providers]
 
 
 def _imported_calls(flow: Flow, providers: set[Function], passing_on: Reach) -> Iterator[_Call]:

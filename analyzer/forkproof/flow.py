@@ -258,9 +258,7 @@ class Flow:
             (
                 (site, target)
                 for _, target, site, kind in self.graph.rows_from(function)
-                if kind in _CALLS
-                and kind != EdgeKind.JUMP
-                and self.program.name_of(Function(target)) not in _GUARDS
+                if kind in _CALLS and kind != EdgeKind.JUMP and self.program.name_of(Function(target)) not in _GUARDS
             ),
             default=None,
         )

@@ -51,11 +51,16 @@ from forkproof.code.operations import (
 )
 from forkproof.elf.image import I64, Machine
 from forkproof.flow import Flow
+from forkproof.signatures import WaitSyscall
 
 _BLOCKING_KINDS: Final = frozenset({"mutex", "rwlock", "spin", "sem"})
 _CALL_KINDS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
 _RAW_SYSCALL: Final = "syscall"
 """syscall(2): a wait only when its first argument is the number of one."""
+
+_FUTEX_OPERATION: Final = 0x7F
+_FUTEX_WAITS: Final = frozenset({0, 6, 9, 11, 13})
+"""WAIT, LOCK_PI, WAIT_BITSET, WAIT_REQUEUE_PI, LOCK_PI2; without FUTEX_PRIVATE_FLAG and its like (linux/futex.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,35 +156,61 @@ class _Object:
         for _, source, name in self._callers_of(names):
             found.setdefault(self.flow.whole(source), f"waits in {name}")
         numbers = self.flow.signatures.wait_syscalls(self.flow.machine.value)
+        arguments = self.flow.convention.arguments
         for edge, source, _ in self._callers_of([_RAW_SYSCALL]):
-            self._note_syscall(found, source, int(self.graph.site[edge]), self.flow.convention.arguments[0], numbers)
+            self._note_syscall(found, source, int(self.graph.site[edge]), (arguments[0], arguments[2]), numbers)
         sites = self.program.codes[self.obj].sites.syscalls
         for site, index in zip(sites.tolist(), self.program.codes[self.obj].owners(sites).tolist(), strict=True):
             if index >= 0:
                 source = Function(int(self.program.base[self.obj]) + index)
-                self._note_syscall(found, source, site, self.flow.convention.syscall_number, numbers)
+                registers = self.flow.convention.syscall_number, arguments[1]
+                self._note_syscall(found, source, site, registers, numbers)
         return found
 
     def _note_syscall(
-        self, found: dict[Function, str], source: Function, site: int, register: str, numbers: Mapping[int, object]
+        self,
+        found: dict[Function, str],
+        source: Function,
+        site: int,
+        registers: tuple[str, str],
+        numbers: Mapping[int, WaitSyscall],
     ) -> None:
-        """A wait when the nearest earlier instruction that sets `register` gives it a wait's number."""
+        """A wait when the call's number is one of a wait; a futex(2) that is known to wake is none.
+
+        `registers` hold the number and, for futex(2), the operation.
+        """
         function = self.flow.whole(source)
         if function in found or self.reach[source] < 0:
             return
-        if self.flow.constant_before(function, site, register) in numbers:
-            found[function] = "waits in a futex system call"
+        number = self.flow.constant_before(function, site, registers[0])
+        call = numbers.get(number) if number is not None else None
+        if call is None:
+            return
+        state = self.flow.states(function, [site]).get(site) if call.name == "futex" else None
+        operation = state.register(registers[1]) if state is not None else None
+        is_known = operation is not None and operation.base is None
+        if operation is None or not is_known or operation.offset & _FUTEX_OPERATION in _FUTEX_WAITS:
+            found[function] = f"waits in a {call.name} system call"
 
     # ---- atomic operations -----------------------------------------------------------------
 
     @cached_property
     def atomics(self) -> set[Function]:
         """Functions that hold an atomic operation, or call an outline-atomics helper that holds it for them."""
-        direct = self._functions_of(self._scan("find_atomics"))
+        direct = self._functions_of(self._scan("find_atomics")) | self._ticket_locks
         callers = {
             self.flow.whole(Function(int(self.graph.source[e]))) for h in self.helpers for e in self.graph.edges_to(h)
         }
         return (direct | callers) - self.helpers.keys()
+
+    @property
+    def _ticket_locks(self) -> set[Function]:
+        """Functions that pause and hold an atomic operation that the scanners pass over: fetch-and-add."""
+        return {
+            f
+            for f in self._functions_of(self._scan("find_pauses"))
+            if any(isinstance(o, Atomic) for i in self.flow.body(f).instructions for o in i.operations)
+        }
 
     @cached_property
     def helpers(self) -> dict[Function, int]:

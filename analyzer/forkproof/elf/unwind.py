@@ -24,6 +24,8 @@ from forkproof.elf.image import I64, U8, Image
 
 _PE_OMIT: Final = 0xFF
 _DATAREL_SDATA4: Final = 0x3B
+_LIMIT: Final = 1 << 47
+"""No user address is larger."""
 _FIXED_SIZES: Final = {0x00: 8, 0x02: 2, 0x03: 4, 0x04: 8, 0x0A: 2, 0x0B: 4, 0x0C: 8}
 
 
@@ -59,7 +61,7 @@ def _sorted_unique(start: I64, size: I64) -> Extents:
     start, size = start[order], size[order]
     keep = np.ones(len(start), bool)
     keep[1:] = start[1:] != start[:-1]
-    keep &= size > 0
+    keep &= (size > 0) & (start >= 0)
     return Extents(start[keep], size[keep])
 
 
@@ -126,7 +128,8 @@ def _decode_fde(image: Image, fde: int) -> tuple[int, int] | None:
         return None
     begin = int.from_bytes(raw[:width], "little", signed=encoding & 0x08 != 0 or encoding & 0x10 != 0)
     begin += fde + 8 if encoding & 0x10 else 0
-    return begin, int.from_bytes(raw[width:], "little")
+    size = int.from_bytes(raw[width:], "little")
+    return (begin, size) if 0 <= begin < _LIMIT and size < _LIMIT else None
 
 
 def _pointer_encoding(image: Image, cie: int) -> int:

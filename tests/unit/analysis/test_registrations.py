@@ -1,0 +1,200 @@
+"""Which fork handlers are registered: through stubs, wrappers and GOT slots, and whether the call ever happens."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkproof.atfork import Handler, Registration
+from forkproof.facts import Facts
+from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, library, parameters, program, table
+
+_HANDLERS = """
+static void @prepare(void) { work(1); }
+static void @parent(void) { work(2); }
+static void @child(void) { work(3); }
+"""
+
+#: Expected: names of prepare, parent, child; `none` for NULL, `?` for what cannot be known.
+CASES = (
+    Case("plain", "prepare parent child", _HANDLERS + "void @main(void) { pthread_atfork(@prepare, @parent, @child); }"),
+    Case("one_for_two", "prepare parent parent", _HANDLERS + "void @main(void) { pthread_atfork(@prepare, @parent, @parent); }"),
+    Case("no_prepare", "none none child", _HANDLERS + "void @main(void) { pthread_atfork(0, 0, @child); }"),
+    Case("nothing", "none none none", _HANDLERS + "void @main(void) { pthread_atfork(0, 0, 0); }"),
+    Case(
+        "wrapper",
+        "prepare parent child",
+        _HANDLERS
+        + """
+        NOINLINE int @add(void (*a)(void), void (*b)(void), void (*c)(void)) { int r = pthread_atfork(a, b, c); work(r); return r; }
+        void @main(void) { @add(@prepare, @parent, @child); work(4); }""",
+    ),
+    Case(
+        "wrapper_by_tail_call",
+        "prepare parent child",
+        _HANDLERS
+        + """
+        NOINLINE int @add(void (*a)(void), void (*b)(void), void (*c)(void)) { return pthread_atfork(a, b, c); }
+        void @main(void) { @add(@prepare, @parent, @child); work(4); }""",
+    ),
+    Case(
+        "three_wrappers",
+        "prepare parent child",
+        _HANDLERS
+        + """
+        NOINLINE int @a(void (*a)(void), void (*b)(void), void (*c)(void)) { int r = pthread_atfork(a, b, c); work(r); return r; }
+        NOINLINE int @b(void (*a)(void), void (*b)(void), void (*c)(void)) { work(1); int r = @a(a, b, c); work(r); return r; }
+        NOINLINE int @c(void (*a)(void), void (*b)(void), void (*c)(void)) { work(1); int r = @b(a, b, c); work(r); return r; }
+        void @main(void) { @c(@prepare, @parent, @child); work(4); }""",
+    ),
+    Case(
+        "wrapper_that_turns_them",
+        "prepare parent child",
+        _HANDLERS
+        + """
+        NOINLINE int @add(void (*c)(void), void (*a)(void), void (*b)(void)) { int r = pthread_atfork(a, b, c); work(r); return r; }
+        void @main(void) { @add(@child, @prepare, @parent); work(4); }""",
+    ),
+    Case(
+        "wrapper_with_one",
+        "none none child",
+        _HANDLERS
+        + """
+        NOINLINE int @add(void (*c)(void)) { int r = pthread_atfork(0, 0, c); work(r); return r; }
+        void @main(void) { @add(@child); work(4); }""",
+    ),
+    Case(
+        "wrapper_for_two",
+        "none none child, none none parent",
+        _HANDLERS
+        + """
+        NOINLINE int @add(void (*c)(void)) { int r = pthread_atfork(0, 0, c); work(r); return r; }
+        void @main(void) { @add(@child); @add(@parent); work(4); }""",
+    ),
+    Case(
+        "wrapper_after_a_call",
+        "prepare parent child",
+        _HANDLERS
+        + """
+        NOINLINE int @add(void (*a)(void), void (*b)(void), void (*c)(void)) { work(1); int r = pthread_atfork(a, b, c); work(r); return r; }
+        void @main(void) { work(2); @add(@prepare, @parent, @child); work(4); }""",
+    ),
+    Case(
+        "from_heap",
+        "? ? ?",
+        """
+        struct @set { void (*a)(void), (*b)(void), (*c)(void); };
+        void @main(struct @set *s) { pthread_atfork(s->a, s->b, s->c); work(4); }""",
+    ),
+    Case(
+        "from_writable_data",
+        "? ? ?",
+        "static void (*volatile @hook)(void); void @main(void) { pthread_atfork(@hook, @hook, @hook); work(4); }",
+    ),
+    Case(
+        "exported",
+        "prepare parent child",
+        """
+        void @prepare(void) { work(1); } void @parent(void) { work(2); } void @child(void) { work(3); }
+        void @main(void) { pthread_atfork(@prepare, @parent, @child); work(4); }""",
+    ),
+    Case(
+        "checked",
+        "prepare parent child",
+        _HANDLERS + "void @main(void) { if (pthread_atfork(@prepare, @parent, @child) != 0) abort(); work(4); }",
+    ),
+    Case(
+        "chosen",
+        "none none ?|none none child",
+        _HANDLERS + "void @main(void) { pthread_atfork(0, 0, ask() ? @child : @parent); work(4); }",
+    ),
+)
+
+
+def _name(found: Facts, handler: Handler) -> str:
+    if handler.function is None:
+        return "none" if handler.is_known else "?"
+    return found.flow.name(handler.function).rpartition("__")[2]
+
+
+def _handlers(found: Facts, registration: Registration) -> str:
+    return " ".join(_name(found, h) for h in registration.handlers)
+
+
+def _of_target(found: Facts) -> list[Registration]:
+    return [r for r in found.registrations if r.object == 0]
+
+
+@pytest.mark.parametrize(("case", "build"), parameters(CASES, BUILDS))
+def test_which_handlers(case: Case, build: Build) -> None:
+    found = table(CASES, build)
+    mine = [r for r in _of_target(found) if found.flow.name(r.outermost).startswith(f"{case.name}__")]
+    assert ", ".join(sorted(_handlers(found, r) for r in mine)) in str(case.wanted(build)).split("|")
+
+
+_WEAK = """
+extern int pthread_atfork(void (*)(void), void (*)(void), void (*)(void)) __attribute__((weak));
+static void prepare(void) { work(1); }
+static void child(void) { work(3); }
+__attribute__((constructor)) static void up(void) { if (pthread_atfork) pthread_atfork(prepare, child, child); }
+"""
+
+
+@pytest.mark.parametrize("build", [b.also(*flags) for b in MACHINES for flags in ((), ("-fno-plt",), ("-Wl,-z,now",))], ids=str)
+def test_a_weak_reference_registers_where_it_binds(build: Build) -> None:
+    """x86-64's glibc still exports pthread_atfork@GLIBC_2.2.5 for old programs; aarch64's never did."""
+    weak = library(build, "weak", _WEAK)
+    found = program(build, "int main(void) { return fork(); }", weak)
+    (registration,) = [r for r in found.registrations if found.object_name(r.object) == "libweak.so"]
+    assert _handlers(found, registration) == "prepare child child"
+    assert registration.is_weak
+    assert registration.is_effective == (build.machine == "x86_64")
+
+
+@pytest.mark.parametrize("build", MACHINES, ids=str)
+def test_registration_by_once(build: Build) -> None:
+    code = """
+        static pthread_once_t once = PTHREAD_ONCE_INIT;
+        static void prepare(void) { work(1); }
+        static void init(void) { pthread_atfork(prepare, prepare, prepare); }
+        int main(void) { pthread_once(&once, init); return fork(); }"""
+    found = program(build, code)
+    (registration,) = _of_target(found)
+    assert _handlers(found, registration) == "prepare prepare prepare"
+    assert registration.is_effective
+    assert found.flow.graph.path(found.roots[0], found.flow.graph.distances([registration.outermost], backward=True))
+
+
+@pytest.mark.parametrize("build", MACHINES, ids=str)
+def test_a_registration_in_another_library_is_that_librarys(build: Build) -> None:
+    other = library(
+        build,
+        "other",
+        "static void child(void) { work(1); } __attribute__((constructor)) static void up(void) { pthread_atfork(0, 0, child); }",
+    )
+    found = program(build, "int main(void) { return fork(); }", other)
+    assert _of_target(found) == []
+    assert [found.object_name(r.object) for r in found.registrations] == ["libother.so"]
+
+
+@pytest.mark.parametrize("build", [Build(m, f) for m in ("x86_64", "aarch64") for f in (
+    ("-O2", "-fno-plt"), ("-O2", "-fcf-protection=full"), ("-O2", "-mbranch-protection=standard"), ("-O2", "-fno-PIC"), ("-O2", "-s"),
+) if not (m == "aarch64" and "-fcf-protection=full" in f) and not (m == "x86_64" and "-mbranch-protection=standard" in f)], ids=str)
+def test_registration_in_a_program(build: Build) -> None:
+    code = """
+        static void prepare(void) { work(1); } static void parent(void) { work(2); } static void child(void) { work(3); }
+        int main(void) { pthread_atfork(prepare, parent, child); return fork(); }"""
+    found = program(build, code, kind="fixed" if "-fno-PIC" in build.flags else "program")
+    (registration,) = _of_target(found)
+    assert registration.is_effective
+    assert all(h.function is not None for h in registration.handlers)
+    if "-s" not in build.flags:
+        assert _handlers(found, registration) == "prepare parent child"
+
+
+@pytest.mark.parametrize("build", MACHINES, ids=str)
+def test_registration_in_a_static_program(build: Build) -> None:
+    code = """
+        static void prepare(void) { work(1); } static void child(void) { work(3); }
+        int main(void) { pthread_atfork(prepare, 0, child); return fork(); }"""
+    found = program(build, code, kind="static")
+    assert [_handlers(found, r) for r in _of_target(found)] == ["prepare none child"]

@@ -1,0 +1,163 @@
+"""The scanners on bytes written by hand, and their agreement with the decoder on what a site's address is."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from forkproof.code import aarch64, x86_64
+from forkproof.code.explore import explore
+from forkproof.code.index import index_code
+from forkproof.code.sites import EntryMap, Sites
+from tests.unit.code.conftest import Assemble
+
+BASE = 0x1000
+FUNCTION = 0x1080
+SLOT = 0x3000
+NOTHING = np.zeros(0, np.int64)
+
+
+def _scan(scanner: ModuleType, code: str) -> Sites:
+    """Sites of some bytes at 0x1000; 0x1080 is a function."""
+    raw = np.frombuffer(bytes.fromhex(code).ljust(0x100, b"\x90" if scanner is x86_64 else b"\0"), np.uint8)
+    entries = EntryMap(BASE, BASE + 0x100, np.array([FUNCTION], np.int64), NOTHING)
+    sites = scanner.scan(raw, BASE, entries, False)
+    assert isinstance(sites, Sites)
+    return sites
+
+
+@pytest.mark.parametrize(
+    ("code", "site", "jump"),
+    [
+        ("e87b000000", 0x1000, False),  # call
+        ("e97b000000", 0x1000, True),  # jmp rel32
+        ("0f847a000000", 0x1000, True),  # je rel32
+        ("eb7e", 0x1000, True),  # jmp rel8
+        ("67e87a000000", 0x1001, False),  # addr32 call: what a linker makes of call *f@GOTPCREL(%rip)
+        ("f2e97a000000", 0x1001, True),  # bnd jmp
+        ("666648e878000000", 0x1003, False),  # data16 data16 rex.W call: general dynamic TLS
+    ],
+)
+def test_x86_branch_to_a_function(code: str, site: int, jump: bool) -> None:
+    sites = _scan(x86_64, code)
+    assert sites.direct_site.tolist() == [site]
+    assert sites.direct_target.tolist() == [FUNCTION]
+    assert sites.direct_jump.tolist() == [jump]
+
+
+@pytest.mark.parametrize("code", ["e87c000000", "e97c000000", "0f8400000000", "7e7e", "e8"])
+def test_x86_what_does_not_lead_to_a_function_is_none(code: str) -> None:
+    assert _scan(x86_64, code).direct_site.tolist() == []
+
+
+def test_x86_call_and_jump_through_the_got() -> None:
+    sites = _scan(x86_64, "ff15fa1f0000 ff25f41f0000")
+    assert sites.slot_site.tolist() == [0x1000, 0x1006]
+    assert sites.slot_address.tolist() == [SLOT, SLOT]
+    assert sites.slot_jump.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("code", "register"), [("488d3d79000000", 7), ("488d0579000000", 0), ("4c8d0579000000", 8), ("4c8d3d79000000", 15)]
+)
+def test_x86_address_of_a_function(code: str, register: int) -> None:
+    sites = _scan(x86_64, code)
+    assert (sites.taken_target.tolist(), sites.taken_register.tolist()) == ([FUNCTION], [register])
+
+
+def test_x86_indirect_calls_are_counted() -> None:
+    sites = _scan(x86_64, "ffd0 ff5010 41ffd4 ffe0 ff6018")
+    assert len(sites.indirect) == 4, "jmp *%rax is a switch more often than a call"
+
+
+@pytest.mark.parametrize(
+    ("word", "jump"),
+    [
+        (0x94000020, False),  # bl
+        (0x14000020, True),  # b
+        (0x54000400, True),  # b.eq
+        (0xB4000400, True),  # cbz x0
+        (0x35000400, True),  # cbnz w0
+        (0x36000400, True),  # tbz w0, #0
+        (0xB7F80400, True),  # tbnz x0, #63
+    ],
+)
+def test_aarch64_branch_to_a_function(word: int, jump: bool) -> None:
+    sites = _scan(aarch64, word.to_bytes(4, "little").hex())
+    assert sites.direct_site.tolist() == [BASE]
+    assert sites.direct_target.tolist() == [FUNCTION]
+    assert sites.direct_jump.tolist() == [jump]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_backward_branches(assemble: Assemble, machine: str) -> None:
+    text = {"x86_64": "f:\n ret\n.balign 16\ng:\n call f\n jmp f", "aarch64": "f:\n ret\ng:\n bl f\n b f"}
+    head = "".join(f".globl {n}\n.type {n}, %function\n.hidden {n}\n" for n in "fg")
+    code = assemble(machine, f"{head}{text[machine]}")
+    index = index_code(code.image)
+    assert index.sites.direct_target.tolist() == [code["f"], code["f"]]
+    assert index.sites.direct_jump.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("prefix", [".byte 0x67", ".byte 0xf2", ".byte 0x66, 0x66, 0x48", ""])
+def test_scanner_and_decoder_agree_on_the_site_of_a_prefixed_call(assemble: Assemble, prefix: str) -> None:
+    """A call whose site is not the one in the graph would be a call to nowhere."""
+    code = assemble(
+        "x86_64",
+        f".globl f\n.type f, @function\n.type g, @function\nf:\n jmp before\n nop\nbefore:\n {prefix}\n .byte 0xe8\n"
+        " .long g-.-4\n ret\nend:\n.balign 16\ng:\n ret",
+    )
+    index, found = index_code(code.image), explore(code.body(), code.machine, code["f"])
+    assert [t.site for t in found.transfers] == index.sites.direct_site.tolist()
+    assert found.returns, "the jump to the prefix arrives"
+
+
+def test_prefixed_call_through_the_got_has_one_site(assemble: Assemble) -> None:
+    code = assemble(
+        "x86_64",
+        ".globl f\n.type f, @function\nf:\n .byte 0xf2\n call g@GOTPCREL[rip]\n bnd jmp g@GOTPCREL[rip]\nend:",
+        "-Wl,-z,norelro",
+    )
+    index, found = index_code(code.image), explore(code.body(), code.machine, code["f"])
+    assert [t.site for t in found.transfers] == index.sites.slot_site.tolist()
+
+
+def test_short_jump_inside_another_instruction_is_none(assemble: Assemble) -> None:
+    """89 eb is mov ebx, ebp; eb 02 alone would be a jump to g. A real short tail call stays."""
+    code = assemble(
+        "x86_64",
+        ".globl f\n.type f, @function\n.globl g\n.hidden g\n.type g, @function\n"
+        "f:\n mov ebx, ebp\n .byte 0x04, 0x05\n nop\n nop\nreal: .byte 0xeb, g-.-1\n .size f, .-f\ng:\n ret\n .size g, .-g",
+    )
+    index = index_code(code.image)
+    raw = code.image.read(code["f"], 3).tobytes()
+    assert raw == b"\x89\xeb\x04"
+    assert code["g"] == code["f"] + 3 + 4 + 1, "the byte 04 is the displacement of the jump that is none"
+    assert index.sites.direct_site.tolist() == [code["real"]]
+
+
+def test_jump_to_the_own_start_is_a_loop(assemble: Assemble) -> None:
+    code = assemble("x86_64", ".globl f\n.type f, @function\nf:\n dec edi\n jne f\n call f@PLT\n jmp f\n.size f, .-f")
+    index = index_code(code.image)
+    assert [bool(j) for j in index.sites.direct_jump] == [False], "the recursive call stays"
+
+
+def test_entry_0_of_a_library_is_no_function(assemble: Assemble) -> None:
+    code = assemble("aarch64", ".globl f\n.type f, %function\nf:\n ret\n.size f, .-f", "-Wl,-z,noseparate-code")
+    assert code.image.entry == 0
+    assert index_code(code.image).start.tolist() == [code["f"]]
+
+
+def test_code_without_tables_is_found_by_its_calls(assemble: Assemble) -> None:
+    """Assembly with neither symbols nor CFI, as in libjpeg's SIMD code: what is called is a function."""
+    code = assemble(
+        "x86_64",
+        ".globl f\n.type f, @function\nf:\n call .Lhidden\n ret\n.size f, .-f\n.balign 16\n.space 256, 0x90\n"
+        ".balign 16\n.Lhidden:\n call .Ldeeper\n ret\n.balign 16\n.space 256, 0x90\n.balign 16\n.Ldeeper:\n ret\n.space 64, 0x90",
+    )
+    index = index_code(code.image)
+    assert len(index.start) == 3
+    assert [index.function_at(s) for s in index.sites.direct_site.tolist()] == [0, 1]
+    assert index.sites.direct_target.tolist() == index.start[1:].tolist()
