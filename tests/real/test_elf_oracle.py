@@ -75,11 +75,7 @@ EVERY_OBJECT = pytest.mark.parametrize(("machine", "name"), CASES)
 def image(machine: str, name: str, built_fixtures: Callable[[str], Result]) -> Image:
     if objdump.tool("readelf", machine) is None:
         pytest.skip(f"no readelf for {machine}: apt-get install binutils-{machine.replace('_', '-')}-linux-gnu")
-    if name in FIXTURES:
-        path = built_fixtures(machine).tree.root() / name
-    else:
-        path = _in_sysroot(machine, name)
-    return load(path)
+    return load(built_fixtures(machine).tree.root() / name if name in FIXTURES else _in_sysroot(machine, name))
 
 
 def _in_sysroot(machine: str, name: str) -> Path:
@@ -295,7 +291,8 @@ def test_plt_stubs_are_called_as_objdump_says(image: Image) -> None:
     if image.is_static:
         assert set(index_code(image).stubs.slot.tolist()) == image.irelative_slots.keys(), "objdump gives no labels"
         return
-    labels = objdump.output("objdump", machine, "--disassemble", "--no-show-raw-insn", *_plt_sections(image), image.path)
+    arguments = ["--disassemble", "--no-show-raw-insn", *_plt_sections(image)]
+    labels = objdump.output("objdump", machine, *arguments, image.path)
     expected = {
         int(address, 16): re.sub(r"@@?.*", "", name.decode())
         for address, name in re.findall(rb"^([0-9a-f]{16}) <(.*)@plt>:$", labels, re.MULTILINE)

@@ -16,7 +16,7 @@ from fixtures import truth
 from fixtures.build import Result, Toolchain, Tree
 from forkproof import pipeline, signatures
 from forkproof.callgraph import CallGraph, EdgeKind, with_tables
-from forkproof.cli.graph import graph_command
+from forkproof.cli.graph import Shown, _dot, _graphml, graph_command
 from forkproof.elf.image import load
 from forkproof.elf.names import FunctionNames
 from forkproof.options import ScanOptions
@@ -57,7 +57,8 @@ def build(tmp_path: Path) -> Build:
         toolchain = Toolchain(machine)
         if missing := toolchain.missing(source):
             pytest.skip(f"{missing} is not installed")
-        command = [toolchain.compiler(source), "-O1", "-fno-inline", "-fno-ipa-sra", "-o", tmp_path / output, source]
+        command: list[str | Path] = [toolchain.compiler(source), "-O1", "-fno-inline", "-fno-ipa-sra", source]
+        command += ["-o", tmp_path / output]
         done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return tmp_path / output
@@ -90,8 +91,7 @@ def test_fixtures_bear_out_their_edges(machine: str, variant: str, built_fixture
 
 def _document(path: Path, machine: str, fixture: truth.Fixture, tree: Tree) -> Mapping[str, Any]:
     arguments = [str(path), *(f"--library-path={place}" for place in LIBRARIES[machine])]
-    environment = {k: v.replace("$ORIGIN", str(tree.root())) for k, v in dict(fixture.recipe.env).items()}
-    if preload := environment.get("LD_PRELOAD"):
+    if preload := fixture.environment(tree.root()).get("LD_PRELOAD"):
         arguments.append(f"--preload={preload}")
     return _command(*arguments)
 
@@ -137,8 +137,14 @@ int main(void) { sorts(); starts(); initialises(); registers(); keeps(); return 
 """
 
 
-@pytest.mark.parametrize("flags", [(), ("-fno-plt",), ("-O0",)], ids=" ".join)
-@pytest.mark.parametrize("machine", MACHINES)
+#: GCC's -O0 forms the address in rax and copies it: see docs/callgraph.md, "What is not found".
+COPIED = pytest.param("x86_64", ("-O0",), marks=pytest.mark.xfail(reason="an address that is copied", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags"),
+    [*((m, f) for m in MACHINES for f in ((), ("-fno-plt",), ("-O2",))), COPIED, ("aarch64", ("-O0",))],
+)
 def test_callbacks_and_threads(build: Build, machine: str, flags: tuple[str, ...]) -> None:
     edges = _edges(_graph(build(machine, CALLBACKS, "-pthread", *flags), machine))
     assert ("sorts", "compare", "callback") in edges
@@ -168,6 +174,7 @@ def test_callback_of_another_call_is_not_taken_for_this_one(build: Build, machin
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_tail_calls_and_cold_parts(build: Build, machine: str) -> None:
+    """GCC splits cold parts off on x86-64 only."""
     code = """
     __attribute__((noinline)) int target(int n) { __asm__ volatile(""); return n; }
     int tail(int n) { return target(n + 1); }
@@ -178,7 +185,7 @@ def test_tail_calls_and_cold_parts(build: Build, machine: str) -> None:
     path = build(machine, code, "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-freorder-functions", output="l.so")
     edges = _edges(_graph(path, machine))
     assert ("tail", "target", "jump") in edges
-    assert ("split", "split.cold", "jump") in edges
+    assert machine != "x86_64" or ("split", "split.cold", "jump") in edges
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -201,8 +208,15 @@ def test_tables_of_functions_are_edges_of_their_own_kind(build: Build, machine: 
     assert not {e for e in edges if e[0] == "other"}
 
 
+#: An exported table is reached through the GOT: see docs/callgraph.md, "What is not found".
+EXPORTED = pytest.param(
+    "-fvisibility=default", marks=pytest.mark.xfail(reason="a table behind a GOT slot", strict=True)
+)
+
+
 @pytest.mark.parametrize("machine", MACHINES)
-def test_constructor_leads_to_the_virtual_functions_of_its_class(build: Build, machine: str) -> None:
+@pytest.mark.parametrize("visibility", ["-fvisibility=hidden", EXPORTED])
+def test_constructor_leads_to_the_virtual_functions_of_its_class(build: Build, machine: str, visibility: str) -> None:
     code = """
     struct Base { virtual int act(int n); virtual ~Base(); };
     struct Derived : Base { int act(int n) override; };
@@ -212,10 +226,12 @@ def test_constructor_leads_to_the_virtual_functions_of_its_class(build: Build, m
     Base *make() { return new Derived; }
     int use(Base *base) { return base->act(1); }
     """
-    path = build(machine, code, "-shared", "-fPIC", name="v.cc", output="libv.so")
+    path = build(machine, code, "-shared", "-fPIC", visibility, name="v.cc", output="libv.so")
     graph = with_tables(_graph(path, machine))
     made = {e[:2] for e in _edges(graph) if e[2] == "table"}
-    assert any(caller in ("_Z4makev", "_ZN7DerivedC2Ev", "_ZN7DerivedC1Ev") for caller, b in made if b == "_ZN7Derived3actEi")
+    assert any(
+        caller in ("_Z4makev", "_ZN7DerivedC2Ev", "_ZN7DerivedC1Ev") for caller, b in made if b == "_ZN7Derived3actEi"
+    )
     use = graph.program.called(["_Z3useP4Base"])
     (function,) = use
     obj = graph.program.object_of(function)
@@ -348,14 +364,20 @@ def test_command_refuses(build: Build, arguments: tuple[str, ...]) -> None:
 
 
 def test_dot_and_graphml_can_be_read(build: Build, tmp_path: Path) -> None:
-    path = build("x86_64", 'int odd(void) __asm__("we\\"ird"); int odd(void) { return 1; } int main(void) { return odd(); }')
+    path = build("x86_64", "int odd(void) { return 1; } int main(void) { return odd(); }")
     arguments = [str(path), "--function", "main", "--depth", "1"]
     dot = CliRunner().invoke(graph_command, [*arguments, "--format", "dot"])
     assert dot.exit_code == 0
-    assert '[label="we\\"ird\\nprogram+0x' in dot.output
+    assert '[label="odd\\nprogram+0x' in dot.output
     place = tmp_path / "graph.xml"
     written = CliRunner().invoke(graph_command, [*arguments, "--format", "graphml", "--output", str(place)])
     assert written.exit_code == 0
     graph = nx.read_graphml(place)
-    assert {data["name"] for _, data in graph.nodes(data=True)} >= {"main", 'we"ird'}
+    assert {data["name"] for _, data in graph.nodes(data=True)} >= {"main", "odd"}
     assert "direct" in {data["kind"] for _, _, data in graph.edges(data=True)}
+
+
+def test_names_of_a_hostile_symbol_table_are_quoted() -> None:
+    shown = Shown(("/a\\b",), [(0, 1, 0, 1, "direct")], ((0, 1, 'we"ird\n\x01'),), [], ())
+    assert '[label="we\\"ird\\n\\x01\\na\\\\b+0x1"];' in _dot(shown)
+    assert "\x01" not in _graphml(shown)

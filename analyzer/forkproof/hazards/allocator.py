@@ -107,17 +107,17 @@ def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Fin
     requester = _requester(facts, active, window)
     if requester is None and window.window.is_complete:
         return None
-    holder = _holder(facts, active, window.source)
+    holder, is_held = _holder(facts, active, window.source)
     answers = (
         window.threads,
-        Answer.YES if holder else Answer.UNKNOWN,
+        is_held,
         Answer.YES if requester else Answer.UNKNOWN,
         quiesced,
     )
     name = facts.object_name(active.object)
     conditions = Conditions(
         threads=_threads_sentence(facts, window),
-        holder=_holder_sentence(name, holder),
+        holder=_holder_sentence(name, holder, is_held),
         requester=_requester_sentence(window, requester),
         not_quiesced=not_quiesced,
         answers=answers,
@@ -228,14 +228,23 @@ def _nearest_call(facts: Facts, reach: Reach, window: WindowFacts) -> tuple[int,
     return edge, function
 
 
-def _holder(facts: Facts, active: AllocatorFacts, source: ThreadSource | None) -> tuple[Frame, ...]:
-    """The shortest way from a thread's start to a lock of the allocator; the known source's threads first."""
-    entries = facts.entries_of(source) if source else []
-    for candidates in (entries, list(facts.threads.entries)):
+def _holder(facts: Facts, active: AllocatorFacts, source: ThreadSource | None) -> tuple[tuple[Frame, ...], Answer]:
+    """The shortest way from a thread's start to a lock of the allocator, and whether that thread can exist.
+
+    1. threads of the known source and of constructors, which exist at the fork; main, where a thread forks;
+    2. any other thread of the program: evidence only where it is unknown which threads exist.
+    """
+    objects, libc = facts.flow.program.object_of, facts.libc.objects
+    existing = [e for s in (source, *facts.threads.constructors) if s is not None for e in facts.entries_of(s)]
+    if source is not None and source.why == "forks from a thread":
+        existing += [facts.flow.main] if facts.flow.main is not None else []
+    # Helper threads of libc's own exist only where the program asks for timers or the like.
+    others = [e for e in facts.threads.entries if objects(e) not in libc or len(facts.flow.program.codes) == 1]
+    for candidates, answer in ((existing, Answer.YES), (others, Answer.UNKNOWN if source else Answer.YES)):
         reaching = [(int(active.to_lock[f]), i, f) for i, f in enumerate(candidates) if active.to_lock[f] >= 0]
         if reaching:
-            return _to_lock(facts, active, min(reaching)[2], active.to_lock)
-    return ()
+            return _to_lock(facts, active, min(reaching)[2], active.to_lock), answer
+    return (), Answer.UNKNOWN
 
 
 def _to_lock(facts: Facts, active: AllocatorFacts, start: Function, reach: Reach) -> tuple[Frame, ...]:
@@ -251,9 +260,8 @@ def _to_lock(facts: Facts, active: AllocatorFacts, start: Function, reach: Reach
 
 def _threads_sentence(facts: Facts, window: WindowFacts) -> str:
     if window.threads is Answer.UNKNOWN:
-        return (
-            "whether another thread exists at the fork is not known: starts of threads are reached through tables only"
-        )
+        because = facts.gaps[0] if facts.gaps else "starts of threads are reached through tables only"
+        return f"whether another thread exists at the fork is not known: {because}"
     source = window.source
     if source is None:
         return "another thread can exist"
@@ -268,10 +276,11 @@ def _threads_sentence(facts: Facts, window: WindowFacts) -> str:
     }[source.why]
 
 
-def _holder_sentence(name: str, holder: tuple[Frame, ...]) -> str:
+def _holder_sentence(name: str, holder: tuple[Frame, ...], is_held: Answer) -> str:
     if not holder:
         return f"which thread takes a lock of {name} was not found"
-    return f"the thread that begins in {holder[0].function} reaches {holder[-1].function}"
+    doubt = "" if is_held is Answer.YES else "; whether that thread exists at the fork is not known"
+    return f"the thread that begins in {holder[0].function} reaches {holder[-1].function}{doubt}"
 
 
 def _requester_sentence(window: WindowFacts, requester: _Requester | None) -> str:
@@ -305,6 +314,6 @@ def _folded(findings: list[Finding]) -> list[Finding]:
         if old is None:
             kept[finding.id] = finding
         else:
-            best = min(old, finding, key=lambda f: f.severity.rank)
+            best = min(old, finding, key=lambda f: (f.severity.rank, f.verdict is not Verdict.REACHABLE))
             kept[finding.id] = replace(best, count=old.count + 1)
     return list(kept.values())

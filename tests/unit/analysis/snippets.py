@@ -16,15 +16,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from forkproof import facts, hazards, signatures
+from forkproof import facts, signatures
 from forkproof.allocators import find_libc
 from forkproof.callgraph import Function
 from forkproof.facts import Facts, WindowFacts
@@ -34,7 +34,8 @@ from forkproof.model import Finding
 from forkproof.options import ScanOptions
 from forkproof.pipeline import call_graph
 
-__all__ = ["BUILDS", "Build", "Case", "Plan", "compiled", "hazards"]
+if TYPE_CHECKING:
+    from _pytest.mark.structures import ParameterSet
 
 PRELUDE: Final = """
 #define _GNU_SOURCE
@@ -95,29 +96,36 @@ class Case:
     """A snippet with what is expected of it."""
 
     name: str
-    expected: object
+    expected: str
     code: str
     only: tuple[str, ...] = ()
     """Machines, or flags, of which a build must have one; all builds if empty."""
-    but: Mapping[str, object] | None = None
-    """What is expected instead in builds with this machine or flag."""
+    wrong: str = ""
+    """Why the answer is known to be wrong, in the builds that `wrong_in` names (all if it is empty)."""
+    wrong_in: tuple[str, ...] = ()
 
     def applies(self, build: Build) -> bool:
         return not self.only or bool({build.machine, *build.flags} & set(self.only))
 
-    def wanted(self, build: Build) -> object:
-        """What is expected in a build."""
-        special = [v for k, v in (self.but or {}).items() if k in (build.machine, *build.flags, str(build))]
-        return special[0] if special else self.expected
+    def marks(self, build: Build) -> list[pytest.MarkDecorator]:
+        """What pytest must know of a case in a build."""
+        names = {build.machine, *build.flags, str(build)}
+        is_wrong = self.wrong and (not self.wrong_in or names & set(self.wrong_in))
+        return [pytest.mark.xfail(reason=self.wrong)] if is_wrong else []
 
     @property
     def text(self) -> str:
         return self.code.replace("@", f"{self.name}__")
 
 
-def parameters(cases: Sequence[Case], builds: Iterable[Build] = BUILDS) -> list[object]:
+def parameters(cases: Sequence[Case], builds: Iterable[Build] = BUILDS) -> list[ParameterSet]:
     """A parameter for each case and each build that it applies to."""
-    return [pytest.param(case, build, id=f"{case.name}-{build}") for build in builds for case in cases if case.applies(build)]
+    return [
+        pytest.param(case, build, id=f"{case.name}-{build}", marks=case.marks(build))
+        for build in builds
+        for case in cases
+        if case.applies(build)
+    ]
 
 
 # ---- building ---------------------------------------------------------------------------------
@@ -170,8 +178,12 @@ def _root(machine: str) -> Path:
 @cache
 def compiled(plan: Plan) -> Path:
     """Compile and link a plan; gives the path in its machine's sysroot."""
-    number = len(list(_root(plan.build.machine).glob("lib/*")))
-    output = _root(plan.build.machine) / "lib" / (f"lib{plan.name}-{number}.so" if plan.kind == "library" else f"{plan.name}-{number}")
+    root = _root(plan.build.machine)
+    if plan.kind == "library":
+        output = root / "lib" / f"lib{plan.name}-{len(list(root.glob('lib/*')))}.so"
+    else:
+        output = root / "bin" / str(len(list(root.glob("bin/*")))) / plan.name
+    output.parent.mkdir(parents=True, exist_ok=True)
     libraries = [compiled(used) for used in plan.uses]
     shape = {
         "library": ("-shared", "-fPIC", f"-Wl,-soname,lib{plan.name}.so"),
@@ -179,17 +191,16 @@ def compiled(plan: Plan) -> Path:
         "fixed": ("-fno-pie", "-no-pie"),
         "static": ("-static",),
     }[plan.kind]
-    command = [
-        _compiler(plan.build.machine, plan.language), "-w", "-g0", "-fno-ipa-icf", "-x", plan.language, "-", "-x", "none", *plan.build.flags, *shape,
-        "-o", str(output), "-Wl,--no-as-needed", "-Wl,-rpath,/lib", "-Wl,--allow-shlib-undefined", *map(str, libraries),
-    ]  # fmt: skip
+    # No inlining of what the snippets call by name, and no merging of snippets that are the same.
+    plain = ("-w", "-g0", "-fno-ipa-icf", "-fno-builtin")
+    link = ("-Wl,--no-as-needed", "-Wl,-rpath,/lib", "-Wl,--allow-shlib-undefined")
+    source = ("-x", plan.language, "-", "-x", "none")
+    command = [_compiler(plan.build.machine, plan.language), *plain, *source, *plan.build.flags, *shape]
+    command += ["-o", str(output), *link, *map(str, libraries)]
     done = subprocess.run(command, input=plan.code, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     if plan.kind == "library":
-        # The dynamic linker looks for the soname.
-        named = output.with_name(f"lib{plan.name}.so")
-        named.unlink(missing_ok=True)
-        named.hardlink_to(output)
+        _put(output, plan)
     return output
 
 
@@ -207,6 +218,7 @@ def analysed(plan: Plan) -> Facts:
 
 
 def _put(path: Path, plan: Plan) -> None:
+    """Give a library the name under which the dynamic linker looks for it."""
     named = path.with_name(f"lib{plan.name}.so")
     named.unlink(missing_ok=True)
     named.hardlink_to(path)

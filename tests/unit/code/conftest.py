@@ -52,7 +52,7 @@ def assemble(tmp_path: Path) -> Assemble:
         syntax = ".intel_syntax noprefix\n" if machine == "x86_64" else ""
         source.write_text(f"{syntax}.text\n{text}\n.section .note.GNU-stack\n")
         output = source.with_suffix(".so")
-        command = [toolchain.compiler(source), "-shared", "-nostdlib", "-o", output, source, *flags]
+        command: list[str | Path] = [toolchain.compiler(source), "-shared", "-nostdlib", "-o", output, source, *flags]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return Assembled(load(output))

@@ -4,6 +4,7 @@ Each function is written once for each machine, with the same labels: `forks` is
 `parent` are where the two sides go, `failed` where a negative result goes.
 """
 
+# ruff: noqa: E501 - a line of assembly is one line here
 from __future__ import annotations
 
 import pytest

@@ -5,12 +5,14 @@ what it returned: natively, or by qemu-user for the other machine. `explore`, st
 known, must allow that result: a path that runs was not ruled out, and a value that is claimed is the value.
 """
 
+# ruff: noqa: E501, S311 - a line of assembly is one line here; random programs are no secrets
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import pytest
 
@@ -39,7 +41,7 @@ class X86:
     CONDITIONS = ("e", "ne", "l", "ge", "g", "le", "b", "ae", "a", "be", "s", "ns")
     SLOTS = ("[rsp-16]", "[rsp-24]", "[rsp-32]")
     HALF_SLOTS = ("[rsp-12]", "[rsp-20]", "[rsp-28]")
-    PREFIX = {64: "qword ptr ", 32: "dword ptr ", 16: "word ptr ", 8: "byte ptr "}
+    PREFIX: ClassVar = {64: "qword ptr ", 32: "dword ptr ", 16: "word ptr ", 8: "byte ptr "}
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
@@ -182,7 +184,7 @@ def _program(machine: str, directory: Path, arguments: list[tuple[int, int]]) ->
     names = "".join(f"long f{n}(long, long);\n" for n in range(len(arguments)))
     calls = "".join(f'    printf("%ld\\n", f{n}({a}L, {b}L));\n' for n, (a, b) in enumerate(arguments))
     driver.write_text(f"#include <stdio.h>\n{names}int main(void)\n{{\n{calls}    return 0;\n}}\n")
-    command = [toolchain.compiler(driver), "-static", "-o", program, assembly, driver]
+    command: list[str | Path] = [toolchain.compiler(driver), "-static", "-o", program, assembly, driver]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return program

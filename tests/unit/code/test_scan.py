@@ -1,5 +1,6 @@
 """The scanners on bytes written by hand, and their agreement with the decoder on what a site's address is."""
 
+# ruff: noqa: E501 - a line of assembly is one line here
 from __future__ import annotations
 
 from types import ModuleType

@@ -65,7 +65,9 @@ def _compare(path: Path, ours: object, theirs: lief.ELF.Binary) -> None:
 
 def test_kinds(built_x86_64: Result) -> None:
     root = built_x86_64.tree.root()
-    kinds = {name: load(root / name).kind.value for name in ("calls_lazy", "calls_nopie", "libcallee.so", "static_hooked")}
+    kinds = {
+        name: load(root / name).kind.value for name in ("calls_lazy", "calls_nopie", "libcallee.so", "static_hooked")
+    }
     assert kinds == {
         "calls_lazy": "pie",
         "calls_nopie": "executable",
