@@ -31,6 +31,8 @@ RATIO_GOAL: Final = 0.2
 MEMORY_GOAL: Final = 250
 """MiB."""
 GROWTH: Final = (1, 10, 50)
+BYTECODE: Final = Path(__file__).resolve().parents[1] / "build" / "bytecode"
+"""Where Python keeps what it compiled, from one run of the benchmarks to the next."""
 MODULES: Final = ("forkproof", "forkproof.cli", "numpy", "capstone", "networkx", "lief", "forkproof.pipeline")
 
 
@@ -45,7 +47,13 @@ class Run:
     """MiB of resident memory at most."""
 
 
-def measured(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Run:
+def _environment(cache: str) -> dict[str, str]:
+    """Ours, with bytecode, which an installed package has: where none may be written, each run would compile anew."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "XDG_CACHE_HOME": f"{cache}/cache", "PYTHONPYCACHEPREFIX": str(BYTECODE)}
+
+
+def measured(command: Sequence[str | Path], environment: Mapping[str, str]) -> Run:
     """Run a command with its output thrown away."""
     with Path(os.devnull).open("w") as nowhere:
         start = time.perf_counter()
@@ -85,15 +93,18 @@ class Cold:
 
 
 def cold(target: str, sysroot: str, preload: Sequence[str], files: Sequence[Path], rounds: int) -> Cold:
-    """A scan without any cache of forkproof's own, and objdump, one after the other, `rounds` times."""
+    """A scan without any cache of forkproof's own, and objdump, one after the other, `rounds` times.
+
+    One of each comes first and does not count: files are then in the page cache, and modules compiled.
+    """
     scan = [sys.executable, "-m", "forkproof", "scan", "--format", "json", "--sysroot", sysroot, target]
     scan += [f"--preload={library}" for library in preload]
     scans, dumps = [], []
-    for _ in range(rounds):
+    for _ in range(rounds + 1):
         with tempfile.TemporaryDirectory() as empty:
-            scans.append(measured(scan, {**os.environ, "XDG_CACHE_HOME": empty}))
-        dumps.append(measured([_objdump(files[0]), "--disassemble", *files]))
-    ours, theirs = _median(scans), _median(dumps)
+            scans.append(measured(scan, _environment(empty)))
+            dumps.append(measured([_objdump(files[0]), "--disassemble", *files], _environment(empty)))
+    ours, theirs = _median(scans[1:]), _median(dumps[1:])
     size = sum(path.stat().st_size for path in files)
     return Cold(len(files), size, ours, theirs, ours.seconds / theirs.seconds)
 
@@ -185,15 +196,15 @@ def stage() -> None:
 
 def imports(rounds: int) -> dict[str, float]:
     """Seconds to import each module in a new interpreter, beyond an empty one; and `forkproof --help` whole."""
-    empty = median(measured([sys.executable, "-c", ""]).seconds for _ in range(rounds))
-    found = {"(an empty interpreter)": empty}
-    for module in MODULES:
-        runs = [measured([sys.executable, "-c", f"import {module}"]).seconds for _ in range(rounds)]
-        found[module] = median(runs) - empty
-    found["forkproof --help, whole"] = median(
-        measured([sys.executable, "-m", "forkproof", "--help"]).seconds for _ in range(rounds)
-    )
-    return found
+
+    def waited(*arguments: str) -> float:
+        command, environment = [sys.executable, *arguments], _environment(os.devnull)
+        measured(command, environment)  # compiles
+        return median(measured(command, environment).seconds for _ in range(rounds))
+
+    empty = waited("-c", "")
+    found = {module: waited("-c", f"import {module}") - empty for module in MODULES}
+    return {"(an empty interpreter)": empty, **found, "forkproof --help, whole": waited("-m", "forkproof", "--help")}
 
 
 # ---- the report --------------------------------------------------------------------------------

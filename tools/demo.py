@@ -40,8 +40,7 @@ def main() -> int:
         "A daemon with threads, and an allocator that registers no fork handlers",
         programs / "daemon_unhooked",
         1,
-        "The finding names the lock, and shows two stacks: who can hold it when main forks, and how the child",
-        "comes to want it. `forkproof probe` on the same program forces that interleaving and shows the hang.",
+        "The finding shows two stacks: who can hold the lock when main forks, and how the child comes to want it.",
     )
     good &= show(
         "Its twin: the same program, the same allocator, with pthread_atfork handlers",

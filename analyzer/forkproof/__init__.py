@@ -1,4 +1,4 @@
-"""Find, and prove, the locks that a child of fork() can hang on, in ELF binaries.
+"""Find the locks that a child of fork() can hang on, in ELF binaries.
 
     from forkproof import scan
     report = scan("/usr/sbin/named", sysroot="/srv/bookworm-arm64")

@@ -127,8 +127,10 @@ def _imported_calls(flow: Flow, providers: set[Function], passing_on: Reach) -> 
     program, imports = flow.program, flow.graph.imports
     for obj in range(len(program.codes)):
         table = program.image(obj).dynamic_symbols
-        wanted = {i: name for name in REGISTRARS for i in table.by_name.get(name, ())}
-        mine = np.flatnonzero((imports.object == obj) & np.isin(imports.symbol, list(wanted)))
+        rows = np.flatnonzero(imports.object == obj)
+        called = np.unique(imports.symbol[rows]).tolist()
+        wanted = {i: table.names[i] for i in called if table.names[i] in REGISTRARS}
+        mine = rows[np.isin(imports.symbol[rows], list(wanted))]
         for row in mine.tolist():
             symbol, target = int(imports.symbol[row]), Function(int(imports.target[row]))
             is_bound = target in providers

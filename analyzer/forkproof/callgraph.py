@@ -24,7 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.closure import Bindings, Closure, Sysroot, TypeClass
+from forkproof.code.decode import decode
+from forkproof.code.explore import CONVENTIONS
 from forkproof.code.index import SCANNERS, CodeIndex, index_code
+from forkproof.code.operations import Register
 from forkproof.elf.headers import ObjectKind
 from forkproof.elf.image import I64, Image, RelocationKind
 from forkproof.elf.names import FunctionNames
@@ -341,24 +344,36 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
     return _sorted_graph(program, [*parts, *callbacks], joined)
 
 
-def reached_through_tables(
+def reached_loosely(
     graph: CallGraph, roots: Iterable[int], kinds: Iterable[EdgeKind], objects: Iterable[int]
 ) -> npt.NDArray[np.bool_]:
-    """Which functions can be reached when data of these objects that holds their addresses counts as calls.
+    """Which functions can be reached when knowing an address counts as calling it.
 
-    Follows data that points to data too: a module's table of tables. This is the widest guess there is,
-    good for telling "unknown" from "no". Alternates searches of the graph with steps through data until
-    nothing is added, which spares sorting all edges again.
+    A function whose address code of these objects forms can be called by whoever gets it; one whose address
+    stands in data, by whoever refers to the data, also through data that points to data: a module's table
+    of tables. This is the widest guess there is, good for telling "unknown" from "no". Alternates searches
+    of the graph with steps through addresses until nothing is added, which spares sorting all edges again.
     """
     kinds = frozenset(kinds)
     reached = graph.distances(roots, kinds) >= 0
-    blocks = [_data_blocks(graph.program, obj) for obj in objects]
+    chosen = list(objects)
+    blocks = [_data_blocks(graph.program, obj) for obj in chosen]
+    taken = [_taken_addresses(graph.program, obj) for obj in chosen]
     while True:
         found = [block.step(reached) for block in blocks]
+        found += [target[reached[owner] & ~reached[target]] for owner, target in taken]
         new = np.unique(np.concatenate(found)).tolist() if found else []
         if not new:
             return reached
         reached |= graph.distances(new, kinds) >= 0
+
+
+def _taken_addresses(program: Program, obj: int) -> tuple[Columns, Columns]:
+    """(function, function whose address its code forms)."""
+    code, base = program.codes[obj], int(program.base[obj])
+    target = program.functions(np.full(len(code.sites.taken_target), obj), code.sites.taken_target)
+    known = (code.taken_owner >= 0) & (target >= 0)
+    return code.taken_owner[known] + base, target[known]
 
 
 class _DataBlocks:
@@ -426,6 +441,12 @@ def with_tables(graph: CallGraph) -> CallGraph:
         [(graph.source.astype(np.int64), graph.target.astype(np.int64), graph.site, graph.kind), *parts],
         graph.imports,
     )
+
+
+def table_targets(program: Program, function: Function) -> list[Function]:
+    """The functions in constant tables that a function refers to: the virtual functions of what it makes."""
+    source, target, _, _ = _table_edges(program, program.object_of(function))
+    return [Function(f) for f in np.unique(target[source == function]).tolist()]
 
 
 def _sorted_graph(program: Program, parts: list[EdgeColumns], imports: ImportCalls) -> CallGraph:
@@ -590,9 +611,25 @@ def _addresses_passed(program: Program, obj: int, sites: Columns, argument: int)
     at = place[np.maximum(position, 0)]
     good = (position >= 0) & (at > previous_call) & (sites - at <= _CALLBACK_REACH)
     good &= code.owners(at) == code.owners(sites)
+    name = CONVENTIONS[image.machine].arguments[argument]
     for row in np.flatnonzero(good).tolist():
         found = int(position[row])
-        yield row, int(address[found]), bool(is_load[found])
+        if _keeps(image, int(at[row]), int(sites[row]), name):
+            yield row, int(address[found]), bool(is_load[found])
+
+
+def _keeps(image: Image, start: int, end: int, register: str) -> bool:
+    """Nothing between the instruction at `start`, which sets a register, and `end` sets it again.
+
+    The columns hold only some of the instructions that write registers; a plain move is not among them.
+    """
+    later = decode(image, [(start, end - start)]).instructions[1:]
+    written = Register(register)
+    return not any(
+        getattr(operation, "destination", None) == written
+        for instruction in later
+        for operation in instruction.operations
+    )
 
 
 def _register_writes(code: CodeIndex, register: int) -> tuple[Columns, Columns, npt.NDArray[np.bool_]]:

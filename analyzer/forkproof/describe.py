@@ -20,15 +20,17 @@ from forkproof.model import (
     ClosureEntry,
     Diagnostic,
     Frame,
+    Hooks,
     Target,
     Window,
 )
+from forkproof.options import ScanOptions
 from forkproof.threads import ThreadSource
 
 _MAX_SOURCES: Final = 16
 
 
-def target(facts: Facts) -> Target:
+def target(facts: Facts, options: ScanOptions) -> Target:
     """What the report says of a program."""
     closure = facts.flow.program.closure
     image = closure.program.image
@@ -44,6 +46,10 @@ def target(facts: Facts) -> Target:
         threads=_threads(facts),
         thread_sources=_thread_sources(facts),
         windows=tuple(_window(facts, w) for w in facts.windows),
+        sysroot=str(options.sysroot or "/"),
+        library_path=options.library_path,
+        preload=options.preload,
+        also=options.also,
     )
 
 
@@ -128,6 +134,7 @@ def _allocator(facts: Facts, allocator: AllocatorFacts) -> Allocator:
         prepare_locks=(),
         uncovered_locks=(),
         why=allocator.why,
+        coverage="not judged" if allocator.hooks is Hooks.EFFECTIVE else "",
     )
 
 

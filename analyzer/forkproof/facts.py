@@ -14,7 +14,7 @@ import numpy as np
 
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
 from forkproof.atfork import Registration, find_registrations
-from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach, table_targets
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
 from forkproof.model import Answer
@@ -33,6 +33,8 @@ class WindowFacts:
     path: tuple[int, ...]
     """Edges from a root of the program to the function that forks."""
     root: Function | None
+    is_own: bool
+    """The program's own code forks, not a library's."""
     is_deferred: bool
     """The path leads through a function that is kept for later: an exit handler, an event loop."""
 
@@ -82,6 +84,9 @@ class Facts:
         for function in reversed(sources):
             edges = graph.edges_from(Function(function))
             found += [Function(int(graph.target[e])) for e in edges if graph.kind[e] == EdgeKind.THREAD]
+        if not any(graph.program.object_of(f) == 0 for f in found):
+            # std::thread and its like: what runs is a virtual function of an object that the caller made.
+            found += [t for f in reversed(sources) for t in table_targets(graph.program, Function(f))]
         return list(dict.fromkeys(found))
 
 
@@ -135,8 +140,9 @@ class _Surroundings:
         else:
             threads, source = self.threads.before(window, self.roots, self.reach)
         path, root = self._path(window) if reachable is Answer.YES else ((), None)
+        is_own = self.flow.program.object_of(window.function) == 0
         deferred = any(self.flow.graph.kind[e] == EdgeKind.DEFERRED for e in path)
-        return WindowFacts(window, reachable, threads, source, path, root, deferred)
+        return WindowFacts(window, reachable, threads, source, path, root, is_own, deferred)
 
     def _reachable(self, function: Function) -> Answer:
         if self.reach[function] >= 0:

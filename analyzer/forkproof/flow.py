@@ -31,6 +31,7 @@ from forkproof.signatures import Forker, NameSet, Signatures
 _RETURN_DEPTH: Final = 4
 _NUMBER_DISTANCE: Final = 24
 """Instructions before a call in which a constant argument is looked for."""
+_JUMP: Final = int(EdgeKind.JUMP)
 _CALLS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT, EdgeKind.IFUNC})
 _RETURNS: Final = CallEffect()
 _ENDS: Final = CallEffect(returns=False)
@@ -117,7 +118,7 @@ class Flow:
         jumps = {
             Function(target)
             for _, target, _, kind in self.graph.rows_from(function)
-            if kind == EdgeKind.JUMP and target != function
+            if kind == _JUMP and target != function
         }
         return tuple(sorted(part for part in jumps if self.owner_of_part(part) == function))
 
@@ -130,7 +131,7 @@ class Flow:
         graph = self.graph
         incoming = graph.edges_to(function)
         callers = {int(graph.source[e]) for e in incoming if graph.source[e] != function}
-        if len(callers) != 1 or any(graph.kind[e] != EdgeKind.JUMP for e in incoming):
+        if len(callers) != 1 or any(graph.kind[e] != _JUMP for e in incoming):
             return None
         obj, rva = self.program.object_of(function), self.program.rva_of(function)
         names = self.program.names[obj].aliases(rva)
@@ -176,7 +177,7 @@ class Flow:
             edge
             for part in (function, *parts)
             for edge, target, _, kind in self.graph.rows_from(part)
-            if kind != EdgeKind.JUMP or target not in inside
+            if kind != _JUMP or target not in inside
         ]
 
     @cached_property
@@ -258,7 +259,7 @@ class Flow:
             (
                 (site, target)
                 for _, target, site, kind in self.graph.rows_from(function)
-                if kind in _CALLS and kind != EdgeKind.JUMP and self.program.name_of(Function(target)) not in _GUARDS
+                if kind in _CALLS and kind != _JUMP and self.program.name_of(Function(target)) not in _GUARDS
             ),
             default=None,
         )

@@ -124,6 +124,8 @@ class Allocator:
     prepare_locks: tuple[Lock, ...]
     uncovered_locks: tuple[Lock, ...]
     why: str
+    coverage: str = ""
+    """"not judged" while prepare_locks and uncovered_locks are empty because nothing compared them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,11 @@ class Target:
     threads: Answer
     thread_sources: tuple[tuple[Frame, ...], ...]
     windows: tuple[Window, ...]
+    sysroot: str = "/"
+    """What the target was scanned with; see `forkproof.options`."""
+    library_path: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

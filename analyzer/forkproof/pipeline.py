@@ -8,7 +8,9 @@ Owns: the order of the stages and what happens when one target fails. Each stage
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from forkproof import callgraph, closure, describe, facts, signatures
@@ -31,7 +33,8 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress) -> Re
     errors: list[str] = []
     for name in targets:
         try:
-            target, hazards, notes = scan_one(name, options, known, progress)
+            with _without_collector():
+                target, hazards, notes = scan_one(name, options, known, progress)
         except InputError as error:
             errors.append(str(error))
             diagnostics.append(Diagnostic("error", name, str(error)))
@@ -42,6 +45,18 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress) -> Re
         errors += [f"{name}: library {m} was not found; what it holds was not analysed" for m in target.missing]
     findings.sort(key=lambda f: (f.severity.rank, f.target, f.rule, f.id))
     return Report(tuple(found), tuple(findings), tuple(diagnostics), tuple(errors))
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Leave cyclic garbage until a target is done: collecting meanwhile costs a tenth of the time, for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def scan_one(
@@ -60,7 +75,7 @@ def scan_one(
     findings = allocator.find(gathered)
     # The document.
     progress.stage(f"{name}: reporting", 3, _STAGES)
-    result = describe.target(gathered), findings, describe.diagnostics(gathered)
+    result = describe.target(gathered, options), findings, describe.diagnostics(gathered)
     progress.stage(f"{name}: done", _STAGES, _STAGES)
     return result
 

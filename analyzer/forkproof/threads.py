@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.atfork import Registration
-from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach, reached_through_tables
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach, reached_loosely
 from forkproof.code.explore import explore
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow
@@ -129,11 +129,22 @@ class Threads:
         found = self._on_the_way(window, from_roots)
         if found is not None:
             return Answer.YES, found
-        # Code that only a table leads to may start one, at a time that is not known.
-        if self.are_hidden:
+        if self.are_hidden or self._may_come_first(window, roots, from_roots):
             return Answer.UNKNOWN, None
+        return Answer.NO, None
+
+    def _may_come_first(self, window: ForkWindow, roots: tuple[Function, ...], from_roots: Reach) -> bool:
+        """A thread may be started, or the fork be made, by code whose time is not known.
+
+        That is code which only an address leads to: a table, an event loop. Where it can fork, every start
+        that the program makes may have come before.
+        """
+        starts = self.to_start >= 0
         only_loosely = self.loosely_reached(roots) & (from_roots < 0)
-        return (Answer.UNKNOWN if np.any(only_loosely & (self.to_start >= 0)) else Answer.NO), None
+        if np.any(only_loosely & starts):
+            return True
+        to_window = self.graph.distances([window.function], backward=True) >= 0
+        return bool(np.any(only_loosely & to_window) and np.any((from_roots >= 0) & starts))
 
     def anywhere(self, roots: tuple[Function, ...]) -> Answer:
         """Whether the program starts threads at all, forks or not."""
@@ -180,7 +191,7 @@ class Threads:
         """What the roots can reach when tables and deferred calls count; searched once for each set of roots."""
         if roots not in self._loose:
             kinds = CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED}
-            self._loose[roots] = reached_through_tables(self.graph, roots, kinds, self.table_objects)
+            self._loose[roots] = reached_loosely(self.graph, roots, kinds, self.table_objects)
         return self._loose[roots]
 
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from forkproof.cli import output
 from forkproof.closure import Bindings, DirectorySysroot, LoadRequest, load
 from forkproof.errors import EXIT_CLEAN, EXIT_INPUT
+from forkproof.report.layout import clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,8 +55,8 @@ def closure_command(
     request = LoadRequest(DirectorySysroot(sysroot), target, library_path, preload, also)
     closure = load(request)
     result = document(closure, Bindings(closure) if bindings else None)
-    output = json.dumps(result, indent=2, ensure_ascii=False) if form == "json" else "\n".join(text(result))
-    click.echo(output)
+    lines = [json.dumps(result, indent=2)] if form == "json" else [clean(line) for line in text(result)]
+    output.emit("\n".join([*lines, ""]))
     context.exit(EXIT_INPUT if closure.missing else EXIT_CLEAN)
 
 

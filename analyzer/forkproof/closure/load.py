@@ -189,7 +189,8 @@ class _Loading:
             loaded = self._map(name, asker, f"preload ({source})")
             if isinstance(loaded, NotFound):
                 message = f"cannot be preloaded ({source}) and is ignored, as ld.so does: {loaded.reason}"
-                self._note("warning", name, message)
+                # Who asks for a preload asks about the program with it: without, the answer is to another question.
+                self._note("warning" if source == PRELOAD_FILE else "error", name, message)
             elif loaded.position is None:
                 self._place(loaded)
                 result.append(loaded)

@@ -129,6 +129,9 @@ class DirectorySysroot:
         path = target if target.startswith("/") else f"/{target}"
         if not self.is_host and self.resolve(path) is not None:
             return path
+        if self.is_host and Path(target).is_symlink():
+            leads = f"is a symbolic link that leads nowhere (to {Path(target).readlink()})"
+            raise UnreadableFile(target, leads, next_step=f"Follow it: namei {target}")
         if self.is_host:
             raise UnreadableFile(target, "does not exist", next_step="Check the spelling.")
         raise UnreadableFile(

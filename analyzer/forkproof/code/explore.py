@@ -440,6 +440,21 @@ def _overwrite(cells: dict[Cell, Held | None], cell: Cell, bits: int) -> None:
             cells[base, near] = None
 
 
+_EQUALITY: Final = frozenset({Condition.EQ, Condition.NE})
+_TESTS: Final[Mapping[Condition, Callable[[int, int, int], bool]]] = {
+    Condition.EQ: lambda a, b, _: a == b,
+    Condition.NE: lambda a, b, _: a != b,
+    Condition.LT: lambda a, b, _: a < b,
+    Condition.GE: lambda a, b, _: a >= b,
+    Condition.GT: lambda a, b, _: a > b,
+    Condition.LE: lambda a, b, _: a <= b,
+    Condition.BELOW: lambda a, b, _: a < b,
+    Condition.ABOVE_EQ: lambda a, b, _: a >= b,
+    Condition.ABOVE: lambda a, b, _: a > b,
+    Condition.BELOW_EQ: lambda a, b, _: a <= b,
+    Condition.NEGATIVE: lambda a, b, bits: _signed(a - b, bits) < 0,
+    Condition.NOT_NEGATIVE: lambda a, b, bits: _signed(a - b, bits) >= 0,
+}
 _UNSIGNED: Final = frozenset({Condition.BELOW, Condition.ABOVE_EQ, Condition.ABOVE, Condition.BELOW_EQ})
 
 
@@ -454,27 +469,15 @@ def _masked(left: Value | None, right: Value | None) -> Value | None:
 
 def _compare(condition: Condition, left: Value | None, right: Value | None, bits: int) -> bool | None:
     """The outcome of a comparison, or None when the values do not decide it."""
-    if left is None or right is None or left.base != right.base or condition is Condition.UNKNOWN:
+    if left is None or right is None or left.base != right.base or condition not in _TESTS:
         return None
-    if left.base is not None and condition not in (Condition.EQ, Condition.NE):
+    if left.base is not None and condition not in _EQUALITY:
         return None
     a, b = _signed(left.offset, bits), _signed(right.offset, bits)
-    mask = (1 << bits) - 1
-    ua, ub = a & mask, b & mask
-    return {
-        Condition.EQ: a == b,
-        Condition.NE: a != b,
-        Condition.LT: a < b,
-        Condition.GE: a >= b,
-        Condition.GT: a > b,
-        Condition.LE: a <= b,
-        Condition.BELOW: ua < ub,
-        Condition.ABOVE_EQ: ua >= ub,
-        Condition.ABOVE: ua > ub,
-        Condition.BELOW_EQ: ua <= ub,
-        Condition.NEGATIVE: _signed(a - b, bits) < 0,
-        Condition.NOT_NEGATIVE: _signed(a - b, bits) >= 0,
-    }[condition]
+    if condition in _UNSIGNED:
+        mask = (1 << bits) - 1
+        a, b = a & mask, b & mask
+    return _TESTS[condition](a, b, bits)
 
 
 def _signed(value: int, bits: int) -> int:

@@ -63,6 +63,7 @@ def _register(text: str) -> tuple[Operand | None, int]:
     return None, 0
 
 
+@lru_cache(maxsize=1 << 14)
 def _operand(text: str) -> tuple[Operand | None, int]:
     if text.startswith("#"):
         try:

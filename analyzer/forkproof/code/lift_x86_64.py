@@ -86,6 +86,7 @@ def _number(text: str) -> int | None:
         return None
 
 
+@lru_cache(maxsize=1 << 14)
 def _operand(text: str) -> tuple[Operand | None, int]:
     """(operand, width in bits); None for vector registers and the like."""
     if (found := _REGISTERS.get(text)) is not None:

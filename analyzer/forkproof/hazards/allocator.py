@@ -131,8 +131,8 @@ def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Fin
         target=facts.target,
         object=name,
         message=_message(name, fork, verdict),
-        why=_why(active, conditions),
-        fix=facts.fix(active, _cause(active)),
+        why=_why(_cause(active, window), conditions),
+        fix=facts.fix(active, _cause(active, window)),
         lock=Lock(name, f"a lock of {_title(active) if active.signature else name}", None, "allocator"),
         fork=fork,
         holder=holder,
@@ -141,7 +141,10 @@ def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Fin
     )
 
 
-def _cause(active: AllocatorFacts) -> str:
+def _cause(active: AllocatorFacts, window: WindowFacts) -> str:
+    """The rule that names the cause; handlers cannot help where the forker runs none."""
+    if not window.window.handlers_run:
+        return "inherited-lock"
     return {Hooks.UNBOUND: "atfork-unbound", Hooks.ABSENT: "atfork-absent"}.get(active.hooks, "inherited-lock")
 
 
@@ -166,9 +169,13 @@ def _rank(
     answers: tuple[Answer, Answer, Answer, Answer], window: WindowFacts, requester: _Requester | None
 ) -> tuple[Severity, Verdict]:
     """High needs all four conditions, on paths that a program takes while it runs normally."""
-    if window.reachable is not Answer.YES:
-        return Severity.LOW, Verdict.SUSPECTED
     unknown = sum(a is Answer.UNKNOWN for a in answers)
+    if window.reachable is not Answer.YES:
+        # The program's own code is there to be run, and when it runs is one question, not two; most code
+        # of a library is not run by this program.
+        unknown = max(unknown, 1) if window.threads is not Answer.UNKNOWN else unknown
+        if not window.is_own or unknown > 1:
+            return Severity.LOW, Verdict.SUSPECTED
     if unknown:
         return (Severity.MEDIUM if unknown == 1 else Severity.LOW), Verdict.SUSPECTED
     is_ordinary = requester is not None and requester.is_ordinary and not window.is_deferred
@@ -299,8 +306,8 @@ def _message(name: str, fork: Frame, verdict: Verdict) -> str:
     return f"a child forked in {fork.function} {can} hang for ever on a lock of {name}"
 
 
-def _why(active: AllocatorFacts, conditions: Conditions) -> str:
-    cause = f"Caused by {_cause(active)}: " if active.hooks in (Hooks.UNBOUND, Hooks.ABSENT) else ""
+def _why(rule: str, conditions: Conditions) -> str:
+    cause = f"Caused by {rule}: " if rule != "inherited-lock" else ""
     return f"{cause}{conditions.not_quiesced}. A thread that does not exist in the child can own the lock there."
 
 

@@ -199,7 +199,10 @@ def lock_words(lock: Lock) -> str:
 
 def _nothing(target: Target, view: View) -> Iterator[Line]:
     for number, reason in enumerate(_reasons(target)):
-        first = line(Span("  no finding: ", "good")) if number == 0 else line("    ")
+        head = Span("  no finding: ", "good")
+        if target.missing:
+            head = Span("  not analysed as a whole; as far as it goes: ", "unknown")
+        first = line(head) if number == 0 else line("    ")
         yield from wrapped(reason, view.width, first=first, indent=4)
     yield line()
 
@@ -253,6 +256,8 @@ def _windows_checked(windows: Sequence[Window]) -> str:
 def _doubts(target: Target) -> Iterator[str]:
     """Every question of this target that has no answer: it could hide a finding."""
     for allocator in target.allocators:
+        if allocator.active and allocator.coverage:
+            yield f"whether the fork handlers of {allocator.object} take every lock of it (not judged yet)"
         if allocator.hooks is Hooks.UNKNOWN:
             yield f"whether fork is safe for {_named(allocator)}"
     if target.threads is Answer.UNKNOWN:
@@ -335,7 +340,7 @@ def _window_row(window: Window) -> tuple[str, ...]:
 
 def _threads(target: Target, view: View) -> Iterator[Line]:
     answer = Span(target.threads.value, target.threads.value)
-    yield line(Span("  OTHER THREADS", "heading"), "  ", answer)
+    yield line(Span("  OTHER THREADS BEFORE A FORK", "heading"), "  ", answer)
     shown = len(target.thread_sources) if view.verbose else SOURCES
     for path in target.thread_sources[:shown]:
         text = f"{path[0].object}: {stacks.chain(path)}" if path else "(no path)"

@@ -89,7 +89,7 @@ def test_preload_that_cannot_be_loaded_is_a_diagnostic() -> None:
     """ "object ... cannot be preloaded ... ignored." """
     closure = _world(p="a", a="").load(P, preload=("libgone.so",))
     assert closure.missing == ()
-    assert [(d.level, d.object) for d in closure.diagnostics if "preload" in d.message] == [("warning", "libgone.so")]
+    assert [(d.level, d.object) for d in closure.diagnostics if "preload" in d.message] == [("error", "libgone.so")]
 
 
 def test_missing_library_is_listed_once_with_all_who_need_it() -> None:

@@ -43,8 +43,8 @@ PROMISED = {
 }
 ADDED = {
     "": {"errors"},
-    "targets": {"libc"},
-    "allocators": {"handlers", "registered_from"},
+    "targets": {"libc", "sysroot", "library_path", "preload", "also"},
+    "allocators": {"handlers", "registered_from", "coverage"},
     "windows": {"reachable", "threads", "path", "outcomes"},
     "findings": {"count"},
     "conditions": {"answers"},
