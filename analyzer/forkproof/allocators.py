@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-from forkproof.atfork import Registration
-from forkproof.callgraph import CERTAIN, EdgeKind, Function, Program, Reach
+import numpy as np
+
+from forkproof.atfork import REGISTRARS, Registration
+from forkproof.callgraph import CERTAIN, EdgeKind, Function, Program, Reach, string_arguments
 from forkproof.elf.image import Image, ObjectKind
 from forkproof.flow import Flow
 from forkproof.locks import NO_LOCKS, LockFunctions, lock_functions
@@ -71,6 +73,8 @@ class AllocatorFacts:
         taken: they are what the missing registration leaves open. An allocator has other locks too, which
         it takes rarely.
         """
+        if not self.locks.evidence:
+            return frozenset(self.entries)  # no lock was recognised, so any call of the allocator may meet one
         everything = frozenset(self.locks.evidence)
         prepare = self.registration.handlers[0].function if self.registration is not None else None
         if prepare is None:
@@ -214,9 +218,7 @@ def _judged(
         hooks, why = _builtin(signature, libc)
         locks = replace(NO_LOCKS, evidence=dict.fromkeys(entries, "an allocation function of libc"))
     else:
-        handlers = [h.function for r in registrations if r.object == obj for h in r.handlers if h.function is not None]
-        locks = lock_functions(flow, obj, [*entries, *handlers])
-        hooks, why, registration, source = _from_code(flow, obj, entries, locks, registrations)
+        locks, (hooks, why, registration, source) = _with_forwarding(flow, obj, entries, libc, registrations)
     return AllocatorFacts(
         obj, signature, version, defined, entries, is_active, hooks, why, registration, source, locks, flow
     )
@@ -232,6 +234,33 @@ def _builtin(signature: AllocatorSignature | None, libc: LibcFacts) -> tuple[Hoo
 
 
 Judgement = tuple[Hooks, str, Registration | None, str]
+
+
+def _with_forwarding(
+    flow: Flow, obj: int, entries: tuple[Function, ...], libc: LibcFacts, registrations: tuple[Registration, ...]
+) -> tuple[LockFunctions, Judgement]:
+    """The verdict on the object that does the work: a proxy takes no lock itself, and forwards to one that does."""
+    reach = flow.graph.distances(entries, blocked=flow.dying)
+    base = flow.program.base
+    others = [
+        other
+        for other in range(len(flow.program.codes))
+        if other != obj and other not in libc.objects and np.any(reach[base[other] : base[other + 1]] >= 0)
+    ]
+    first: tuple[LockFunctions, Judgement] | None = None
+    for part in (obj, *others):
+        handlers = [h.function for r in registrations if r.object == part for h in r.handlers if h.function is not None]
+        locks = lock_functions(flow, part, [*entries, *handlers])
+        judgement = _from_code(flow, part, entries, locks, registrations)
+        first = first or (locks, judgement)
+        if part == obj and any(reach[f] >= 0 for f in locks.evidence):
+            return first
+        if part != obj and any(reach[f] >= 0 for f in locks.evidence):
+            hooks, why, registration, source = judgement
+            name = flow.program.closure.objects[part].name
+            return locks, (hooks, f"its allocation paths lead into {name}, of which: {why}", registration, source)
+    assert first is not None
+    return first
 
 
 def _from_code(
@@ -256,6 +285,10 @@ def _from_code(
         return _without_locks(flow, reach, obj, locks)
     mine = [r for r in registrations if r.object == obj]
     quiescing = [r for r in mine if _shares_lock(flow, r, used, locks)]
+    halves = [r for r in quiescing if r.handlers[2].function is None and r.handlers[2].is_known]
+    if halves and len(halves) == len(quiescing):
+        why = "its prepare handler takes a lock, and no child handler is registered that could release it in the child"
+        return Hooks.ABSENT, why, halves[0], ""
     for registration in sorted(quiescing, key=lambda r: not r.is_effective):
         return _from_registration(flow, obj, entries, registration)
     unresolved = [r for r in mine if r.is_effective and not r.handlers[0].is_known]
@@ -266,6 +299,9 @@ def _from_code(
             unresolved[0],
             "",
         )
+    if _looks_up_registrar(flow, obj):
+        why = "it looks up pthread_atfork or __register_atfork by name at run time; what it registers is not known"
+        return Hooks.UNKNOWN, why, None, ""
     count = (
         "1 function on its allocation paths takes"
         if len(used) == 1
@@ -275,12 +311,26 @@ def _from_code(
     return Hooks.ABSENT, f"{count} a lock that waits, and it registers no fork handler for them{other}", None, ""
 
 
+def _looks_up_registrar(flow: Flow, obj: int) -> bool:
+    """A constant name of a registrar is passed to dlsym or dlvsym."""
+    program, graph = flow.program, flow.graph
+    for lookup in program.called(["dlsym", "dlvsym"]):
+        sites = [int(graph.site[e]) for e in graph.edges_to(lookup) if program.object_of(Function(int(graph.source[e]))) == obj]
+        if set(string_arguments(program, obj, np.array(sites, np.int64), 1).values()) & set(REGISTRARS):
+            return True
+    return False
+
+
 def _without_locks(flow: Flow, reach: Reach, obj: int, locks: LockFunctions) -> Judgement:
     base = flow.program.base
     unknown = flow.program.codes[obj].unknown_calls
     blind = int(unknown[reach[base[obj] : base[obj + 1]] >= 0].sum())
     if blind:
         why = f"no lock was found on its allocation paths, but they hold {blind} calls whose targets are unknown"
+        return Hooks.UNKNOWN, why, None, ""
+    doubtful = [f for f in locks.doubtful if reach[f] >= 0]
+    if doubtful:
+        why = f"no lock was recognised on its allocation paths, but {flow.name(doubtful[0])} {locks.doubtful[doubtful[0]]}"
         return Hooks.UNKNOWN, why, None, ""
     atomics = sum(reach[f] >= 0 for f in locks.atomic_only)
     detail = f" ({atomics} use atomic operations that never wait)" if atomics else ""

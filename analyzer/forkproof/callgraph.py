@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Final, NewType
 
 import numpy as np
@@ -178,10 +179,32 @@ class Program:
         return None if binding is None else self.function(binding.object, binding.rva)
 
 
-def _indexed(image: Image) -> CodeIndex:
-    code = index_code(image)
-    image.release()
-    return code
+def _index_all(images: list[Image]) -> tuple[CodeIndex, ...]:
+    """Index every image, on two threads: the scanners spend their time in numpy, which lets go of the
+    interpreter lock. The largest go first, so that no long one is left for the end."""
+    waiting = sorted(range(len(images)), key=lambda i: len(images[i].data))
+    found: dict[int, CodeIndex] = {}
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        while waiting and not failures:
+            try:
+                position = waiting.pop()
+            except IndexError:  # the other thread took the last one
+                return
+            try:
+                found[position] = index_code(images[position])
+                images[position].release()
+            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+                failures.append(error)
+
+    helper = Thread(target=work, name="indexer")
+    helper.start()
+    work()
+    helper.join()
+    if failures:
+        raise failures[0]
+    return tuple(found[i] for i in range(len(images)))
 
 
 def link(closure: Closure, sysroot: Sysroot) -> Program:
@@ -193,7 +216,7 @@ def link(closure: Closure, sysroot: Sysroot) -> Program:
         except OSError:
             return None
 
-    codes = tuple(_indexed(item.image) for item in closure.objects)
+    codes = _index_all([item.image for item in closure.objects])
     names = tuple(FunctionNames(item.image, item.path, finder) for item in closure.objects)
     return Program(closure, Bindings(closure), codes, names)
 
@@ -443,6 +466,16 @@ def with_tables(graph: CallGraph) -> CallGraph:
     )
 
 
+def addresses_held(program: Program, obj: int) -> frozenset[Function]:
+    """Functions of other objects whose addresses stand in an object's data, or are loaded other than to be called."""
+    _, stored = _function_pointers(program, obj)
+    code = program.codes[obj]
+    called = set(code.stubs.slot.tolist()) | set(code.sites.slot_address.tolist())
+    loaded = {s for s in np.unique(code.sites.loaded_address).tolist() if s not in called}
+    found = {program.slot_target(obj, slot) for slot in loaded if slot in program.image(obj).slot_symbols}
+    return frozenset(Function(f) for f in stored.tolist()) | frozenset(f for f in found if f is not None)
+
+
 def table_targets(program: Program, function: Function) -> list[Function]:
     """The functions in constant tables that a function refers to: the virtual functions of what it makes."""
     source, target, _, _ = _table_edges(program, program.object_of(function))
@@ -496,15 +529,15 @@ def _slot_columns(program: Program, obj: int, slots: Columns) -> tuple[Columns, 
     owner = np.full(len(unique), obj, np.int64)
     place = np.full(len(unique), -1, np.int64)
     symbols = np.array([image.slot_symbols.get(slot, -1) for slot in unique.tolist()], np.int64)
+    place[:] = image.pointers_at(unique)
     for row, slot in enumerate(unique.tolist()):
         if symbols[row] >= 0:
+            place[row] = -1
             binding = program.bindings.resolve(obj, int(symbols[row]), type_class=TypeClass.PLT)
             if binding is not None:
                 owner[row], place[row] = binding.object, binding.rva
         elif (resolver := image.irelative_slots.get(slot)) is not None:
             place[row] = resolver
-        elif (pointer := image.pointer_at(slot)) is not None:
-            place[row] = pointer
     return symbols[inverse], program.functions(owner, place)[inverse]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
 from forkproof.atfork import Registration, find_registrations
-from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach, table_targets
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach, addresses_held, table_targets
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
 from forkproof.model import Answer
@@ -67,6 +67,14 @@ class Facts:
             )
         return tuple(found)
 
+    @cached_property
+    def hidden_forkers(self) -> tuple[str, ...]:
+        """Forkers whose address the program's own code or data holds: who calls them is not known."""
+        flow = self.flow
+        held = addresses_held(flow.program, 0)
+        kinds = {f: forker for f, forker in flow.forkers.items() if forker.kind in ("fork", "vfork", "daemon")}
+        return tuple(sorted({forker.name for f, forker in kinds.items() if f in held}))
+
     def object_name(self, obj: int) -> str:
         """The soname of an object, or its file name."""
         return self.flow.program.closure.objects[obj].name
@@ -99,6 +107,7 @@ def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFact
     registrations = find_registrations(flow, libc.objects)
     threads = Threads(flow, registrations, libc.objects)
     windows = find_windows(flow, libc.objects, reach)
+    threads.note_clones(w for w in windows if flow.program.object_of(w.function) == 0)
     allocators = find_allocators(flow, libc, registrations)
     around = _Surroundings(flow, threads, roots, reach)
     startable = is_program(program.closure.program.image)

@@ -266,6 +266,8 @@ class _Follower:
         levels = self._levels(site)
         outcomes = sorted(set().union(*(level.outcomes for level in levels)) if levels else set())
         kind = WindowKind.DAEMONIZE if site.kind == "daemon" else _kind(levels)
+        if site.shares_memory is Answer.UNKNOWN and kind is WindowKind.DAEMONIZE:
+            kind = WindowKind.UNKNOWN  # a clone whose flags are not known may as well start a thread
         return _window(site, kind, tuple(levels), tuple(outcomes), is_complete=self.is_complete)
 
     def _levels(self, site: _Site) -> list[Level]:

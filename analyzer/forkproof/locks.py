@@ -20,7 +20,7 @@ The evidence for an atomic operation being an acquire, strongest first:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -44,9 +44,11 @@ from forkproof.code.operations import (
     JumpUnknown,
     Memory,
     Operand,
+    Operation,
     Register,
     Return,
     Set,
+    Syscall,
     Test,
 )
 from forkproof.elf.image import I64, Machine
@@ -76,9 +78,12 @@ class LockFunctions:
     a heap object has none. Computed when asked for."""
     atomic_only: frozenset[Function]
     """Functions with atomic operations for which no waiting side was found."""
+    doubtful: Mapping[Function, str]
+    """Functions that wait for memory to change, or try a lock, in a way that is not a known acquire. Looked
+    for only where no function acquires: it decides whether "no lock" may be claimed."""
 
 
-NO_LOCKS: Final = LockFunctions({}, {}, lambda _: frozenset(), frozenset())
+NO_LOCKS: Final = LockFunctions({}, {}, lambda _: frozenset(), frozenset(), {})
 
 
 def lock_functions(flow: Flow, obj: int, roots: Iterable[Function]) -> LockFunctions:
@@ -111,7 +116,18 @@ class _Object:
             if function not in self.evidence and self._spins(function):
                 self.evidence[function] = "atomic operation repeated until it succeeds"
         rest = frozenset(f for f in atomics if f not in self.evidence)
-        return LockFunctions(self.evidence, self.waits, self.words, rest)
+        doubtful = {} if self.evidence else dict(self._doubtful())
+        return LockFunctions(self.evidence, self.waits, self.words, rest, doubtful)
+
+    def _doubtful(self) -> Iterator[tuple[Function, str]]:
+        tries = [n for n, f in self.flow.signatures.locks.items() if f.op == "try" and f.kind in _BLOCKING_KINDS]
+        for _, source, name in self._callers_of(tries):
+            yield self.flow.whole(source), f"calls {name}"
+        first, last = self.program.base[self.obj : self.obj + 2].tolist()
+        for number in (np.flatnonzero(self.reach[first:last] >= 0) + first).tolist():
+            function = self.flow.whole(Function(number))
+            if waits_for_memory(self.flow.body(function), self.flow.convention.stack):
+                yield function, "repeats a load until the word changes"
 
     def words(self, function: Function) -> frozenset[int]:
         """Addresses of the global words that a function locks."""
@@ -483,3 +499,33 @@ def _in_small_loop(run: Exploration, attempt: _Attempt) -> bool:
             return True
         frontier = {n for b in frontier for n in run.successors.get(b, ())}
     return False
+
+
+def waits_for_memory(body: Body, stack: str) -> bool:
+    """Some block that jumps back to itself can end only when another thread changes a word that it loads.
+
+    It stores nothing, calls nothing and advances no register; the address that it loads from stays.
+    """
+    starts = [*body.leaders, len(body.instructions)]
+    for first, last in zip(starts, starts[1:], strict=False):
+        block = body.instructions[first:last]
+        operations = [o for instruction in block for o in instruction.operations]
+        ends = operations[-1] if operations else None
+        if isinstance(ends, Branch) and ends.target == block[0].address and _only_loads(operations[:-1], stack):
+            return True
+    return False
+
+
+def _only_loads(operations: Sequence[Operation], stack: str) -> bool:
+    written = {o.destination.name for o in operations if isinstance(o, Set) and isinstance(o.destination, Register)}
+    read: list[Memory] = []
+    for operation in operations:
+        if isinstance(operation, Add | Call | Atomic | Syscall):
+            return False
+        if isinstance(operation, Set):
+            if isinstance(operation.destination, Memory):
+                return False
+            read += [operation.source] if isinstance(operation.source, Memory) else []
+        if isinstance(operation, Compare | Test):
+            read += [o for o in (operation.left, operation.right) if isinstance(o, Memory)]
+    return any(not c.indexed and c.base != stack and c.base not in written for c in read)

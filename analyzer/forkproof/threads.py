@@ -51,6 +51,7 @@ class Threads:
         self.table_objects = [o for o in range(len(flow.program.codes)) if o not in libc_objects or o == 0]
         self.graph: CallGraph = flow.graph
         self.registrations = tuple(registrations)
+        self.may_clone = False
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
 
     @cached_property
@@ -65,6 +66,10 @@ class Threads:
         image = closure.program.image
         nameless = image.is_static and not len(image.static_symbols) and not len(image.dynamic_symbols)
         return bool(closure.missing) or nameless
+
+    def note_clones(self, windows: Iterable[ForkWindow]) -> None:
+        """Clone calls whose flags are not known may start threads as well as processes."""
+        self.may_clone = any(w.shares_memory is Answer.UNKNOWN for w in windows)
 
     @cached_property
     def primitive_starters(self) -> frozenset[Function]:
@@ -129,7 +134,7 @@ class Threads:
         found = self._on_the_way(window, from_roots)
         if found is not None:
             return Answer.YES, found
-        if self.are_hidden or self._may_come_first(window, roots, from_roots):
+        if self.are_hidden or self.may_clone or self._may_come_first(window, roots, from_roots):
             return Answer.UNKNOWN, None
         return Answer.NO, None
 

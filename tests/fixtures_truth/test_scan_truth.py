@@ -55,7 +55,6 @@ NO_LOCK_NAMES = "locks are not told apart yet: findings speak of 'a lock of' an 
 NO_OTHER_LOCKS = "only locks of the allocator are followed yet"
 PARTIAL = "whether handlers take all locks is not decided yet"
 
-VTABLES = "std::thread calls its body through a vtable: who holds the lock is unknown, and the finding medium"
 NULL_SYMBOL = "the one null symbol of a stripped static PIE counts as a name, so nothing is said to be hidden"
 
 #: Libraries that fixtures need, beside the dynamic linker.
@@ -75,8 +74,6 @@ def not_yet(expectation: Expectation) -> str | None:
             return PARTIAL
         case truth.Finding(lock=lock) if lock is not None:
             return NO_LOCK_NAMES
-        case truth.Finding(severity="high", fork="spawn_child()"):
-            return VTABLES
         case _:
             return None
 

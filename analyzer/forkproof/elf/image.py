@@ -538,6 +538,18 @@ class Image:
                 result.append(Rva(target))
         return result
 
+    def pointers_at(self, slots: I64) -> I64:
+        """Where relocated words lead inside this object, as `pointer_at` without symbols; -1 for nowhere."""
+        known, targets = self.pointers
+        result = np.full(len(slots), -1, np.int64)
+        if len(known):
+            position = np.minimum(np.searchsorted(known, slots), len(known) - 1)
+            hit = known[position] == slots
+            result[hit] = targets[position[hit]]
+        elif self.kind is ObjectKind.EXECUTABLE or self.is_static:
+            result[:] = [self.pointer_at(slot) or -1 for slot in slots.tolist()]
+        return result
+
     def pointer_at(self, slot: int) -> int | None:
         """Where the pointer stored at `slot` leads inside this object once relocated, or None.
 

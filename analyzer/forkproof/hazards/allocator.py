@@ -86,8 +86,10 @@ def _no_consequence(facts: Facts) -> str:
         return " Any program that forks with it while another thread allocates can hang in the child."
     if facts.gaps:
         return f" Whether this program can hang on it is not known: {facts.gaps[0]}."
+    if facts.hidden_forkers:
+        return f" The program keeps the address of {facts.hidden_forkers[0]}: when that is called is not known."
     if not facts.windows:
-        return " This program calls no forker that was found, so nothing here can hang on it."
+        return " No call of a forker was found in this program."
     return " No fork of this program was shown to hang on it."
 
 
