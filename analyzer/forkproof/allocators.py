@@ -315,7 +315,11 @@ def _looks_up_registrar(flow: Flow, obj: int) -> bool:
     """A constant name of a registrar is passed to dlsym or dlvsym."""
     program, graph = flow.program, flow.graph
     for lookup in program.called(["dlsym", "dlvsym"]):
-        sites = [int(graph.site[e]) for e in graph.edges_to(lookup) if program.object_of(Function(int(graph.source[e]))) == obj]
+        sites = [
+            int(graph.site[e])
+            for e in graph.edges_to(lookup)
+            if program.object_of(Function(int(graph.source[e]))) == obj
+        ]
         if set(string_arguments(program, obj, np.array(sites, np.int64), 1).values()) & set(REGISTRARS):
             return True
     return False

@@ -114,9 +114,7 @@ class Place:
         return [self.path, *sysroot, *preload, *paths]
 
     def scan(self) -> Report:
-        return forkproof.scan(
-            self.path, sysroot=self.sysroot, preload=self.preload, library_path=self.library_path
-        )
+        return forkproof.scan(self.path, sysroot=self.sysroot, preload=self.preload, library_path=self.library_path)
 
 
 Locate = Callable[[Case], Place]
@@ -141,7 +139,11 @@ def locate(built_fixtures: Callable[[str], Result], tmp_path_factory: pytest.Tem
         """A sysroot that holds a variant's directory as /, and the C library."""
         root = tmp_path_factory.mktemp(f"{machine}-{variant}")
         shutil.copytree(
-            built_fixtures(machine).tree.root(variant), root, copy_function=_linked, dirs_exist_ok=True, ignore=_variants
+            built_fixtures(machine).tree.root(variant),
+            root,
+            copy_function=_linked,
+            dirs_exist_ok=True,
+            ignore=_variants,
         )
         for name, source in _runtime(machine).items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -223,7 +223,7 @@ def _native() -> str:
 
 
 def stress(case: Case, root: Path, directory: Path, forks: int = FORKS) -> str | None:
-    """"hangs/forks" as the stress program counts them; None where nothing here runs it."""
+    """ "hangs/forks" as the stress program counts them; None where nothing here runs it."""
     prefix: list[str] = []
     if case.arch != _native():
         qemu = shutil.which(QEMU[case.arch])
@@ -236,7 +236,12 @@ def stress(case: Case, root: Path, directory: Path, forks: int = FORKS) -> str |
     command = [*prefix, linker, "--library-path", libraries, *preload, _compiled(case, root, directory)]
     environment = {**os.environ, "EF_DISABLE_BANNER": "1"}
     done = subprocess.run(
-        [*command, str(forks), str(MOST_HANGS)], capture_output=True, text=True, check=False, timeout=LIMIT, env=environment
+        [*command, str(forks), str(MOST_HANGS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+        env=environment,
     )
     counted = re.search(r"forks=(\d+) hangs=(\d+)", done.stdout)
     return f"{counted[2]}/{counted[1]}" if counted else f"ended with {done.returncode}"

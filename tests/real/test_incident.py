@@ -158,9 +158,7 @@ class TestTheHang:
             assert word in done.stdout
 
     def test_twice_is_the_same(self, arm64: Completed, sysroot_arm64: Path) -> None:
-        again = forkproof(
-            "scan", "--sysroot", sysroot_arm64, QEMU["arm64"], "--preload", TCMALLOC, "--format", "json"
-        )
+        again = forkproof("scan", "--sysroot", sysroot_arm64, QEMU["arm64"], "--preload", TCMALLOC, "--format", "json")
         assert again.stdout == arm64.stdout
 
 

@@ -87,9 +87,7 @@ class TestVersionRange:
         assert bounds.contains(version) is bounds.contains(version + ".0")
 
     @given(RELEASES, RANGES, RANGES)
-    def test_a_common_version_means_overlap(
-        self, version: str, one: VersionRange, other: VersionRange
-    ) -> None:
+    def test_a_common_version_means_overlap(self, version: str, one: VersionRange, other: VersionRange) -> None:
         if one.contains(version) and other.contains(version):
             assert one.overlaps(other)
             assert other.overlaps(one)
@@ -152,9 +150,7 @@ class TestRecognition:
             ),
         ],
     )
-    def test_by_string(
-        self, shipped: signatures.Signatures, data: bytes, expected: tuple[str, str | None]
-    ) -> None:
+    def test_by_string(self, shipped: signatures.Signatures, data: bytes, expected: tuple[str, str | None]) -> None:
         assert expected in allocators_in(shipped, data)
 
     def test_what_is_no_allocator(self, shipped: signatures.Signatures) -> None:
@@ -226,9 +222,7 @@ class TestRealLibraries:
             ("libtbbmalloc.so.2", ("tbbmalloc", "2021.8")),
         ],
     )
-    def test_debian_12(
-        self, shipped: signatures.Signatures, name: str, expected: tuple[str, str | None]
-    ) -> None:
+    def test_debian_12(self, shipped: signatures.Signatures, name: str, expected: tuple[str, str | None]) -> None:
         path = LIBRARIES / name
         if not path.exists() or not Path("/etc/debian_version").read_text(encoding="ascii").startswith("12"):
             pytest.skip(f"needs Debian 12's {name}")
@@ -244,9 +238,7 @@ class TestRealLibraries:
             pytest.skip("libc.so.6 is not where Debian puts it")
         contains = searcher(path.read_bytes())
         found = [
-            (each.id, each.version_of(contains))
-            for each in shipped.libcs
-            if each.matches(None, None, (), contains)
+            (each.id, each.version_of(contains)) for each in shipped.libcs if each.matches(None, None, (), contains)
         ]
         assert found == [(kind, version)]
 
@@ -302,9 +294,7 @@ class TestForkers:
         }
         assert (forkers["clone"].callback, forkers["clone"].flags) == (0, 2)
 
-    def test_only_functions_that_return_in_the_child_have_a_result(
-        self, shipped: signatures.Signatures
-    ) -> None:
+    def test_only_functions_that_return_in_the_child_have_a_result(self, shipped: signatures.Signatures) -> None:
         for forker in shipped.forkers:
             returns = forker.kind in ("fork", "vfork", "daemon")
             assert (forker.child_result is not None) == returns, forker.name
@@ -403,9 +393,7 @@ class TestFunctions:
         assert shipped.callbacks["__register_atfork"].when == ("prepare", "parent", "child")
         assert shipped.callbacks["scandir"].when == ("during", "during")
 
-    def test_every_thread_starter_with_a_callback_argument_names_it_alike(
-        self, shipped: signatures.Signatures
-    ) -> None:
+    def test_every_thread_starter_with_a_callback_argument_names_it_alike(self, shipped: signatures.Signatures) -> None:
         for name in shipped.thread_starters.keys() & shipped.callbacks.keys():
             assert shipped.thread_starters[name].callback == shipped.callbacks[name].arguments[0], name
 
@@ -419,9 +407,7 @@ class TestFunctions:
         assert shipped.locks["pthread_rwlock_rdlock"].shared
 
     def test_a_try_always_says_which_result_is_success(self, shipped: signatures.Signatures) -> None:
-        assert [
-            lock.name for lock in shipped.locks.values() if (lock.op, lock.success) == ("try", "always")
-        ] == []
+        assert [lock.name for lock in shipped.locks.values() if (lock.op, lock.success) == ("try", "always")] == []
 
     def test_every_lock_that_is_taken_can_be_released(self, shipped: signatures.Signatures) -> None:
         released = {lock.kind for lock in shipped.locks.values() if lock.op == "release"}
