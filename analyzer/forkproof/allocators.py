@@ -334,7 +334,8 @@ def _without_locks(flow: Flow, reach: Reach, obj: int, locks: LockFunctions) -> 
         return Hooks.UNKNOWN, why, None, ""
     doubtful = [f for f in locks.doubtful if reach[f] >= 0]
     if doubtful:
-        why = f"no lock was recognised on its allocation paths, but {flow.name(doubtful[0])} {locks.doubtful[doubtful[0]]}"
+        suspect = doubtful[0]
+        why = f"no lock was recognised on its allocation paths, but {flow.name(suspect)} {locks.doubtful[suspect]}"
         return Hooks.UNKNOWN, why, None, ""
     atomics = sum(reach[f] >= 0 for f in locks.atomic_only)
     detail = f" ({atomics} use atomic operations that never wait)" if atomics else ""

@@ -392,11 +392,16 @@ def reached_loosely(
 
 
 def _taken_addresses(program: Program, obj: int) -> tuple[Columns, Columns]:
-    """(function, function whose address its code forms)."""
+    """(function, function whose address its code forms, or loads from the GOT other than to call it)."""
     code, base = program.codes[obj], int(program.base[obj])
     target = program.functions(np.full(len(code.sites.taken_target), obj), code.sites.taken_target)
-    known = (code.taken_owner >= 0) & (target >= 0)
-    return code.taken_owner[known] + base, target[known]
+    words = code.sites.loaded_address
+    is_kept = ~np.isin(words, code.sites.slot_address) & np.isin(words, list(program.image(obj).slot_symbols))
+    _, loaded = _slot_columns(program, obj, words[is_kept])
+    owner = np.concatenate([code.taken_owner, code.loaded_owner[is_kept]])
+    target = np.concatenate([target, loaded])
+    known = (owner >= 0) & (target >= 0)
+    return owner[known] + base, target[known]
 
 
 class _DataBlocks:

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -507,7 +508,7 @@ def waits_for_memory(body: Body, stack: str) -> bool:
     It stores nothing, calls nothing and advances no register; the address that it loads from stays.
     """
     starts = [*body.leaders, len(body.instructions)]
-    for first, last in zip(starts, starts[1:], strict=False):
+    for first, last in pairwise(starts):
         block = body.instructions[first:last]
         operations = [o for instruction in block for o in instruction.operations]
         ends = operations[-1] if operations else None

@@ -31,6 +31,7 @@ from forkproof.code.operations import (
     Const,
     Forget,
     ForgetFlags,
+    Insert,
     Jump,
     JumpUnknown,
     Memory,
@@ -40,6 +41,7 @@ from forkproof.code.operations import (
     Register,
     Return,
     Set,
+    SetIf,
     Stop,
     Syscall,
     Test,
@@ -334,14 +336,7 @@ class _Explorer:
     def _decide(self, branch: Branch, state: State) -> bool | None:
         if branch.operand is not None:
             return _compare(branch.condition, state.register(branch.operand.name), Value(None, 0), branch.bits)
-        if state.flags is None:
-            return None
-        kind, left, right, bits = state.flags
-        if not kind.carry and branch.condition in _UNSIGNED:
-            return None
-        if kind.is_test:
-            left, right = _masked(left, right), Value(None, 0)
-        return _compare(branch.condition, left, right, bits)
+        return _holds(branch.condition, state)
 
     # ---- data ------------------------------------------------------------------------------
 
@@ -360,6 +355,12 @@ class _Explorer:
                 )
             case Forget(destination):
                 state.registers[destination.name] = None
+            case Insert(destination, part, shift, bits):
+                known = _inserted(state.register(destination.name), part, shift)
+                state.registers[destination.name] = _narrow(known, bits)
+            case SetIf(destination, condition):
+                holds = _holds(condition, state)
+                state.registers[destination.name] = None if holds is None else Value(None, int(holds))
             case Compare(left, right, bits, carry):
                 state.flags = self._flags(FlagKind(False, carry), instruction, (left, right), bits, state)
             case Test(left, right, bits, carry):
@@ -465,6 +466,25 @@ def _masked(left: Value | None, right: Value | None) -> Value | None:
     if left is not None and right is not None and left.base is None and right.base is None:
         return Value(None, left.offset & right.offset)
     return None
+
+
+def _inserted(old: Value | None, value: int, shift: int) -> Value | None:
+    """A constant with 16 of its bits replaced."""
+    if old is None or old.base is not None:
+        return None
+    return Value(None, old.offset & ~(0xFFFF << shift) | value << shift)
+
+
+def _holds(condition: Condition, state: State) -> bool | None:
+    """Whether a condition holds for the flags, or None when the values do not decide it."""
+    if state.flags is None:
+        return None
+    kind, left, right, bits = state.flags
+    if not kind.carry and condition in _UNSIGNED:
+        return None
+    if kind.is_test:
+        left, right = _masked(left, right), Value(None, 0)
+    return _compare(condition, left, right, bits)
 
 
 def _compare(condition: Condition, left: Value | None, right: Value | None, bits: int) -> bool | None:

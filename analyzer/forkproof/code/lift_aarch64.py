@@ -23,6 +23,7 @@ from forkproof.code.operations import (
     Const,
     Forget,
     ForgetFlags,
+    Insert,
     Jump,
     JumpUnknown,
     Memory,
@@ -32,6 +33,7 @@ from forkproof.code.operations import (
     Register,
     Return,
     Set,
+    SetIf,
     Stop,
     Syscall,
     Test,
@@ -155,6 +157,12 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
         return (Set(first, second),)
     if name in ("mov", "movz", "movn", "sxtw", "uxtw", "sxtb", "sxth", "uxtb", "uxth"):
         return _move(name, parts, first, second, bits)
+    if name == "movk" and isinstance(first, Register) and isinstance(second, Const):
+        return (Insert(first, second.value, int(parts[2].partition("#")[2], 0) if len(parts) > 2 else 0, bits),)
+    if name == "cset" and isinstance(first, Register):
+        return (SetIf(first, _CONDITIONS.get(parts[1], Condition.UNKNOWN)),)
+    if name == "and" and isinstance(first, Register) and (width := _LOW_BITS.get(operands[2][0])) is not None:
+        return (Set(first, second, width),) if second is not None else (Forget(first),)
     if name in ("add", "sub", "adds", "subs"):
         return _sum(name, parts, operands)
     if name in ("cmp", "cmn", "tst"):
@@ -170,6 +178,8 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
 
 
 _EXTENDED: Final = {"b": 8, "h": 16, "w": 32}
+_LOW_BITS: Final[dict[Operand | None, int]] = {Const(0xFF): 8, Const(0xFFFF): 16, Const(0xFFFFFFFF): 32}
+"""Masks that keep the low bits, as AND has them."""
 
 
 def _move(

@@ -34,6 +34,7 @@ from forkproof.code.operations import (
     Register,
     Return,
     Set,
+    SetIf,
     Stop,
     Syscall,
     Test,
@@ -231,6 +232,8 @@ def _move(
 
 def _arithmetic(name: str, first: Operand | None, second: Operand | None, bits: int) -> tuple[Operation, ...]:
     if isinstance(first, Register):
+        if name.startswith("set"):
+            return (SetIf(first, _CONDITIONS.get(name[3:], Condition.UNKNOWN)),)
         if name in ("xor", "sub") and first == second:
             cleared = Set(first, Const(0)) if bits >= 32 else Forget(first)
             return (cleared, Compare(Const(0), Const(0), 64))

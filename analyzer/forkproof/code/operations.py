@@ -87,6 +87,22 @@ class Forget(NamedTuple):
     destination: Register
 
 
+class Insert(NamedTuple):
+    """The 16 bits of the register from `shift` on become `value` (movk)."""
+
+    destination: Register
+    value: int
+    shift: int
+    bits: int
+
+
+class SetIf(NamedTuple):
+    """destination := 1 if the condition holds for the flags, else 0 (setcc, cset)."""
+
+    destination: Register
+    condition: Condition
+
+
 class Compare(NamedTuple):
     """Flags from left - right."""
 
@@ -169,6 +185,8 @@ Operation = (
     | Address
     | Add
     | Forget
+    | Insert
+    | SetIf
     | Compare
     | Test
     | ForgetFlags

@@ -23,6 +23,7 @@ from forkproof.code.operations import (
     Register,
     Return,
     Set,
+    SetIf,
     Syscall,
 )
 from forkproof.code.operations import Test as And
@@ -94,7 +95,7 @@ ARM = {
     0x91400400: (Add(X0, X0, 0x1000),),  # add x0, x0, #1, lsl #12
     0x71000400: (Compare(X0, Const(1), 32), Add(X0, X0, -1, 32)),  # subs w0, w0, #1
     0x31000400: (ForgetFlags(), Add(X0, X0, 1, 32)),  # adds w0, w0, #1
-    0x1A9F17E0: (Forget(X0),),  # cset w0, eq
+    0x1A9F17E0: (SetIf(X0, Condition.EQ),),  # cset w0, eq
     0x88A17C02: (Atomic(Memory("x0", 0), X2, X1), Forget(X1)),  # cas w1, w2, [x0]
     0xB8218002: (Atomic(Memory("x0", 0), X1, None), Forget(X2)),  # swp w1, w2, [x0]
     0x88087C01: (Atomic(Memory("x0", 0), X1, None), Forget(X8)),  # stxr w8, w1, [x0]
