@@ -66,6 +66,16 @@ class AllocatorFacts:
     flow: Flow
 
     @cached_property
+    def is_used(self) -> bool:
+        """The program allocates with it: its malloc is what references bind to, or the program's own code,
+        apart from the allocator's, calls it directly, as it does with a hidden malloc or an own operator new."""
+        if self.is_active or self.object != 0:
+            return self.is_active
+        graph = self.flow.graph
+        inside = graph.distances(self.entries)
+        return any(inside[graph.source[edge]] < 0 for entry in self.entries for edge in graph.edges_to(entry))
+
+    @cached_property
     def telling_locks(self) -> frozenset[Function]:
         """The lock functions that witness paths should end in.
 
@@ -175,7 +185,8 @@ def _allocator(
     family = flow.signatures.malloc_family
     defined = tuple(sorted(n for n in family if names.addresses(n)))
     signature = _signature(flow, obj, set(defined))
-    if not is_active and "malloc" not in defined and signature is None:
+    own_new = obj == 0 and "_Znwm" in defined
+    if not is_active and "malloc" not in defined and signature is None and not own_new:
         return None
     own = () if signature is None else tuple(n for n in sorted(signature.entry_points.exact) if names.addresses(n))
     entries = tuple(f for f in program.called((*defined, *own), [obj]))

@@ -47,10 +47,11 @@ class _Requester:
 
 
 def find(facts: Facts) -> list[Finding]:
-    """All findings about the active allocator of a program."""
-    active = next((a for a in facts.allocators if a.is_active), None)
-    if active is None:
-        return []
+    """All findings about the allocators that a program allocates with."""
+    return [finding for allocator in facts.allocators if allocator.is_used for finding in _of_one(facts, allocator)]
+
+
+def _of_one(facts: Facts, active: AllocatorFacts) -> list[Finding]:
     inherited = _folded([f for w in facts.windows if (f := _inherited(facts, active, w)) is not None])
     return [*inherited, *_registration(facts, active, inherited)]
 
