@@ -128,7 +128,7 @@ def _imported_calls(flow: Flow, providers: set[Function], passing_on: Reach) -> 
     for obj in range(len(program.codes)):
         table = program.image(obj).dynamic_symbols
         rows = np.flatnonzero(imports.object == obj)
-        called = np.unique(imports.symbol[rows]).tolist()
+        called = [i for i in np.unique(imports.symbol[rows]).tolist() if i < len(table)]
         wanted = {i: table.names[i] for i in called if table.names[i] in REGISTRARS}
         mine = rows[np.isin(imports.symbol[rows], list(wanted))]
         for row in mine.tolist():

@@ -75,7 +75,10 @@ _DEBUG_LOCKS = (
     "leave out; the prepare handler only shares pageheap_lock with the allocation paths"
 )
 _SCUDO_LOCKS = "the only handlers are GWP-ASan's, for the lock of its own pool; Scudo's locks are not taken"
-_OTHER_OBJECT = "its malloc is scalable_malloc in libtbbmalloc.so.2, and locks of another object are not looked at"
+_RTREE_LOCK = (
+    "the stress shows children that wait for a global mutex which prefork does not take: by its place and its caller the "
+    "init_lock of extents_rtree, taken when memory at a new address is first recorded; never seen with 5.3.0"
+)
 
 
 def _gperftools(sysroot: str, version: str, hooks: str, *, also: tuple[str, ...] = ()) -> Iterator[Case]:
@@ -99,11 +102,13 @@ def _cases() -> Iterator[Case]:
     yield from _gperftools("trixie-arm64", "2.16", "effective")
     for suite, version in (("bullseye", "5.2.1"), ("bookworm", "5.3.0"), ("trixie", "5.3.0")):
         for arch in TRIPLET:
-            yield Case(f"{suite}-{arch}", "libjemalloc.so.2", "effective", "jemalloc", version)
+            wrong = ("incomplete", "effective", _RTREE_LOCK) if version == "5.2.1" else ("effective", "", "")
+            yield Case(f"{suite}-{arch}", "libjemalloc.so.2", wrong[0], "jemalloc", version, "", *wrong[1:])
             yield Case(f"{suite}-{arch}", "", "builtin", "ptmalloc")
     for arch in TRIPLET:
         yield Case(f"bookworm-{arch}", "libmimalloc.so.2", "absent", "mimalloc")
-    yield Case(ALL, "libtbbmalloc_proxy.so.2", "absent", "tbbmalloc", None, "", "not-needed", _OTHER_OBJECT)
+    # Its malloc is scalable_malloc in libtbbmalloc.so.2: the locks are another object's.
+    yield Case(ALL, "libtbbmalloc_proxy.so.2", "absent", "tbbmalloc")
     yield Case(ALL, "/usr/lib/libefence.so.0", "absent", "electric-fence")
     yield Case(ALL, "/usr/lib/libduma.so.0", "absent", "electric-fence")
     yield Case(ALL, "libdmalloc.so.5", "absent", "dmalloc", "5.5.2")
@@ -181,7 +186,7 @@ def test_without_libpthread_the_old_compatibility_symbol_is_not_there(sysroot: C
 
 
 @pytest.mark.parametrize("link", ["dynamic", "static"])
-def test_musl_quiesces_its_own(link: str, tmp_path: Path) -> None:
+def test_musl_quiesces_its_own_since_1_2_2(link: str, tmp_path: Path) -> None:
     """musl ≥ 1.2.2: fork takes the locks of its malloc (167390f0)."""
     compiler = shutil.which("musl-gcc")
     if compiler is None:
@@ -191,9 +196,13 @@ def test_musl_quiesces_its_own(link: str, tmp_path: Path) -> None:
     subprocess.run([compiler, "-O2", "-D_GNU_SOURCE", *flags, "-o", program, SOURCE], check=True)
     (target,) = json.loads(report_json.render(forkproof.scan(program)))["targets"]
     (active,) = [a for a in target["allocators"] if a["active"]]
-    # A static program holds the version only where it asks for it.
-    assert target["libc"].startswith("musl 1.2" if link == "dynamic" else "musl")
-    assert (active["family"], active["hooks"]) == ("musl", "builtin")
+    assert active["family"] == "musl"
+    if link == "dynamic":
+        assert target["libc"].startswith("musl 1.2")
+        assert active["hooks"] == "builtin"
+    else:  # a static program holds the version only where it asks for it, and 1.2.1 did not quiesce
+        assert target["libc"] == "musl"
+        assert active["hooks"] == "unknown"
 
 
 # ---- what happens -------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def _nothing(target: Target, view: View) -> Iterator[Line]:
     for number, reason in enumerate(_reasons(target)):
         head = Span("  no finding: ", "good")
         if target.missing:
-            head = Span("  not analysed as a whole; as far as it goes: ", "unknown")
+            head = Span("  partly seen: ", "unknown")
         first = line(head) if number == 0 else line("    ")
         yield from wrapped(reason, view.width, first=first, indent=4)
     yield line()

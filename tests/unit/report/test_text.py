@@ -52,7 +52,7 @@ class TestTheIncident:
             "HIGH  atfork-unbound",
             "ALLOCATORS",
             "FORK WINDOWS",
-            "OTHER THREADS  yes",
+            "OTHER THREADS BEFORE A FORK  yes",
             "DIAGNOSTICS",
             "1 target analysed; 2 findings (2 high)",
         )
