@@ -96,9 +96,10 @@ PROGRAMS: Mapping[str, str] = {
 }
 
 
-def scan(sysroot: Path, program: str) -> dict[str, Any]:
+def scan(sysroot: Path, program: str, *preload: str) -> dict[str, Any]:
     """The report of one program, as the command would print it."""
-    document: dict[str, Any] = json.loads(report_json.render(forkproof.scan(program, sysroot=sysroot)))
+    report = forkproof.scan(program, sysroot=sysroot, preload=preload)
+    document: dict[str, Any] = json.loads(report_json.render(report))
     return document
 
 

@@ -29,8 +29,7 @@ from forkproof.code.decode import decode
 from forkproof.code.explore import CONVENTIONS
 from forkproof.code.index import SCANNERS, CodeIndex, index_code
 from forkproof.code.operations import Register
-from forkproof.elf.headers import ObjectKind
-from forkproof.elf.image import I64, Image, RelocationKind
+from forkproof.elf.image import I64, Image
 from forkproof.elf.names import FunctionNames
 from forkproof.signatures import Signatures
 
@@ -68,12 +67,8 @@ CERTAIN: Final = frozenset(
 )
 """Edges of one thread's own control flow."""
 _BLOCKED: Final = -2
-_LARGEST: Final = 1 << 30
-"""Bytes of one object that are looked at; a forged header may spread a small file over any range."""
 _CALLBACK_REACH: Final = 160
 """Bytes before a call in which its function argument is looked for."""
-_TABLE_LIMIT: Final = 4096
-"""A constant table ends here at the latest (bytes)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +296,7 @@ class CallGraph:
         level = 0
         while len(frontier):
             level += 1
-            edges = _spans(pointers[frontier], pointers[frontier + 1])
+            edges = spans(pointers[frontier], pointers[frontier + 1])
             positions = edges if order is None else order[edges]
             ends = end[positions[allowed[self.kind[positions]]]]
             frontier = np.unique(ends[distance[ends] == -1])
@@ -331,15 +326,15 @@ class CallGraph:
         return result
 
 
-def _spans(first: Columns, last: Columns) -> Columns:
+def spans(first: Columns, last: Columns) -> Columns:
     """The integers of all half-open ranges, concatenated."""
     lengths = last - first
     total = int(lengths.sum())
     if not total:
         return np.zeros(0, np.int64)
     offsets = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    spans: Columns = np.arange(total, dtype=np.int64) + offsets
-    return spans
+    found: Columns = np.arange(total, dtype=np.int64) + offsets
+    return found
 
 
 # ---- building ---------------------------------------------------------------------------------
@@ -354,7 +349,7 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
     2. calls through GOT slots;
     3. IFUNC resolvers to what they choose from;
     4. callbacks: address arguments of functions that call them;
-    Table edges are left to `with_tables`: most questions do not need them.
+    Table edges are left to `forkproof.tables`: most questions do not need them.
     """
     parts: list[EdgeColumns] = []
     imports: list[ImportCalls] = []
@@ -363,139 +358,24 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
         parts += edges
         imports.append(calls)
     joined = ImportCalls(*(np.concatenate([getattr(c, n) for c in imports]) for n in ImportCalls.__dataclass_fields__))
-    callbacks = _callback_edges(program, _concatenated(parts), signatures)
-    return _sorted_graph(program, [*parts, *callbacks], joined)
+    callbacks = _callback_edges(program, concatenated(parts), signatures)
+    return sorted_graph(program, [*parts, *callbacks], joined)
 
 
-def reached_loosely(
-    graph: CallGraph, roots: Iterable[int], kinds: Iterable[EdgeKind], objects: Iterable[int]
-) -> npt.NDArray[np.bool_]:
-    """Which functions can be reached when knowing an address counts as calling it.
-
-    A function whose address code of these objects forms can be called by whoever gets it; one whose address
-    stands in data, by whoever refers to the data, also through data that points to data: a module's table
-    of tables. This is the widest guess there is, good for telling "unknown" from "no". Alternates searches
-    of the graph with steps through addresses until nothing is added, which spares sorting all edges again.
-    """
-    kinds = frozenset(kinds)
-    reached = graph.distances(roots, kinds) >= 0
-    chosen = list(objects)
-    blocks = [_data_blocks(graph.program, obj) for obj in chosen]
-    taken = [_taken_addresses(graph.program, obj) for obj in chosen]
-    while True:
-        found = [block.step(reached) for block in blocks]
-        found += [target[reached[owner] & ~reached[target]] for owner, target in taken]
-        new = np.unique(np.concatenate(found)).tolist() if found else []
-        if not new:
-            return reached
-        reached |= graph.distances(new, kinds) >= 0
-
-
-def _taken_addresses(program: Program, obj: int) -> tuple[Columns, Columns]:
-    """(function, function whose address its code forms, or loads from the GOT other than to call it)."""
-    code, base = program.codes[obj], int(program.base[obj])
-    target = program.functions(np.full(len(code.sites.taken_target), obj), code.sites.taken_target)
-    words = code.sites.loaded_address
-    is_kept = ~np.isin(words, code.sites.slot_address) & np.isin(words, list(program.image(obj).slot_symbols))
-    _, loaded = _slot_columns(program, obj, words[is_kept])
-    owner = np.concatenate([code.taken_owner, code.loaded_owner[is_kept]])
-    target = np.concatenate([target, loaded])
-    known = (owner >= 0) & (target >= 0)
-    return owner[known] + base, target[known]
-
-
-class _DataBlocks:
-    """The data of one object, cut at every address that code or data refers to."""
-
-    def __init__(
-        self, count: int, users: tuple[Columns, Columns], links: tuple[Columns, Columns], held: tuple[Columns, Columns]
-    ) -> None:
-        self.users, self.links, self.held = users, links, held
-        self.reached = np.zeros(count, bool)
-
-    def step(self, functions: npt.NDArray[np.bool_]) -> Columns:
-        """The functions that are newly reached through this data, given those reached so far."""
-        (user, used), (source, target), (holder, function) = self.users, self.links, self.held
-        self.reached[used[functions[user]]] = True
-        while True:
-            new = target[self.reached[source] & ~self.reached[target]]
-            if not len(new):
-                return function[self.reached[holder] & ~functions[function]]
-            self.reached[new] = True
-
-
-def _data_blocks(program: Program, obj: int) -> _DataBlocks:
-    code, base = program.codes[obj], int(program.base[obj])
-    sites = code.sites
-    pointer_slot, pointer_target = _data_pointers(program, obj)
-    owner = np.concatenate([code.data_owner, code.loaded_owner])
-    address = np.concatenate([sites.data_target, sites.loaded_address])
-    slot, function = _function_pointers(program, obj)
-    low, high = _mapped(program.image(obj))
-    known = (owner >= 0) & (address >= low) & (address < high)
-    owner, address = owner[known], address[known]
-    kept = (pointer_target >= low) & (pointer_target < high) & (pointer_slot >= low) & (pointer_slot < high)
-    pointer_slot, pointer_target = pointer_slot[kept], pointer_target[kept]
-    kept = (slot >= low) & (slot < high)
-    slot, function = slot[kept], function[kept]
-    # The number of a block is how many eight-byte cells at or before it begin one: a lookup, no search.
-    begins = np.zeros((high - low >> 3) + 1, np.int32)
-    begins[address - low >> 3] = 1
-    begins[pointer_target - low >> 3] = 1
-    numbers = np.cumsum(begins, dtype=np.int32)
-
-    def block(place: Columns) -> Columns:
-        found: Columns = numbers[place - low >> 3]
-        return found
-
-    return _DataBlocks(
-        int(numbers[-1]) + 1,
-        (owner + base, block(address)),
-        (block(pointer_slot), block(pointer_target)),
-        (block(slot), function),
-    )
-
-
-def _concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
+def concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
     source, target, site, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
     return source, target, site, kind
 
 
-def with_tables(graph: CallGraph) -> CallGraph:
-    """The same graph with edges from functions that refer to constant tables to what the tables hold."""
-    parts = [_table_edges(graph.program, obj) for obj in range(len(graph.program.codes))]
-    return _sorted_graph(
-        graph.program,
-        [(graph.source.astype(np.int64), graph.target.astype(np.int64), graph.site, graph.kind), *parts],
-        graph.imports,
-    )
-
-
-def addresses_held(program: Program, obj: int) -> frozenset[Function]:
-    """Functions of other objects whose addresses stand in an object's data, or are loaded other than to be called."""
-    _, stored = _function_pointers(program, obj)
-    code = program.codes[obj]
-    called = set(code.stubs.slot.tolist()) | set(code.sites.slot_address.tolist())
-    loaded = {s for s in np.unique(code.sites.loaded_address).tolist() if s not in called}
-    found = {program.slot_target(obj, slot) for slot in loaded if slot in program.image(obj).slot_symbols}
-    return frozenset(Function(f) for f in stored.tolist()) | frozenset(f for f in found if f is not None)
-
-
-def table_targets(program: Program, function: Function) -> list[Function]:
-    """The functions in constant tables that a function refers to: the virtual functions of what it makes."""
-    source, target, _, _ = _table_edges(program, program.object_of(function))
-    return [Function(f) for f in np.unique(target[source == function]).tolist()]
-
-
-def _sorted_graph(program: Program, parts: list[EdgeColumns], imports: ImportCalls) -> CallGraph:
-    source, target, site, kind = _concatenated(parts)
+def sorted_graph(program: Program, parts: list[EdgeColumns], imports: ImportCalls) -> CallGraph:
+    source, target, site, kind = concatenated(parts)
     # One key instead of two: function numbers stay below 2**22, addresses below 2**41.
     order = np.argsort(source << 41 | site, kind="stable").astype(np.int32)
     callers, callees = source[order].astype(np.int32), target[order].astype(np.int32)
     return CallGraph(program, callers, callees, site[order], kind[order].astype(np.uint8), imports)
 
 
-def _edges(source: Columns, target: Columns, site: Columns, kind: npt.NDArray[np.integer]) -> EdgeColumns:
+def known_edges(source: Columns, target: Columns, site: Columns, kind: npt.NDArray[np.integer]) -> EdgeColumns:
     known = (source >= 0) & (target >= 0)
     return source[known], target[known], site[known], kind[known].astype(np.uint8)
 
@@ -509,7 +389,7 @@ def _object_edges(program: Program, obj: int) -> tuple[list[EdgeColumns], Import
     local = np.where(is_start, to_function + base, -1)
     caller = np.where(code.direct_owner >= 0, code.direct_owner + base, -1)
     plain = np.where(sites.direct_jump, int(EdgeKind.JUMP), int(EdgeKind.DIRECT))
-    edges = [_edges(caller, local, sites.direct_site, plain)]
+    edges = [known_edges(caller, local, sites.direct_site, plain)]
 
     stub = np.searchsorted(code.stubs.start, sites.direct_target)
     is_stub = ~is_start & (stub < len(code.stubs.start))
@@ -519,15 +399,15 @@ def _object_edges(program: Program, obj: int) -> tuple[list[EdgeColumns], Import
     callers = np.concatenate([caller[is_stub], slot_caller])
     places = np.concatenate([sites.direct_site[is_stub], sites.slot_site])
     kinds = np.concatenate([np.full(int(is_stub.sum()), EdgeKind.PLT), np.full(len(slot_caller), EdgeKind.GOT)])
-    symbol, target = _slot_columns(program, obj, via)
-    edges.append(_edges(callers, target, places, kinds))
+    symbol, target = slot_columns(program, obj, via)
+    edges.append(known_edges(callers, target, places, kinds))
     named = (symbol >= 0) & (callers >= 0)
     calls = ImportCalls(np.full(int(named.sum()), obj), callers[named], places[named], symbol[named], target[named])
     edges += _resolver_edges(program, obj)
     return edges, calls
 
 
-def _slot_columns(program: Program, obj: int, slots: Columns) -> tuple[Columns, Columns]:
+def slot_columns(program: Program, obj: int, slots: Columns) -> tuple[Columns, Columns]:
     """(dynamic symbol or -1, function number or -1) for each slot address."""
     image = program.image(obj)
     unique, inverse = np.unique(slots, return_inverse=True)
@@ -552,7 +432,7 @@ def _resolver_edges(program: Program, obj: int) -> list[EdgeColumns]:
     chosen = np.isin(code.taken_owner, code.ifunc_resolvers)
     target = np.searchsorted(code.start, code.sites.taken_target[chosen])
     kind = np.full(len(target), EdgeKind.IFUNC)
-    return [_edges(code.taken_owner[chosen] + base, target + base, code.sites.taken_site[chosen], kind)]
+    return [known_edges(code.taken_owner[chosen] + base, target + base, code.sites.taken_site[chosen], kind)]
 
 
 # ---- callbacks --------------------------------------------------------------------------------
@@ -603,7 +483,7 @@ def _callback_edges(program: Program, edges: EdgeColumns, signatures: Signatures
     for (obj, argument, role), members in sorted(groups.items()):
         chosen = np.array(members, np.int64)
         passed = address_arguments(program, obj, site[chosen], argument)
-        parts.append(_edges(source[chosen], passed, site[chosen], np.full(len(chosen), role)))
+        parts.append(known_edges(source[chosen], passed, site[chosen], np.full(len(chosen), role)))
     return parts
 
 
@@ -681,79 +561,3 @@ def _register_writes(code: CodeIndex, register: int) -> tuple[Columns, Columns, 
     place, value, is_load = (np.concatenate(column) for column in zip(*columns, strict=True))
     order = np.argsort(place, kind="stable")
     return place[order], value[order], is_load[order]
-
-
-# ---- tables -----------------------------------------------------------------------------------
-
-
-def _table_edges(program: Program, obj: int) -> EdgeColumns:
-    """From each function that forms the address of constant data to the functions that the data holds.
-
-    A table reaches from the address to the next address that any code forms, or `_TABLE_LIMIT` bytes.
-    """
-    code, image, base = program.codes[obj], program.image(obj), int(program.base[obj])
-    slots, functions = _function_pointers(program, obj)
-    if not len(slots) or not len(code.sites.data_target):
-        nothing = np.zeros(0, np.int64)
-        return nothing, nothing, nothing, nothing.astype(np.uint8)
-    tables = np.unique(code.sites.data_target)
-    end = np.minimum(np.append(tables[1:], np.iinfo(np.int64).max), tables + _TABLE_LIMIT)
-    first, last = np.searchsorted(slots, tables), np.searchsorted(slots, end)
-    reference = np.searchsorted(tables, code.sites.data_target)
-    held = last[reference] > first[reference]
-    reference = reference[held]
-    count = last[reference] - first[reference]
-    entries = _spans(first[reference], last[reference])
-    source = np.repeat(np.where(code.data_owner[held] >= 0, code.data_owner[held] + base, -1), count)
-    site = np.repeat(code.sites.data_site[held], count)
-    del image
-    return _edges(source, functions[entries], site, np.full(len(entries), EdgeKind.TABLE))
-
-
-def _mapped(image: Image) -> tuple[int, int]:
-    """The range of addresses that an object's file content is mapped to."""
-    low = min(s.rva for s in image.segments)
-    return low, min(max(s.rva + s.file_size for s in image.segments), low + _LARGEST)
-
-
-def _stored_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
-    """(slot, target) of words in data that point into the same object.
-
-    They are relocations, except in an executable with a fixed base, whose data holds plain addresses.
-    """
-    image = program.image(obj)
-    slots, targets = image.pointers
-    if image.kind is not ObjectKind.EXECUTABLE:
-        return slots, targets
-    low, high = _mapped(image)
-    found = [(slots, targets)]
-    for segment in image.segments:
-        if segment.writable and not segment.executable:
-            raw = image.read(segment.rva, segment.file_size)
-            skip = -segment.rva % 8
-            words = np.frombuffer(raw[skip : skip + (len(raw) - skip) // 8 * 8].tobytes(), "<i8")
-            at = np.flatnonzero((words >= low) & (words < high))
-            found.append((at * 8 + segment.rva + skip, words[at]))
-    return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
-
-
-def _data_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
-    """(slot, target) of stored pointers that do not point to functions."""
-    slots, targets = _stored_pointers(program, obj)
-    other = program.functions(np.full(len(targets), obj), targets) < 0
-    return slots[other], targets[other]
-
-
-def _function_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
-    """(slot, function number) of words in data that point to functions, sorted by slot."""
-    image = program.image(obj)
-    slots, targets = _stored_pointers(program, obj)
-    function = program.functions(np.full(len(targets), obj), targets)
-    table = image.relocations
-    named = table.of(RelocationKind.ABSOLUTE)
-    bound = [program.symbol_target(obj, s) for s in table.symbol[named].tolist()]
-    far = np.array([-1 if b is None else b for b in bound], np.int64)
-    slot = np.concatenate([slots[function >= 0], table.offset[named][far >= 0]])
-    function = np.concatenate([function[function >= 0], far[far >= 0]])
-    order = np.argsort(slot, kind="stable")
-    return slot[order], function[order]

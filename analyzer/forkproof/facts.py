@@ -14,11 +14,12 @@ import numpy as np
 
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
 from forkproof.atfork import Registration, find_registrations
-from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach, addresses_held, table_targets
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
 from forkproof.model import Answer
 from forkproof.signatures import Signatures
+from forkproof.tables import addresses_held, table_targets
 from forkproof.threads import Threads, ThreadSource, constructor_functions
 
 

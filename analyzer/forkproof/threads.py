@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.atfork import Registration
-from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach, reached_loosely
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach
 from forkproof.code.explore import explore
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow
 from forkproof.model import Answer
+from forkproof.tables import reached_loosely
 
 _MAX_FUNCTIONS: Final = 60
 """Functions on the way to a window whose control flow is followed."""

@@ -216,7 +216,7 @@ def _compiled(case: Case, root: Path, directory: Path) -> Path:
         needed = [libraries / n for n in ("libpthread.so.0", "libc.so.6") if (libraries / n).exists()]
         needed = [n for n in needed if n.name == "libc.so.6" or "bullseye" in case.sysroot]
         compiler = "gcc" if case.arch == _native() else f"{TRIPLET[case.arch]}-gcc"
-        command = [compiler, "-O2", "-pthread", "-o", output, SOURCE, "-nodefaultlibs", "-Wl,--no-as-needed"]
+        command: list[str | Path] = [compiler, "-O2", "-pthread", "-o", output, SOURCE, "-nodefaultlibs", "-Wl,--no-as-needed"]
         subprocess.run([*command, *needed, _linker(case, root), "-lgcc"], check=True)
     return output
 
@@ -242,7 +242,7 @@ def stress(case: Case, root: Path, directory: Path, forks: int = FORKS) -> str |
     preload = ["--preload", str(root / case.path[1:])] if case.library else []
     linker = str(_linker(case, root))
     libraries = f"{root}/usr/lib/{TRIPLET[case.arch]}"
-    command = [*prefix, linker, "--library-path", libraries, *preload, _compiled(case, root, directory)]
+    command: list[str | Path] = [*prefix, linker, "--library-path", libraries, *preload, _compiled(case, root, directory)]
     environment = {**os.environ, "EF_DISABLE_BANNER": "1"}
     done = subprocess.run(
         [*command, str(forks), str(MOST_HANGS)],

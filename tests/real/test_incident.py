@@ -152,7 +152,7 @@ class TestTheHang:
 
     def test_the_page_explains_it(self, arm64: Completed, sysroot_arm64: Path) -> None:
         """The same through the text: the words that somebody at 3 a.m. looks for."""
-        arguments = ["scan", "--sysroot", sysroot_arm64, QEMU["arm64"], "--preload", TCMALLOC]
+        arguments: list[str | Path] = ["scan", "--sysroot", sysroot_arm64, QEMU["arm64"], "--preload", TCMALLOC]
         done = forkproof(*arguments, "--explain", _inherited(arm64)["id"])
         for word in ("os_daemonize", TCMALLOC, "g_free", "pthread_atfork", "2.11"):
             assert word in done.stdout

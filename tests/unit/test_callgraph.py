@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from fixtures import truth
 from fixtures.build import Result, Toolchain, Tree
 from forkproof import pipeline, signatures
-from forkproof.callgraph import CallGraph, EdgeKind, with_tables
+from forkproof.callgraph import CallGraph, EdgeKind
 from forkproof.cli.graph import Shown, _dot, _graphml, graph_command
 from forkproof.elf.image import load
 from forkproof.elf.names import FunctionNames
 from forkproof.options import ScanOptions
+from forkproof.tables import with_tables
 from tests.support.truths import edge_mismatches
 
 MACHINES = ("x86_64", "aarch64")

@@ -114,10 +114,10 @@ class Request:
 
     def graph(self) -> CallGraph:
         """The whole graph, tables included."""
-        from forkproof import callgraph, pipeline, signatures
+        from forkproof import pipeline, signatures, tables
 
         options = ScanOptions(self.sysroot, self.library_path, self.preload, self.also)
-        return callgraph.with_tables(pipeline.call_graph(self.target, options, signatures.load()))
+        return tables.with_tables(pipeline.call_graph(self.target, options, signatures.load()))
 
     def shown(self, graph: CallGraph) -> Shown:
         """The part that was asked for."""
