@@ -1,8 +1,8 @@
 """Scan ordinary Debian programs, and print the table of docs/programs.md: `python -m tools.programs`.
 
 The programs come from the sysroots bookworm-amd64 and bookworm-arm64 (`make sysroots`). None of them can hang on an
-inherited lock as Debian ships it, so nothing here may be `high`: tests/real/test_ordinary_programs.py sees to that. Beside
-each program stands why what is reported is right, from its source.
+inherited lock as Debian ships it, so nothing here may be `high`: tests/real/test_ordinary_programs.py sees to that.
+Beside each program stands why what is reported is right, from its source.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PROGRAMS: Mapping[str, str] = {
     "/usr/bin/perl": "Debian's perl has ithreads, but only an interpreted program starts them; so does it fork.",
     "/usr/bin/python3.11": "os.fork and _posixsubprocess are reached through method tables; threads likewise.",
     "/usr/bin/sudo": (
-        "Single-threaded; its plugins, which fork to exec, are opened with dlopen. The child of sudo_debug_fork returns "
-        "to callers that exec: exec would be the better word for that window."
+        "Single-threaded; its plugins, which fork to exec, are opened with dlopen. The child of sudo_debug_fork "
+        "returns to callers that exec: exec would be the better word for that window."
     ),
-    "/usr/bin/tmux": "Single-threaded; daemon() for the server, forkpty for each pane, both followed by exec or a loop.",
-    "/usr/bin/memcached": "daemonize() is called before the worker threads start; libevent's callbacks keep it from a plain no.",
+    "/usr/bin/tmux": "Single-threaded; daemon() for the server, forkpty for each pane, then exec.",
+    "/usr/bin/memcached": "daemonize() comes before the worker threads; callbacks of libevent hide the order.",
     "/usr/bin/redis-server": (
         "daemonize() comes before the threads of bio.c. redisFork (BGSAVE, AOF rewrite) is called by the command table "
         "and the event loop while those threads exist: unknown is as far as this can go. jemalloc's handlers are "
@@ -51,8 +51,8 @@ PROGRAMS: Mapping[str, str] = {
         "out; in fact it is never given: suspected, medium. The same for the clone of the crash handler."
     ),
     "/usr/sbin/apache2": (
-        "The modules that fork (mpm_prefork, mpm_event) are opened with dlopen; what is seen are APR's functions, which "
-        "only they call."
+        "The modules that fork (mpm_prefork, mpm_event) are opened with dlopen; what is seen are APR's functions, "
+        "which only they call."
     ),
     "/usr/sbin/chronyd": (
         "The daemon, and its privileged helpers, are forked before the first name is resolved in a thread; a mail is "
@@ -78,8 +78,8 @@ PROGRAMS: Mapping[str, str] = {
         "functions. ngx_spawn_process calls what it is given, so what becomes of its child is unknown."
     ),
     "/usr/sbin/openvpn": (
-        "daemon() and scripts; pkcs11-helper has a thread that waits for slots, which openvpn does not ask for: `yes` is "
-        "too strong, since it depends on an argument."
+        "daemon() and scripts; pkcs11-helper has a thread that waits for slots, which openvpn does not ask for: `yes` "
+        "is too strong, since it depends on an argument."
     ),
     "/usr/sbin/rsyslogd": "Forks before the queues' threads; omprog, which forks beside them, is a module.",
     "/usr/sbin/slapd": "lutil_detach comes before the thread pool; libwrap would fork only for `spawn` in hosts.allow.",
@@ -149,7 +149,9 @@ def main() -> int:
         return 1
     for name in SYSROOTS:
         print(f"## {name}\n")
-        print("| program | malloc | threads | windows reached | perhaps reached | findings |\n|---|---|---|---|---|---|")
+        print(
+            "| program | malloc | threads | windows reached | perhaps reached | findings |\n|---|---|---|---|---|---|"
+        )
         for row in rows(name):
             print(row, flush=True)
         print()

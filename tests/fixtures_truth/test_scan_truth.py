@@ -1,8 +1,8 @@
 """What the fixtures say of themselves is what forkproof says of them: for both machines, at -O2 and -O0, stripped, with
 symbols in .gnu_debugdata, and with symbols in separate debug files.
 
-Reports are compared with truths by `tests.support.truths`. Programs for the other machine are scanned inside a directory
-that holds them and its C library, since a scan with --sysroot never looks at the host.
+Reports are compared with truths by `tests.support.truths`. Programs for the other machine are scanned inside a
+directory that holds them and its C library, since a scan with --sysroot never looks at the host.
 
 Rules that do not exist yet have their truths in the fixtures already: `NOT_YET` says which, and each such truth is a
 test of its own that must fail. When a rule appears, these tests say so, and the line here goes.
@@ -310,7 +310,7 @@ def test_the_call_graph_bears_out_the_truth(case: Case, locate: Locate) -> None:
     document = _invoked("graph", *place.arguments, "--format", "json")
 
     @cache
-    def table(path: Path) -> Any:
+    def table(path: Path) -> FunctionNames:
         return FunctionNames(load(path))
 
     def function_at(path: Path, rva: int) -> str | None:

@@ -1,5 +1,5 @@
-"""Every allocator that Debian has, on both machines: what forkproof says of its fork handlers, and what happens when three
-threads allocate while a fourth forks.
+"""Every allocator that Debian has, on both machines: what forkproof says of its fork handlers, and what happens when
+three threads allocate while a fourth forks.
 
 `python -m tests.real.test_allocator_verdicts` prints the table of docs/allocators.md: it preloads each library into
 allocator_stress.c and counts children that hang in malloc. amd64 libraries run natively under their own dynamic linker,
@@ -76,8 +76,8 @@ _DEBUG_LOCKS = (
 )
 _SCUDO_LOCKS = "the only handlers are GWP-ASan's, for the lock of its own pool; Scudo's locks are not taken"
 _RTREE_LOCK = (
-    "the stress shows children that wait for a global mutex which prefork does not take: by its place and its caller the "
-    "init_lock of extents_rtree, taken when memory at a new address is first recorded; never seen with 5.3.0"
+    "the stress shows children that wait for a global mutex which prefork does not take: by its place and its caller "
+    "the init_lock of extents_rtree, taken when memory at a new address is first recorded; never seen with 5.3.0"
 )
 
 
@@ -216,7 +216,16 @@ def _compiled(case: Case, root: Path, directory: Path) -> Path:
         needed = [libraries / n for n in ("libpthread.so.0", "libc.so.6") if (libraries / n).exists()]
         needed = [n for n in needed if n.name == "libc.so.6" or "bullseye" in case.sysroot]
         compiler = "gcc" if case.arch == _native() else f"{TRIPLET[case.arch]}-gcc"
-        command: list[str | Path] = [compiler, "-O2", "-pthread", "-o", output, SOURCE, "-nodefaultlibs", "-Wl,--no-as-needed"]
+        command: list[str | Path] = [
+            compiler,
+            "-O2",
+            "-pthread",
+            "-o",
+            output,
+            SOURCE,
+            "-nodefaultlibs",
+            "-Wl,--no-as-needed",
+        ]
         subprocess.run([*command, *needed, _linker(case, root), "-lgcc"], check=True)
     return output
 
@@ -242,7 +251,14 @@ def stress(case: Case, root: Path, directory: Path, forks: int = FORKS) -> str |
     preload = ["--preload", str(root / case.path[1:])] if case.library else []
     linker = str(_linker(case, root))
     libraries = f"{root}/usr/lib/{TRIPLET[case.arch]}"
-    command: list[str | Path] = [*prefix, linker, "--library-path", libraries, *preload, _compiled(case, root, directory)]
+    command: list[str | Path] = [
+        *prefix,
+        linker,
+        "--library-path",
+        libraries,
+        *preload,
+        _compiled(case, root, directory),
+    ]
     environment = {**os.environ, "EF_DISABLE_BANNER": "1"}
     done = subprocess.run(
         [*command, str(forks), str(MOST_HANGS)],

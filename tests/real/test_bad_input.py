@@ -272,7 +272,7 @@ class TestNotAFile:
 
 
 class TestTheClosure:
-    def test_a_missing_library_is_named_and_the_rest_analysed(self, gcc: Callable[..., Path], tmp_path: Path) -> None:
+    def test_a_missing_library_is_named_and_the_rest_analysed(self, gcc: Callable[..., Path]) -> None:
         stub = gcc("libgone.so.3", "int gone(void) { return 0; }", "-shared", "-fPIC", "-Wl,-soname,libgone.so.3")
         program = gcc("needs-gone", "int gone(void); int main(void) { return gone(); }", str(stub))
         stub.unlink()

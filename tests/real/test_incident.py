@@ -1,5 +1,5 @@
-"""The incident, on unmodified Debian 12: QEMU daemonizes, gperftools is preloaded, and on aarch64 its fork handlers bind to
-nothing. One command must say what took days of gdb; and it must be silent where the same source is safe.
+"""The incident, on unmodified Debian 12: QEMU daemonizes, gperftools is preloaded, and on aarch64 its fork handlers
+bind to nothing. One command must say what took days of gdb; and it must be silent where the same source is safe.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class TestTheOtherMachine:
 def test_a_newer_gperftools_is_the_cure_that_debian_shipped(
     suite: str, hooks: str, code: int, sysroot_arm64: Path, request: pytest.FixtureRequest
 ) -> None:
-    """2.16 refers to __register_atfork, strongly. trixie's library on trixie's own C library, with any program of it."""
+    """2.16 refers to __register_atfork, strongly: trixie's library on trixie's own C library."""
     root: Path = request.getfixturevalue("sysroot")(f"{suite}-arm64")
     program = QEMU["arm64"] if suite == "bookworm" else "/usr/bin/getconf"
     if not (root / program[1:]).exists():

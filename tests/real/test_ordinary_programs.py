@@ -184,8 +184,8 @@ def test_a_thread_that_nobody_starts_is_not_forked_from(sysroot: Sysroot) -> Non
 
 
 @pytest.mark.xfail(
-    reason="any function in a table of the starter's object counts as the body of its thread; that a start depends on an "
-    "argument (pkcs11h_setProperty) is not seen",
+    reason="any function in a table of the starter's object counts as the body of its thread; that a start depends on "
+    "an argument (pkcs11h_setProperty) is not seen",
     strict=True,
     raises=AssertionError,
 )
@@ -195,8 +195,8 @@ def test_openvpn_has_no_thread_that_begins_in_malloc(sysroot: Sysroot) -> None:
 
 
 @pytest.mark.xfail(
-    reason="GCC addresses data of aarch64 from section anchors (adrp, add, add): the second add is not followed, and so "
-    "the method table of the posix module is not seen to be used",
+    reason="GCC addresses data of aarch64 from section anchors (adrp, add, add): the second add is not followed, and "
+    "so the method table of the posix module is not seen to be used",
     strict=True,
     raises=AssertionError,
 )
