@@ -60,8 +60,7 @@ class Facts:
         closure = self.flow.program.closure
         found = [f"{m.name} is missing: what it does is not known" for m in closure.missing]
         image = closure.program.image
-        has_names = len(image.static_symbols) or len(image.dynamic_symbols)
-        if image.is_static and not has_names:
+        if image.is_static and not image.has_names:
             found.append(
                 "a static program without symbols: calls of malloc, fork and pthread_create inside it were not "
                 "recognised, only system calls were; scan an unstripped copy, or give its debug file"
@@ -93,7 +92,9 @@ class Facts:
         for function in reversed(sources):
             edges = graph.edges_from(Function(function))
             found += [Function(int(graph.target[e])) for e in edges if graph.kind[e] == EdgeKind.THREAD]
-        if not any(graph.program.object_of(f) == 0 for f in found):
+        starters = self.flow.signatures.thread_starters
+        hidden = graph.program.called([name for name, starter in starters.items() if starter.callback is None])
+        if any(int(graph.target[e]) in hidden for e in source.path):
             # std::thread and its like: what runs is a virtual function of an object that the caller made.
             found += [t for f in reversed(sources) for t in table_targets(graph.program, Function(f))]
         return list(dict.fromkeys(found))
@@ -106,7 +107,7 @@ def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFact
     roots = _roots(flow)
     reach = graph.distances(roots, CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED})
     registrations = find_registrations(flow, libc.objects)
-    threads = Threads(flow, registrations, libc.objects)
+    threads = Threads(flow, registrations, libc.objects, roots)
     windows = find_windows(flow, libc.objects, reach)
     threads.note_clones(w for w in windows if flow.program.object_of(w.function) == 0)
     allocators = find_allocators(flow, libc, registrations)

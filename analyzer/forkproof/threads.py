@@ -46,8 +46,15 @@ class ThreadSource:
 class Threads:
     """Thread starts of one program."""
 
-    def __init__(self, flow: Flow, registrations: Iterable[Registration], libc_objects: frozenset[int]) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        registrations: Iterable[Registration],
+        libc_objects: frozenset[int],
+        roots: tuple[Function, ...],
+    ) -> None:
         self.flow = flow
+        self.roots = roots
         # libc's own tables (stdio, gconv, NSS) start no thread; the functions of libc that do are called by name.
         self.table_objects = [o for o in range(len(flow.program.codes)) if o not in libc_objects or o == 0]
         self.graph: CallGraph = flow.graph
@@ -65,8 +72,7 @@ class Threads:
         """Starts cannot be recognised: a library is missing, or a static program has no names."""
         closure = self.flow.program.closure
         image = closure.program.image
-        nameless = image.is_static and not len(image.static_symbols) and not len(image.dynamic_symbols)
-        return bool(closure.missing) or nameless
+        return bool(closure.missing) or (image.is_static and not image.has_names)
 
     def note_clones(self, windows: Iterable[ForkWindow]) -> None:
         """Clone calls whose flags are not known may start threads as well as processes."""
@@ -92,9 +98,11 @@ class Threads:
 
     @cached_property
     def entries(self) -> tuple[Function, ...]:
-        """Functions that threads begin in, where the call shows them."""
+        """Functions that threads begin in, where the call shows them and something may reach it."""
         graph = self.graph
-        return tuple(Function(f) for f in np.unique(graph.target[graph.kind == EdgeKind.THREAD]).tolist())
+        starts = np.flatnonzero(graph.kind == EdgeKind.THREAD)
+        starts = starts[self.loosely_reached(self.roots)[graph.source[starts]]]
+        return tuple(Function(f) for f in np.unique(graph.target[starts]).tolist())
 
     @cached_property
     def from_entries(self) -> Reach:

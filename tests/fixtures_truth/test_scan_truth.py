@@ -55,7 +55,6 @@ NO_LOCK_NAMES = "locks are not told apart yet: findings speak of 'a lock of' an 
 NO_OTHER_LOCKS = "only locks of the allocator are followed yet"
 PARTIAL = "whether handlers take all locks is not decided yet"
 
-NULL_SYMBOL = "the one null symbol of a stripped static PIE counts as a name, so nothing is said to be hidden"
 
 #: Libraries that fixtures need, beside the dynamic linker.
 RUNTIME = ("libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6")
@@ -224,10 +223,7 @@ def test_the_report_bears_out_the_truth(case: Case, locate: Locate) -> None:
 def _blind() -> Iterator[Any]:
     for param in cases():
         case: Case = param.values[0]
-        if case.is_blind and case.fixture.recipe.kind == "static-pie":
-            known = pytest.mark.xfail(reason=NULL_SYMBOL, strict=True, raises=AssertionError)
-            yield pytest.param(case, id=param.id, marks=[*param.marks, known])
-        elif case.is_blind:
+        if case.is_blind:
             yield param
 
 

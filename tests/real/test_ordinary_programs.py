@@ -169,26 +169,14 @@ def test_who_forks_first_is_not_called_a_hang(program: str, sysroot: Sysroot) ->
     assert _high(scan_once(sysroot(AMD64), program, MIMALLOC)) == set()
 
 
-# ---- what is known to be wrong ------------------------------------------------------------------
+# ---- what was, or is, known to be wrong ------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    reason="every thread that some library could start counts as a place that its forks may run in, started or not: "
-    "bash is said to fork in libc's timer thread",
-    strict=True,
-    raises=AssertionError,
-)
 def test_a_thread_that_nobody_starts_is_not_forked_from(sysroot: Sysroot) -> None:
     document = scan_once(sysroot("bookworm-amd64-allocators"), "/usr/bin/bash", "libdmallocth.so.5")
     assert _high(document) == set()
 
 
-@pytest.mark.xfail(
-    reason="any function in a table of the starter's object counts as the body of its thread; that a start depends on "
-    "an argument (pkcs11h_setProperty) is not seen",
-    strict=True,
-    raises=AssertionError,
-)
 def test_openvpn_has_no_thread_that_begins_in_malloc(sysroot: Sysroot) -> None:
     document = scan_once(sysroot(AMD64), "/usr/sbin/openvpn", MIMALLOC)
     assert _high(document) == set()

@@ -325,6 +325,12 @@ class Image:
         text = self.bytes[strings.offset : strings.offset + strings.size].tobytes()
         return SymbolTable(_column(raw, _SYMBOL), text or b"\0", None)
 
+    @property
+    def has_names(self) -> bool:
+        """Some function of it has a name; null entries and section symbols say nothing."""
+        tables = (self.dynamic_symbols, self.static_symbols)
+        return any(bool((t.defined & np.isin(t.type, (STT_FUNC, STT_IFUNC))).any()) for t in tables)
+
     @cached_property
     def versions(self) -> Versions:
         """DT_VERNEED and DT_VERDEF."""
