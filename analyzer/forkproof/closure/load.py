@@ -58,7 +58,10 @@ def load(request: LoadRequest, *, open_image: OpenImage = elf.load) -> Closure:
     path = sysroot.locate(request.target)
     image = open_image(sysroot.host_path(path))
     if image.kind is ObjectKind.CORE:
-        help_text = f"Name the program that dumped it; to see which: file {path}"
+        from forkproof.elf.core import program_of
+
+        dumped = program_of(sysroot.host_path(path))
+        help_text = f"Name the program that dumped it: {dumped or f'file {path} may tell which'}"
         raise UnsupportedElf(path, "is a core file, expected a program", next_step=help_text)
     if image.is_static:
         return _static(request, path, image)

@@ -38,6 +38,7 @@ _SECTION_HEADER: Final = np.dtype(
      ("link", "<u4"), ("info", "<u4"), ("align", "<u8"), ("entsize", "<u8")]
 )  # fmt: skip
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE, _PT_GNU_EH_FRAME, _PT_GNU_RELRO = 1, 2, 3, 4, 0x6474E550, 0x6474E552
+_ET_CORE: Final = 4
 _SHT_NOBITS: Final = 8
 _NT_GNU_BUILD_ID: Final = 3
 _MAX_SECTIONS: Final = 1 << 16
@@ -147,7 +148,7 @@ def read_headers(path: Path, data: Data, *, with_content: bool = True) -> Header
     machine, elf_type = _identify(path, data)
     table = _program_headers(path, data)
     segments = tuple(_segments(table))
-    if with_content:
+    if with_content and elf_type != _ET_CORE:  # a core maps the vsyscall page, and is often cut short
         _check_segments(path, segments, len(data))
     dynamic, needed = _dynamic(table, data) if with_content else ({}, ())
     has_interpreter = bool(np.any(table["type"] == _PT_INTERP))
@@ -224,7 +225,7 @@ def _check_segments(path: Path, segments: tuple[Segment, ...], size: int) -> Non
 
 
 def _kind(elf_type: int, dynamic: Mapping[int, int], has_interpreter: bool) -> ObjectKind:
-    if elf_type == 4:
+    if elf_type == _ET_CORE:
         return ObjectKind.CORE
     if elf_type == 2:
         return ObjectKind.EXECUTABLE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import lief
 import pytest
 
 from fixtures.build import Result
+from forkproof import closure
 from forkproof.elf.headers import DT, read_headers
 from forkproof.elf.image import load
+from forkproof.errors import UnsupportedElf
 
 MACHINES = ("x86_64", "aarch64")
 
@@ -77,3 +81,21 @@ def test_kinds(built_x86_64: Result) -> None:
     assert load(root / "static_pie_hooked").is_static
     assert load(root / "static_hooked").is_static
     assert not load(root / "calls_lazy").is_static
+
+
+def test_a_core_leads_to_the_program_that_dumped_it(tmp_path: Path) -> None:
+    """A real core: it maps the vsyscall page, which no program may."""
+    gcore = shutil.which("gcore")
+    if gcore is None:
+        pytest.skip("no gcore (Debian: gdb)")
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        made = subprocess.run([gcore, "-o", tmp_path / "core", str(process.pid)], capture_output=True, check=False)
+    finally:
+        process.kill()
+        process.wait()
+    core = tmp_path / f"core.{process.pid}"
+    if made.returncode != 0 or not core.exists():
+        pytest.skip("gcore may not attach here")
+    with pytest.raises(UnsupportedElf, match=r"(?s)is a core file.*/sleep"):
+        closure.load(closure.LoadRequest(closure.DirectorySysroot("/"), str(core)))
