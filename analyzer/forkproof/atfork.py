@@ -18,14 +18,13 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import EdgeKind, Function, Reach
+from forkproof.callgraph import CALLS, Function, Reach
 from forkproof.elf.image import STB_WEAK
 from forkproof.flow import Flow, Passed
 
 REGISTRARS: Final = ("__register_atfork", "pthread_atfork")
 """Functions whose first three arguments are prepare, parent and child."""
 _MAX_DEPTH: Final = 5
-_CALL_KINDS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ def _calls(flow: Flow, libc_objects: frozenset[int]) -> list[_Call]:
     for target, name in providers.items():
         for edge in flow.graph.edges_to(target):
             source, site = Function(int(flow.graph.source[edge])), int(flow.graph.site[edge])
-            if flow.graph.kind[edge] in _CALL_KINDS:
+            if flow.graph.kind[edge] in CALLS:
                 call = _Call(name, None, program.object_of(target), None, False, source, site)
                 found.setdefault((source, site), call)
     # A stub of libc's own that calls another registrar: whoever called the stub is who registers.
@@ -180,7 +179,7 @@ def _callers(flow: Flow, function: Function) -> list[tuple[Function, int]]:
         {
             (flow.whole(Function(int(graph.source[e]))), int(graph.site[e]))
             for e in graph.edges_to(function)
-            if graph.kind[e] in _CALL_KINDS
+            if graph.kind[e] in CALLS
         }
     )
 

@@ -66,6 +66,8 @@ CERTAIN: Final = frozenset(
     {EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT, EdgeKind.CALLBACK, EdgeKind.IFUNC}
 )
 """Edges of one thread's own control flow."""
+CALLS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
+"""Edges of instructions that transfer control to the callee themselves."""
 _BLOCKED: Final = -2
 _CALLBACK_REACH: Final = 160
 """Bytes before a call in which its function argument is looked for."""
@@ -119,11 +121,6 @@ class Program:
             inside[inside] = start[index[inside]] == rvas[rows][inside]
             result[rows[inside]] = index[inside] + int(self.base[obj])
         return result
-
-    def containing(self, obj: int, rva: int) -> Function | None:
-        """The function that contains an address, if one does."""
-        index = self.codes[obj].function_at(rva)
-        return Function(int(self.base[obj]) + index) if index >= 0 else None
 
     def name_of(self, function: Function) -> str:
         """The plainest linker name of a function."""

@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
+from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CONVENTIONS, CallEffect, Convention, Effects, Exploration, State, explore
 from forkproof.code.operations import Call, Const, Operation, Register, Set
@@ -32,7 +32,7 @@ _RETURN_DEPTH: Final = 4
 _NUMBER_DISTANCE: Final = 24
 """Instructions before a call in which a constant argument is looked for."""
 _JUMP: Final = int(EdgeKind.JUMP)
-_CALLS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT, EdgeKind.IFUNC})
+_CALLS: Final = CALLS | {EdgeKind.IFUNC}
 _RETURNS: Final = CallEffect()
 _ENDS: Final = CallEffect(returns=False)
 _X86_EPILOGUE: Final = re.compile(

@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import EdgeKind, Function, Program, Reach
+from forkproof.callgraph import CALLS, Function, Program, Reach
 from forkproof.code.explore import Exploration
 from forkproof.code.index import SCANNERS
 from forkproof.elf.image import Machine
@@ -41,7 +41,6 @@ _MAX_RESULTS: Final = 3
 """Constants that a wrapper may return and that are still followed one by one."""
 _NEAR: Final = 3
 """A callee this close to exec is taken to be there for it."""
-_CALL_KINDS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
 
 
 Results = tuple[int, ...]
@@ -142,7 +141,7 @@ def _sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
     is_forker = np.zeros(graph.size, bool)
     is_forker[list(forkers)] = True
     seen: set[tuple[int, int]] = set()
-    for edge in np.flatnonzero(is_forker[graph.target] & np.isin(graph.kind, [int(k) for k in _CALL_KINDS])).tolist():
+    for edge in np.flatnonzero(is_forker[graph.target] & np.isin(graph.kind, [int(k) for k in CALLS])).tolist():
         function, site = Function(int(graph.source[edge])), int(graph.site[edge])
         if function in forkers or (function, site) in seen or _is_libc_code(flow, function, libc_objects):
             continue
@@ -218,7 +217,7 @@ def _system_calls(flow: Flow, libc_objects: frozenset[int]) -> Iterator[tuple[Fu
     for target in program.called(["syscall"]):
         for edge in graph.edges_to(target):
             function = Function(int(graph.source[edge]))
-            if graph.kind[edge] in _CALL_KINDS and not _is_libc_code(flow, function, libc_objects):
+            if graph.kind[edge] in CALLS and not _is_libc_code(flow, function, libc_objects):
                 yield flow.whole(function), int(graph.site[edge]), flow.convention.arguments[0], 1
     for obj, code in enumerate(program.codes):
         if obj in libc_objects and len(program.codes) > 1:
@@ -303,7 +302,7 @@ class _Follower:
         while pending:
             callee = pending.pop()
             for edge in graph.edges_to(callee):
-                if graph.kind[edge] not in _CALL_KINDS:
+                if graph.kind[edge] not in CALLS:
                     continue
                 source, site = Function(int(graph.source[edge])), int(graph.site[edge])
                 caller = self.flow.whole(source)

@@ -28,7 +28,7 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import EdgeKind, Function
+from forkproof.callgraph import CALLS, Function
 from forkproof.code import aarch64
 from forkproof.code.decode import Body, Instruction
 from forkproof.code.explore import Entry, Exploration, State, Value, Word, explore
@@ -57,7 +57,6 @@ from forkproof.flow import Flow
 from forkproof.signatures import WaitSyscall
 
 _BLOCKING_KINDS: Final = frozenset({"mutex", "rwlock", "spin", "sem"})
-_CALL_KINDS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
 _RAW_SYSCALL: Final = "syscall"
 """syscall(2): a wait only when its first argument is the number of one."""
 
@@ -162,7 +161,7 @@ class _Object:
             for edge in self.graph.edges_to(target):
                 source = Function(int(self.graph.source[edge]))
                 is_here = self.reach[source] >= 0 and self.program.object_of(source) == self.obj
-                if self.graph.kind[edge] in _CALL_KINDS and is_here:
+                if self.graph.kind[edge] in CALLS and is_here:
                     yield edge, source, name
 
     @cached_property
@@ -337,7 +336,7 @@ class _Object:
     # ---- plumbing --------------------------------------------------------------------------
 
     def _calls(self, function: Function) -> Iterator[int]:
-        return (e for e in self.flow.outgoing(function) if self.graph.kind[e] in _CALL_KINDS)
+        return (e for e in self.flow.outgoing(function) if self.graph.kind[e] in CALLS)
 
     def _target(self, edge: int) -> Function:
         return Function(int(self.graph.target[edge]))

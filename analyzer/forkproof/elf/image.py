@@ -248,13 +248,6 @@ class Image:
         if isinstance(self.data, mmap.mmap):
             self.data.madvise(mmap.MADV_DONTNEED)
 
-    def offset_of(self, rva: int) -> int | None:
-        """File offset of an address, or None where no file content backs it (.bss, a hole)."""
-        for segment in self.segments:
-            if segment.rva <= rva < segment.rva + segment.file_size:
-                return segment.offset + (rva - segment.rva)
-        return None
-
     def read(self, rva: int, size: int) -> U8:
         """Up to `size` bytes at an address; fewer (perhaps none) where the file has no more."""
         for segment in self.segments:
@@ -277,12 +270,6 @@ class Image:
     def is_executable(self, rva: int) -> bool:
         """True when the address lies in an executable segment."""
         return any(s.executable and s.rva <= rva < s.rva + s.memory_size for s in self.segments)
-
-    def is_readonly_after_start(self, rva: int) -> bool:
-        """True when nothing can change the word at run time (read-only segment or PT_GNU_RELRO)."""
-        if any(start <= rva < start + size for start, size in self.relro):
-            return True
-        return any(s.rva <= rva < s.rva + s.memory_size and not s.writable for s in self.segments)
 
     @cached_property
     def code_ranges(self) -> tuple[tuple[Rva, int], ...]:

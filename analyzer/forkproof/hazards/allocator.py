@@ -9,7 +9,7 @@ Wrong where: see the pages of the rules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from forkproof.allocators import AllocatorFacts
 from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
@@ -27,7 +27,6 @@ from forkproof.model import (
 )
 from forkproof.threads import ThreadSource
 
-_UNPROTECTED = (Hooks.UNBOUND, Hooks.ABSENT, Hooks.UNKNOWN)
 _FOLLOWED = (WindowKind.DAEMONIZE, WindowKind.EXEC, WindowKind.EXIT, WindowKind.UNKNOWN)
 _NEAR = 1
 """A child that is about to exec allocates, as a matter of course, in its own function or one call below (a
@@ -316,8 +315,6 @@ def _why(rule: str, conditions: Conditions) -> str:
 
 def _folded(findings: list[Finding]) -> list[Finding]:
     """One finding for each function that forks: a double fork is one hazard, counted."""
-    from dataclasses import replace
-
     kept: dict[str, Finding] = {}
     for finding in findings:
         old = kept.get(finding.id)
