@@ -9,9 +9,10 @@ Owns: the order of the stages and what happens when one target fails. Each stage
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from forkproof import callgraph, closure, describe, facts, signatures
 from forkproof.allocators import find_libc
@@ -22,6 +23,9 @@ from forkproof.model import Diagnostic, Finding, Report, Target
 from forkproof.options import Progress, ScanOptions
 
 _STAGES = 4
+
+RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (allocator.find,)
+"""The rules, each a function of the facts. A rule computes what only it needs when the facts call for it."""
 
 
 def scan(targets: Sequence[str], options: ScanOptions, progress: Progress) -> Report:
@@ -70,9 +74,9 @@ def scan_one(
     progress.stage(f"{name}: following forks", 1, _STAGES)
     libc = find_libc(graph.program, known)
     gathered = facts.gather(graph.program.closure.program.path, graph, known, libc)
-    # The rules, each a function of the facts.
+    # The rules.
     progress.stage(f"{name}: checking rules", 2, _STAGES)
-    findings = allocator.find(gathered)
+    findings = [finding for find in RULES for finding in find(gathered)]
     # The document.
     progress.stage(f"{name}: reporting", 3, _STAGES)
     result = describe.target(gathered, options), findings, describe.diagnostics(gathered)
