@@ -1,7 +1,7 @@
-"""What the world's libraries are called and how their functions behave, from ``signatures/**/*.yml``.
+"""What the world's libraries are called and how their functions behave: the typed form the analysis asks.
 
-Owns:   the schema of those files, the check that they follow it, and the typed form the analysis asks.
-Takes:  a directory of YAML files; the names, sections and bytes of one object, handed in by the caller.
+Owns:   the values of ``signatures/**/*.yml`` and the questions to them; ``signature_files`` reads the files.
+Takes:  a directory of signatures; the names, sections and bytes of one object, handed in by the caller.
 Gives:  frozen values: allocators, libcs, forkers, thread starters, callbacks, lock functions, name sets.
 Never:  opens an ELF file, imports lief or numpy, or decides a verdict. "libtcmalloc.so.4 is gperftools" is a
         fact about names; whether its fork handlers are bound in this closure is for the code to answer.
@@ -11,9 +11,6 @@ Wrong:  a recognition by string can hit a program that merely prints the string;
 
 Files are read per directory on first use, because a command that lists allocators has no use for callbacks.
 A bad file therefore raises at that first use; ``lint`` reads everything and reports every problem.
-
-YAML is composed to nodes and converted here, not loaded to dictionaries: nodes keep their line, so loading
-and linting are the same code, and ``2.10`` without quotes is caught as a float before it turns into 2.1.
 """
 
 from __future__ import annotations
@@ -21,25 +18,19 @@ from __future__ import annotations
 import fnmatch
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-import yaml
-
-_YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_T = TypeVar("_T")
+if TYPE_CHECKING:
+    from forkproof.signature_files import Entry
 
 Contains = Callable[["re.Pattern[bytes]"], "re.Match[bytes] | None"]
 """Searches one object's bytes for a pattern: ``lambda pattern: pattern.search(data)`` is a good one."""
 
-MAX_ARGUMENT: Final = 7
-"""Arguments 0 to 7 travel in registers on aarch64 (0 to 5 on x86-64); no later one can be tracked."""
-
-MAX_FIX_LENGTH: Final = 300
 CLONE_VM: Final = 0x100
 CLONE_THREAD: Final = 0x10000
 
@@ -478,498 +469,19 @@ MallocRole = Literal["allocate", "resize", "release", "query"]
 
 
 @dataclass(frozen=True, slots=True)
-class _MallocNames:
+class MallocNames:
     role: MallocRole
     names: tuple[str, ...]
     origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
-class _Names:
+class Names:
     names: NameSet
     origin: Origin
 
 
-# -------------------------------------------------------------------------------------- reading a file
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """Where the readers below complain. After a complaint they go on with a stand-in; see ``_record``."""
-
-    path: Path
-    problems: list[Problem]
-
-    def complain(self, node: yaml.Node | None, message: str) -> None:
-        line = 0 if node is None else node.start_mark.line + 1
-        self.problems.append(Problem(self.path, line, message))
-
-
-_Read = Callable[[_File, yaml.Node], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Field:
-    read: _Read
-    required: bool = True
-
-
-def _kind_of(node: yaml.Node) -> str:
-    if isinstance(node, yaml.MappingNode):
-        return "a mapping"
-    if isinstance(node, yaml.SequenceNode):
-        return "a list"
-    return {"str": "text", "int": "a number", "bool": "true/false", "null": "nothing"}.get(
-        node.tag.rpartition(":")[2], f"a {node.tag.rpartition(':')[2]} (quote it?)"
-    )
-
-
-def _scalar(file: _File, node: yaml.Node, tag: str, expected: str) -> str | None:
-    if isinstance(node, yaml.ScalarNode) and node.tag == f"tag:yaml.org,2002:{tag}":
-        return str(node.value)
-    file.complain(node, f"expected {expected}, found {_kind_of(node)}")
-    return None
-
-
-def _text(file: _File, node: yaml.Node) -> str:
-    value = _scalar(file, node, "str", "text")
-    if value is not None and not value.strip():
-        file.complain(node, "expected text, found an empty string")
-    return " ".join((value or "").split())
-
-
-def _number(file: _File, node: yaml.Node) -> int:
-    value = _scalar(file, node, "int", "a number")
-    try:
-        return int(value or "0", 0)
-    except ValueError:  # YAML 1.1 also knows 0b1_0, 1:30 and octal 010
-        file.complain(node, f"expected a decimal or 0x number, found {value}")
-        return 0
-
-
-def _truth(file: _File, node: yaml.Node) -> bool:
-    value = _scalar(file, node, "bool", "true or false")
-    return value is not None and value.lower() == "true"
-
-
-def _index(file: _File, node: yaml.Node) -> int:
-    value = _number(file, node)
-    if not 0 <= value <= MAX_ARGUMENT:
-        file.complain(node, f"argument index {value} out of range 0..{MAX_ARGUMENT}")
-    return value
-
-
-def _optional(read: Callable[[_File, yaml.Node], _T]) -> Callable[[_File, yaml.Node], _T | None]:
-    def reader(file: _File, node: yaml.Node) -> _T | None:
-        return None if node.tag == "tag:yaml.org,2002:null" else read(file, node)
-
-    return reader
-
-
-def _choice(*allowed: str) -> _Read:
-    def reader(file: _File, node: yaml.Node) -> str:
-        value = _scalar(file, node, "str", "one of " + ", ".join(allowed))
-        if value is not None and value not in allowed:
-            file.complain(node, f"expected one of {', '.join(allowed)}, found {value!r}")
-        return value or allowed[0]
-
-    return reader
-
-
-def _list(read: Callable[[_File, yaml.Node], _T]) -> Callable[[_File, yaml.Node], tuple[_T, ...]]:
-    def reader(file: _File, node: yaml.Node) -> tuple[_T, ...]:
-        if isinstance(node, yaml.SequenceNode):
-            return tuple(read(file, item) for item in node.value)
-        file.complain(node, f"expected a list, found {_kind_of(node)}")
-        return ()
-
-    return reader
-
-
-def _sequence(file: _File, node: yaml.Node) -> yaml.Node:
-    """A list that is read later, when the rest of the file is known to be good."""
-    if not isinstance(node, yaml.SequenceNode):
-        file.complain(node, f"expected a list, found {_kind_of(node)}")
-    return node
-
-
-def _names(file: _File, node: yaml.Node) -> NameSet:
-    values = _list(_text)(file, node)
-    for value in sorted({value for value in values if values.count(value) > 1}):
-        file.complain(node, f"{value!r} is listed twice")
-    return NameSet.of(values)
-
-
-def _versions(file: _File, node: yaml.Node) -> VersionRange:
-    try:
-        return VersionRange.parse(_text(file, node) or "*")
-    except ValueError as error:
-        file.complain(node, str(error))
-        return VersionRange(())
-
-
-def _regex(file: _File, node: yaml.Node) -> re.Pattern[bytes]:
-    text = _scalar(file, node, "str", "a regular expression") or ""
-    try:
-        return re.compile(text.encode("ascii"))
-    except (re.error, UnicodeEncodeError) as error:
-        file.complain(node, f"bad regular expression {text!r}: {error}")
-        return re.compile(b"")
-
-
-def _version_regex(file: _File, node: yaml.Node) -> re.Pattern[bytes]:
-    pattern = _regex(file, node)
-    if pattern.pattern and pattern.groups != 1:
-        file.complain(node, f"a version expression has exactly one group, this one has {pattern.groups}")
-    return pattern
-
-
-def _fix_text(file: _File, node: yaml.Node) -> str:
-    text = _text(file, node)
-    if len(text) > MAX_FIX_LENGTH:
-        file.complain(node, f"a fix has at most {MAX_FIX_LENGTH} characters, this one has {len(text)}")
-    return text
-
-
-def _pairs(file: _File, node: yaml.Node) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-    """Key → (key node, value node); complains of what is no mapping and of keys that come twice."""
-    if not isinstance(node, yaml.MappingNode):
-        file.complain(node, f"expected a mapping, found {_kind_of(node)}")
-        return {}
-    pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-    for key, value in node.value:
-        if key.value in pairs:
-            file.complain(key, f"key {key.value!r} comes twice")
-        pairs[key.value] = (key, value)
-    return pairs
-
-
-def _fields(file: _File, node: yaml.Node, fields: Mapping[str, _Field]) -> dict[str, Any]:
-    pairs = _pairs(file, node)
-    for name in sorted(pairs.keys() - fields.keys()):
-        file.complain(pairs[name][0], f"unknown key {name!r}; known here: {', '.join(fields)}")
-    for name, each in fields.items():
-        if each.required and name not in pairs and isinstance(node, yaml.MappingNode):
-            file.complain(node, f"missing key {name!r}")
-    return {name: fields[name].read(file, pair[1]) for name, pair in pairs.items() if name in fields}
-
-
-def _record(make: Callable[..., _T], fields: Mapping[str, _Field]) -> Callable[[_File, yaml.Node], _T | None]:
-    """A reader of one mapping; None when there was a complaint, so no value is ever built from stand-ins."""
-
-    def reader(file: _File, node: yaml.Node) -> _T | None:
-        before = len(file.problems)
-        values = _fields(file, node, fields)
-        if len(file.problems) != before:
-            return None
-        try:
-            return make(**values)
-        except ValueError as error:
-            file.complain(node, str(error))
-            return None
-
-    return reader
-
-
-# ------------------------------------------------------------------------------------------ the schema
-
-_ORIGIN: Final = {
-    "source": _Field(_text),
-    "test": _Field(_text),
-    "false_positives": _Field(_text, required=False),
-    "false_negatives": _Field(_text, required=False),
-}
-_RECOGNISE: Final = _record(
-    Recognise,
-    {
-        "sonames": _Field(_names, required=False),
-        "interpreters": _Field(_names, required=False),
-        "symbols": _Field(_names, required=False),
-        "sections": _Field(_names, required=False),
-        "strings": _Field(_list(_regex), required=False),
-    },
-)
-_FIX: Final = _record(Fix, {"rule": _Field(_choice(*RULES)), "versions": _Field(_versions), "text": _Field(_fix_text)})
-_BUILTIN: Final = _record(Builtin, {"libc": _Field(_text), "versions": _Field(_versions), "source": _Field(_text)})
-_MACHINE: Final = _choice("x86_64", "aarch64")
-
-
-def _callback(*, name: str, arguments: tuple[int, ...], when: When | tuple[When, ...], origin: Origin) -> Callback:
-    """``when`` may be one word for all arguments."""
-    each = (when,) * len(arguments) if isinstance(when, str) else when
-    if len(each) != len(arguments):
-        raise ValueError(f"'when' has {len(each)} words for {len(arguments)} arguments")
-    return Callback(name, arguments, each, origin)
-
-
-_WHEN: Final = _choice(
-    "during", "later", "exit", "thread-exit", "new-thread", "new-process", "prepare", "parent", "child"
-)
-
-
-def _one_or_list(read: _Read) -> _Read:
-    return lambda file, node: (_list(read) if isinstance(node, yaml.SequenceNode) else read)(file, node)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """One kind of signature file: where it lives, what its entries hold, and what must be unique.
-
-    ``form``: ``one`` entry that is the file, a list of ``entries``, or one list of ``names``.
-    """
-
-    directory: str
-    form: Literal["one", "entries", "names"]
-    make: Callable[..., Any]
-    fields: Mapping[str, _Field]
-    key: Callable[[Any], str | None] = lambda _: None
-
-
-_KINDS: Final[Mapping[str, _Kind]] = {
-    "allocator": _Kind(
-        "allocators",
-        "one",
-        AllocatorSignature,
-        {
-            "id": _Field(_text),
-            "title": _Field(_text),
-            "family": _Field(_text),
-            "recognise": _Field(_RECOGNISE, required=False),
-            "version": _Field(_list(_version_regex), required=False),
-            "entry_points": _Field(_names, required=False),
-            "builtin": _Field(_BUILTIN, required=False),
-            "fixes": _Field(_list(_FIX)),
-        },
-        lambda allocator: f"id {allocator.id!r}",
-    ),
-    "malloc-family": _Kind(
-        "allocators",
-        "entries",
-        _MallocNames,
-        {"role": _Field(_choice("allocate", "resize", "release", "query")), "names": _Field(_list(_text))},
-        lambda entry: f"role {entry.role!r}",
-    ),
-    "libc": _Kind(
-        "libc",
-        "one",
-        LibcSignature,
-        {
-            "id": _Field(_text),
-            "title": _Field(_text),
-            "recognise": _Field(_RECOGNISE),
-            "version": _Field(_list(_version_regex), required=False),
-        },
-        lambda libc: f"id {libc.id!r}",
-    ),
-    "forkers": _Kind(
-        "forkers",
-        "entries",
-        Forker,
-        {
-            "name": _Field(_text),
-            "libc": _Field(_text),
-            "versions": _Field(_versions),
-            "kind": _Field(_choice("fork", "vfork", "daemon", "spawn", "clone")),
-            "handlers_run": _Field(_truth),
-            "child_result": _Field(_optional(_number)),
-            "callback": _Field(_index, required=False),
-            "flags": _Field(_index, required=False),
-        },
-        # Two entries may share a name and a libc if no version is in both; see _overlapping_forkers.
-    ),
-    "process-syscalls": _Kind(
-        "forkers",
-        "entries",
-        ProcessSyscall,
-        {
-            "machine": _Field(_MACHINE),
-            "name": _Field(_text),
-            "number": _Field(_number),
-            "flags": _Field(_choice("none", "argument-0", "struct-0")),
-            "fixed_flags": _Field(_number),
-        },
-        lambda call: f"system call {call.number} of {call.machine}",
-    ),
-    "exec-names": _Kind("forkers", "names", _Names, {"names": _Field(_names)}),
-    "exit-names": _Kind("forkers", "names", _Names, {"names": _Field(_names)}),
-    "threads": _Kind(
-        "threads",
-        "entries",
-        ThreadStarter,
-        {"name": _Field(_text), "callback": _Field(_optional(_index)), "data": _Field(_optional(_index))},
-        lambda starter: f"name {starter.name!r}",
-    ),
-    "callbacks": _Kind(
-        "callbacks",
-        "entries",
-        _callback,
-        {"name": _Field(_text), "arguments": _Field(_list(_index)), "when": _Field(_one_or_list(_WHEN))},
-        lambda callback: f"name {callback.name!r}",
-    ),
-    "locks": _Kind(
-        "locks",
-        "entries",
-        LockFunction,
-        {
-            "name": _Field(_text),
-            "op": _Field(_choice("acquire", "try", "release", "init", "wait", "destroy")),
-            "kind": _Field(_choice("mutex", "rwlock", "spin", "sem", "once", "guard", "condvar", "barrier", "file")),
-            "argument": _Field(_index),
-            "success": _Field(_choice("always", "zero", "nonzero"), required=False),
-            "bounded": _Field(_truth, required=False),
-            "shared": _Field(_truth, required=False),
-            "mutex": _Field(_index, required=False),
-        },
-        lambda lock: f"name {lock.name!r}",
-    ),
-    "waiters": _Kind("locks", "names", _Names, {"names": _Field(_names)}),
-    "wait-syscalls": _Kind(
-        "locks",
-        "entries",
-        WaitSyscall,
-        {"machine": _Field(_MACHINE), "name": _Field(_text), "number": _Field(_number)},
-        lambda call: f"system call {call.number} of {call.machine}",
-    ),
-    "noreturn": _Kind("noreturn", "names", _Names, {"names": _Field(_names)}),
-}
-DIRECTORIES: Final = tuple(dict.fromkeys(kind.directory for kind in _KINDS.values()))
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A value with its place, so that a clash between two files can name both."""
-
-    kind: str
-    value: Any
-    file: Path
-    line: int
-
-
-def _compose(file: _File) -> yaml.Node | None:
-    try:
-        node: yaml.Node | None = yaml.compose(file.path.read_bytes(), Loader=_YamlLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        text = " ".join(str(getattr(error, "problem", None) or error).split())
-        file.problems.append(Problem(file.path, mark.line + 1 if mark else 1, f"not YAML: {text}"))
-        return None
-    if node is None:
-        file.complain(None, "empty file")
-    return node
-
-
-def _make(kind: _Kind, values: dict[str, Any], defaults: Mapping[str, str]) -> object:
-    """Fold the origin keys into one ``origin`` value; what an entry says of itself beats its file."""
-    origin = dict(defaults) | {name: values.pop(name) for name in _ORIGIN if name in values}
-    return kind.make(origin=Origin(**origin), **values)
-
-
-def _read_entries(file: _File, name: str, defaults: Mapping[str, str], body: yaml.Node) -> Iterator[_Entry]:
-    kind = _KINDS[name]
-    optional_origin = {key: replace(each, required=False) for key, each in _ORIGIN.items()}
-    read = _record(lambda **values: _make(kind, values, defaults), dict(kind.fields) | optional_origin)
-    for node in body.value:
-        value = read(file, node)
-        if value is not None:
-            yield _Entry(name, value, file.path, node.start_mark.line + 1)
-
-
-def _read_document(file: _File, name: str, node: yaml.Node) -> Iterator[_Entry]:
-    kind = _KINDS[name]
-    fields = {"kind": _Field(_text), **kind.fields, **_ORIGIN}
-    if kind.form == "entries":
-        fields = {"kind": _Field(_text), "entries": _Field(_sequence), **_ORIGIN}
-    values: dict[str, Any] | None = _record(dict, fields)(file, node)
-    if values is None:
-        return
-    del values["kind"]
-    if kind.form == "entries":
-        yield from _read_entries(file, name, values, values.pop("entries"))
-    else:
-        yield _Entry(name, _make(kind, values, {}), file.path, 1)
-
-
-def _read_file(path: Path, directory: str, problems: list[Problem]) -> list[_Entry]:
-    file = _File(path, problems)
-    node = _compose(file)
-    if node is None:
-        return []
-    pairs = _pairs(file, node)
-    allowed = [name for name, kind in _KINDS.items() if kind.directory == directory]
-    if "kind" not in pairs:
-        if isinstance(node, yaml.MappingNode):
-            file.complain(node, f"missing key 'kind'; in {directory}/ one of {', '.join(allowed)}")
-        return []
-    before = len(problems)
-    name = _choice(*allowed)(file, pairs["kind"][1])
-    return [] if len(problems) != before else list(_read_document(file, name, node))
-
-
-# ----------------------------------------------------------------------------- a directory, as a whole
-
-
-def _duplicates(entries: Sequence[_Entry]) -> Iterator[Problem]:
-    first: dict[tuple[str, str], _Entry] = {}
-    for entry in entries:
-        key = _KINDS[entry.kind].key(entry.value)
-        if key is None:
-            continue
-        other = first.setdefault((entry.kind, key), entry)
-        if other is not entry:
-            yield Problem(entry.file, entry.line, f"duplicate {key}; first in {other.file.name}:{other.line}")
-
-
-def _overlapping_forkers(entries: Sequence[_Entry]) -> Iterator[Problem]:
-    seen: dict[tuple[str, str], list[_Entry]] = {}
-    for entry in (entry for entry in entries if entry.kind == "forkers"):
-        forker: Forker = entry.value
-        others = seen.setdefault((forker.name, forker.libc), [])
-        for other in others:
-            if forker.versions.overlaps(other.value.versions):
-                what = f"duplicate forker {forker.name!r}: versions overlap {other.file.name}:{other.line}"
-                yield Problem(entry.file, entry.line, what)
-        others.append(entry)
-
-
-def _duplicate_malloc_names(entries: Sequence[_Entry]) -> Iterator[Problem]:
-    seen: set[str] = set()
-    for entry in (entry for entry in entries if entry.kind == "malloc-family"):
-        for name in entry.value.names:
-            if name in seen:
-                yield Problem(entry.file, entry.line, f"duplicate name {name!r}")
-            seen.add(name)
-
-
-def _read_directory(root: Path, directory: str) -> tuple[list[_Entry], list[Problem]]:
-    problems: list[Problem] = []
-    if not (root / directory).is_dir():
-        return [], [Problem(root / directory, 0, "no such directory of signatures")]
-    entries = [
-        entry for path in sorted((root / directory).glob("*.yml")) for entry in _read_file(path, directory, problems)
-    ]
-    problems += _duplicates(entries)
-    problems += _overlapping_forkers(entries)
-    problems += _duplicate_malloc_names(entries)
-    return entries, problems
-
-
-def _stray_files(root: Path) -> Iterator[Problem]:
-    """Files that the loader would silently pass over."""
-    for path in sorted(root.rglob("*")):
-        place = path.relative_to(root)
-        if place.parts[0] not in DIRECTORIES and path.suffix in (".yml", ".yaml"):
-            yield Problem(path, 0, f"not read here; the directories are {', '.join(DIRECTORIES)}")
-        elif path.is_file() and len(place.parts) > 1 and (path.suffix != ".yml" or len(place.parts) > 2):
-            yield Problem(path, 0, "not read: signatures are <directory>/<name>.yml")
-
-
-def lint(directory: Path) -> list[Problem]:
-    """Every problem of every file, sorted by place; empty when ``load(directory)`` works throughout."""
-    problems = list(_stray_files(directory))
-    for name in DIRECTORIES:
-        problems += _read_directory(directory, name)[1]
-    return sorted(problems)
-
+# --------------------------------------------------------------------------------------- the questions
 
 UNKNOWN_ALLOCATOR: Final = "unknown"
 
@@ -979,12 +491,15 @@ class Signatures:
     """All signatures below one directory; each part is read when it is first asked for."""
 
     directory: Path
-    _read: dict[str, list[_Entry]] = field(default_factory=dict, repr=False, compare=False)
+    _read: dict[str, list[Entry]] = field(default_factory=dict, repr=False, compare=False)
 
     def _values(self, kind: str) -> list[Any]:
-        directory = _KINDS[kind].directory
+        # At first use: the readers know these values, and a command that asks for nothing needs no YAML.
+        from forkproof import signature_files
+
+        directory = signature_files.KINDS[kind].directory
         if directory not in self._read:
-            entries, problems = _read_directory(self.directory, directory)
+            entries, problems = signature_files.read_directory(self.directory, directory)
             if problems:
                 raise SignatureError(min(problems))
             self._read[directory] = entries
@@ -1022,7 +537,7 @@ class Signatures:
     @cached_property
     def malloc_family(self) -> Mapping[str, MallocRole]:
         """The standard allocation functions, C and mangled C++, each with what it does."""
-        groups: list[_MallocNames] = self._values("malloc-family")
+        groups: list[MallocNames] = self._values("malloc-family")
         return MappingProxyType({name: group.role for group in groups for name in group.names})
 
     @cached_property
@@ -1105,8 +620,9 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] != "lint" or len(arguments) > 2:
         print("usage: python -m forkproof.signatures lint [DIR]", file=sys.stderr)
         return 2
-    directory = Path(arguments[1]) if len(arguments) == 2 else default_directory()
-    problems = lint(directory)
+    from forkproof import signature_files
+
+    problems = signature_files.lint(Path(arguments[1]) if len(arguments) == 2 else default_directory())
     for problem in problems:
         print(problem)
     return 1 if problems else 0

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkproof import signatures
+from forkproof import signature_files, signatures
 from forkproof.signatures import NameSet, SignatureError, VersionRange
 
 if TYPE_CHECKING:
@@ -441,7 +441,7 @@ class TestFunctions:
 
 class TestShippedData:
     def test_is_clean(self) -> None:
-        assert [str(problem) for problem in signatures.lint(signatures.default_directory())] == []
+        assert [str(problem) for problem in signature_files.lint(signatures.default_directory())] == []
 
     def test_ids_match_file_names(self) -> None:
         for directory in ("allocators", "libc"):
@@ -454,7 +454,7 @@ class TestShippedData:
         readme = (copy / "README.md").read_text(encoding="utf-8")
         example = readme.split("```yaml\n")[1].split("```")[0]
         (copy / "allocators" / "examplemalloc.yml").write_text(example, encoding="utf-8")
-        assert signatures.lint(copy) == []
+        assert signature_files.lint(copy) == []
         loaded = signatures.load(copy)
         assert allocators_in(loaded, b"\0examplemalloc-1.4\0") == [("examplemalloc", "1.4")]
         example_malloc = next(each for each in loaded.allocators if each.id == "examplemalloc")
@@ -541,30 +541,30 @@ class TestLint:
         assert old in good
         path = copy / directory / "x.yml"
         path.write_text(good, encoding="utf-8")
-        assert signatures.lint(copy) == []
+        assert signature_files.lint(copy) == []
         path.write_text(good.replace(old, new, 1), encoding="utf-8")
-        problems = signatures.lint(copy)
+        problems = signature_files.lint(copy)
         assert {problem.file for problem in problems} == {path}
         assert any(str(each).startswith(f"{path}:{line}: ") and message in each.message for each in problems)
 
     def test_reports_every_problem(self, copy: Path) -> None:
         path = copy / "locks" / "x.yml"
         path.write_text(GOOD_LOCK.replace("argument: 0", "argument: 9"), encoding="utf-8")
-        assert [(problem.file, problem.line) for problem in signatures.lint(copy)] == [(path, 5), (path, 6)]
+        assert [(problem.file, problem.line) for problem in signature_files.lint(copy)] == [(path, 5), (path, 6)]
 
     @pytest.mark.parametrize("name", ["locks/x.yaml", "extra/x.yml", "x.yml", "locks/deep/x.yml"])
     def test_files_that_would_not_be_read(self, copy: Path, name: str) -> None:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text(GOOD_LOCK, encoding="utf-8")
-        assert [problem.file for problem in signatures.lint(copy)] == [copy / name]
+        assert [problem.file for problem in signature_files.lint(copy)] == [copy / name]
 
     def test_a_missing_directory(self, copy: Path) -> None:
         shutil.rmtree(copy / "noreturn")
-        assert [problem.file for problem in signatures.lint(copy)] == [copy / "noreturn"]
+        assert [problem.file for problem in signature_files.lint(copy)] == [copy / "noreturn"]
 
     def test_bytes_that_are_no_text(self, copy: Path) -> None:
         (copy / "locks" / "x.yml").write_bytes(b"kind: \xff\xfe\x00")
-        (problem,) = signatures.lint(copy)
+        (problem,) = signature_files.lint(copy)
         assert problem.message.startswith("not YAML: ")
 
 
