@@ -192,6 +192,50 @@ class Conditions:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeThread:
+    """A thread at the moment that matters."""
+
+    name: str
+    """For example "thread 2 of the child": numbered in the order in which a process got its threads."""
+    doing: str
+    """For example "futex(0x7ffff7fc1000, FUTEX_WAIT_PRIVATE, 2)", "spinning", "about to return from the acquire"."""
+    stack: tuple[Frame, ...]
+    """Outermost frame first; `offset` is where the call returns to, as gdb shows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRecord:
+    """What a probe did and saw: the evidence for its verdict.
+
+    The one part of a report that is of a run. Programs are run with fixed addresses, so that those repeat.
+    """
+
+    verdict: Verdict
+    why: str
+    """In a sentence or two; for inconclusive, what was reached instead."""
+    command: tuple[str, ...]
+    lock: Lock | None = None
+    """The lock that was held, or tried."""
+    lock_address: str = ""
+    fork: tuple[Frame, ...] = ()
+    """The stack of the thread that forked."""
+    fork_number: int = 0
+    """Which of the forks that belong to the finding, from 1."""
+    holder: ProbeThread | None = None
+    waiters: tuple[ProbeThread, ...] = ()
+    """The child's threads that wait for the lock."""
+    syscalls: tuple[str, ...] = ()
+    """The child's system calls from the fork on, the last ones."""
+    samples: int = 0
+    """How often the child was looked at, and always found waiting."""
+    watched_ms: int = 0
+    control: str = ""
+    """What the child did in the control run, in which the same thread was stopped before it had the lock."""
+    census: tuple[str, ...] = ()
+    """Which locks the program took in a run without steering, and by which threads."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One hazard of one target."""
 
@@ -208,7 +252,7 @@ class Finding:
     holder: tuple[Frame, ...] = ()
     requester: tuple[Frame, ...] = ()
     conditions: Conditions | None = None
-    probe: None = None
+    probe: ProbeRecord | None = None
     count: int = 1
     """How many findings that differ only in call site were folded into this one."""
 

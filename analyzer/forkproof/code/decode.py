@@ -116,6 +116,12 @@ def decode(image: Image, parts: Iterable[tuple[int, int]]) -> Body:
     return Body(ranges[0][0], tuple(found), ranges, prefixed)
 
 
+def listing(code: bytes, address: int, machine: Machine) -> tuple[tuple[int, int, str, str], ...]:
+    """(address, size, mnemonic, operands) of instructions in a row, as text: for the few that a probe looks at."""
+    with _ONE_AT_A_TIME:
+        return tuple(_handle(machine).disasm_lite(code, address))
+
+
 _ONE_AT_A_TIME: Final = Lock()
 _SHORTEST: Final = 5
 """Bytes of `call rel32`: nothing shorter has prefixes that need to come off."""

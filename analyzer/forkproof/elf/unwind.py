@@ -55,6 +55,18 @@ def extents(image: Image) -> Extents:
     return _sorted_unique(start, size)
 
 
+def search_table(image: Image) -> tuple[I64, I64] | None:
+    """(function start, FDE address) columns, sorted by start; None when the object has no usable table."""
+    return _header_table(image) or _walked_table(image)
+
+
+def _walked_table(image: Image) -> tuple[I64, I64] | None:
+    rows = sorted((start, fde) for start, _, fde in _walk_section(image))
+    if not rows:
+        return None
+    return np.array([r[0] for r in rows], np.int64), np.array([r[1] for r in rows], np.int64)
+
+
 def _sorted_unique(start: I64, size: I64) -> Extents:
     """Sort by start; of several ranges at one start keep the longest; drop empty ones."""
     order = np.lexsort((-size, start))
@@ -168,8 +180,8 @@ def _walk(image: Image) -> tuple[I64, I64]:
     return starts, np.array([p[1] for p in pairs], np.int64)
 
 
-def _walk_section(image: Image) -> Iterator[tuple[int, int]]:
-    """Every FDE of `.eh_frame` in file order, for objects without a usable header."""
+def _walk_section(image: Image) -> Iterator[tuple[int, int, int]]:
+    """Start, size and address of every FDE of `.eh_frame` in file order, for objects without a usable header."""
     section = image.section(".eh_frame")
     if section is None:
         return
@@ -182,5 +194,5 @@ def _walk_section(image: Image) -> Iterator[tuple[int, int]]:
         if length in (0, 0xFFFFFFFF):
             return
         if cie and (decoded := _decode_fde(image, at)):
-            yield decoded
+            yield (*decoded, at)
         at += 4 + length

@@ -204,7 +204,7 @@ class TestBadReports:
             (_with("findings.1.holder", "x" * 80), r'holder: "x{36}\.\.\. where a list'),
             (_with("findings.1.conditions.answers", []), r"conditions.answers: \[\] where an object"),
             (_with("findings.1.conditions.answers", {}), r"answers\[0\]: null is none of"),
-            (_with("findings.0.probe", {}), r"probe: \{\} where null"),
+            (_with("findings.0.probe", {}), r"probe\.verdict: missing"),
         ],
     )
     def test_says_where_and_what(self, text: str, message: str) -> None:

@@ -1,0 +1,292 @@
+"""One acquire site, at run time: which lock it is about to take, and whether it got it.
+
+Owns: what an acquiring instruction means: its operand, its success, where a thread that executes it comes out.
+Takes: an `AcquireSite` and the object's code. Gives: `Acquire`, which reads both off a thread's registers.
+Must never: look for sites (that is the lock analysis), or step between a load-exclusive and its store.
+Wrong where: a lock's free value is not 0; a ticket lock (who gets a ticket has not got the lock) is not understood.
+
+    form             the lock                       got it, when
+    library call     the first argument             it returned, with 0 where it returns a status
+    cmpxchg, cas     the memory operand             the old value was the expected one, 0
+    xchg, swp        the memory operand             the old value was 0
+    bts, ldset       the memory operand             the bit was clear
+    ldaxr … stxr     the memory operand             the store succeeded
+    outline atomics  the helper's pointer argument  as the instruction that the helper stands for
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from forkproof.code import aarch64
+from forkproof.code.decode import listing
+from forkproof.elf.image import Image, Machine
+from forkproof.model import Lock
+from forkproof.probe.ptrace import Registers
+from forkproof.probe.tracee import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireSite:
+    """A place in the code that takes a lock: a call of a library's lock function, an atomic read-modify-write, or
+    a call of an AArch64 outline-atomics helper."""
+
+    object: str
+    """Path of the object, as the process maps it."""
+    rva: int
+    """Of the instruction."""
+    lock: Lock | None = None
+    """What the lock is, where that is known from the code."""
+    callee: str = ""
+    """The library function, where it is a call of one."""
+
+
+class Form(Enum):
+    """What kind of instruction acquires."""
+
+    CALL = "call"
+    COMPARE = "compare and swap"
+    EXCHANGE = "exchange"
+    BIT = "bit test and set"
+    EXCLUSIVE = "load-exclusive and store-exclusive"
+    UNKNOWN = "unknown"
+
+
+_STATUS: Final = re.compile(r"_*(pthread_|sem_|mtx_)")
+"""Functions that return 0 when they have got the lock; others return nothing."""
+_OPAQUE_SIZE: Final = {Machine.X86_64: 40, Machine.AARCH64: 48}
+"""Bytes of a pthread_mutex_t: any word of it is the lock."""
+_PAIR_BYTES: Final = 48
+_X86_WIDTHS: Final = {"byte": 1, "word": 2, "dword": 4, "qword": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A memory operand: base + index * scale + displacement, as text has it."""
+
+    segment: str
+    terms: tuple[tuple[str, int], ...]
+    displacement: int
+
+    def address(self, registers: Registers, end: int) -> int:
+        """Where it is; `end` is the run-time address after the instruction."""
+        total = self.displacement
+        if self.segment:
+            total += registers[f"{self.segment}_base"]
+        for name, scale in self.terms:
+            total += (end if name == "rip" else value_of(registers, name)) * scale
+        return total & 0xFFFF_FFFF_FFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """A site, decoded."""
+
+    site: AcquireSite
+    form: Form
+    size: int
+    """Bytes of the instruction."""
+    width: int
+    """Bytes of the lock word, or of the whole lock for a library call."""
+    operand: Operand | None = None
+    pointer: str = ""
+    """The register that points to the lock, where it is an argument."""
+    stores: str = ""
+    expects: str = ""
+    result: str = ""
+    """Registers: the new value, the expected one, and where the old value (for exclusives: the status) comes out."""
+    exits: tuple[int, ...] = ()
+    """Rvas at which a thread comes out, where it cannot be single-stepped over the instruction."""
+    is_tail_call: bool = False
+
+    def lock(self, registers: Registers) -> int:
+        """The lock's address, for a thread that is at the site."""
+        if self.operand is not None:
+            return self.operand.address(registers, registers.pc + self.size)
+        return registers[self.pointer]
+
+    def is_acquire(self, registers: Registers) -> bool:
+        """Executed now, it would take a lock rather than release one, or change a counter."""
+        mask = (1 << 8 * self.width) - 1
+        match self.form:
+            case Form.COMPARE:
+                return value_of(registers, self.expects) & mask == 0 and value_of(registers, self.stores) & mask != 0
+            case Form.EXCHANGE:
+                return value_of(registers, self.stores) & mask != 0
+        return self.form is not Form.UNKNOWN
+
+    def is_free(self, registers: Registers, memory: Memory) -> bool:
+        """Nobody has the lock; known for words only."""
+        if self.form is Form.CALL:
+            return memory.word(self.lock(registers), 4) == 0
+        return memory.word(self.lock(registers), self.width) == 0
+
+    def got(self, before: Registers, after: Registers, bias: int) -> bool | None:
+        """Whether a thread that has come out has the lock; None: it has not come out yet, but goes round again."""
+        mask = (1 << 8 * self.width) - 1
+        match self.form:
+            case Form.CALL:
+                return not _STATUS.match(self.site.callee) or value_of(after, after.machine.result) & 0xFFFFFFFF == 0
+            case Form.COMPARE:
+                return value_of(after, self.result) & mask == value_of(before, self.expects) & mask
+            case Form.EXCHANGE:
+                return value_of(after, self.result) & mask == 0
+            case Form.BIT if self.result:
+                return value_of(after, self.result) & value_of(before, self.stores) & mask == 0
+            case Form.BIT:
+                return after["eflags"] & 1 == 0
+            case Form.EXCLUSIVE:
+                if after.pc - bias != self.exits[0]:
+                    return False
+                return True if value_of(after, self.result) == 0 else None
+        return False
+
+
+def value_of(registers: Registers, name: str) -> int:
+    """A register by any of its names."""
+    if registers.machine.link is not None:
+        if name in ("wzr", "xzr"):
+            return 0
+        if name[0] == "w":
+            return registers[f"x{name[1:]}"] & 0xFFFFFFFF
+        return registers[{"lr": "x30", "fp": "x29"}.get(name, name)]
+    wide, size, shift = _x86_register(name)
+    return registers[wide] >> shift & (1 << 8 * size) - 1
+
+
+def _x86_register(name: str) -> tuple[str, int, int]:
+    """The 64-bit register, the size, and the shift of a part of it."""
+    if match := re.fullmatch(r"(r\d+)([dwb]?)", name):
+        return match[1], {"": 8, "d": 4, "w": 2, "b": 1}[match[2]], 0
+    if match := re.fullmatch(r"([re]?)([abcd]x|[sd]i|[sb]p)", name):
+        return f"r{match[2]}", {"r": 8, "e": 4, "": 2}[match[1]], 0
+    if match := re.fullmatch(r"([abcd])([lh])", name):
+        return f"r{match[1]}x", 1, 8 if match[2] == "h" else 0
+    if match := re.fullmatch(r"([sd]i|[sb]p)l", name):
+        return f"r{match[1]}", 1, 0
+    return name, 8, 0
+
+
+# Decoding.
+
+
+def decode_site(site: AcquireSite, image: Image) -> Acquire:
+    """What the instruction at a site does."""
+    code = image.read(site.rva, _PAIR_BYTES).tobytes()
+    rows = listing(code, site.rva, image.machine)
+    if not rows:
+        return Acquire(site, Form.UNKNOWN, 0, 0)
+    _, size, mnemonic, operands = rows[0]
+    if image.machine is Machine.X86_64:
+        return _x86(site, size, mnemonic.split()[-1], operands)
+    return _aarch64(site, mnemonic, operands, rows, image)
+
+
+def _x86(site: AcquireSite, size: int, mnemonic: str, text: str) -> Acquire:
+    if mnemonic in ("call", "jmp"):
+        exits = (site.rva + size,) if mnemonic == "call" else ()
+        return Acquire(
+            site, Form.CALL, size, _OPAQUE_SIZE[Machine.X86_64], pointer="rdi", exits=exits,
+            is_tail_call=mnemonic == "jmp",
+        )  # fmt: skip
+    operand, width = _x86_memory(text), next((w for n, w in _X86_WIDTHS.items() if text.find(f"{n} ptr") >= 0), 4)
+    width = 8 if "qword ptr" in text else 4 if "dword ptr" in text else width
+    others = [part.strip() for part in text.split(",") if "[" not in part]
+    register = others[0] if others else ""
+    if operand is None:
+        return Acquire(site, Form.UNKNOWN, size, 0)
+    accumulator = {1: "al", 2: "ax", 4: "eax", 8: "rax"}[width]
+    match mnemonic:
+        case "cmpxchg":
+            return Acquire(
+                site, Form.COMPARE, size, width, operand, stores=register, expects=accumulator, result=accumulator
+            )  # fmt: skip
+        case "xchg":
+            return Acquire(site, Form.EXCHANGE, size, width, operand, stores=register, result=register)
+        case "bts":
+            return Acquire(site, Form.BIT, size, width, operand)
+    return Acquire(site, Form.UNKNOWN, size, 0)
+
+
+def _x86_memory(text: str) -> Operand | None:
+    match = re.search(r"(?:(fs|gs):)?\[([^\]]*)\]", text)
+    if match is None:
+        return None
+    terms: list[tuple[str, int]] = []
+    displacement = 0
+    for sign, term in re.findall(r"([+-]?)\s*([\w*]+(?:\s*\*\s*\d+)?)", match[2]):
+        factor = -1 if sign == "-" else 1
+        if re.fullmatch(r"0x[0-9a-f]+|\d+", term):
+            displacement += factor * int(term, 0)
+        else:
+            name, _, scale = term.replace(" ", "").partition("*")
+            terms.append((name, int(scale or "1")))
+    return Operand(match[1] or "", tuple(terms), displacement)
+
+
+def _aarch64(
+    site: AcquireSite, mnemonic: str, text: str, rows: tuple[tuple[int, int, str, str], ...], image: Image
+) -> Acquire:
+    if mnemonic in ("bl", "blr", "b", "br"):
+        return _aarch64_call(site, mnemonic, text, image)
+    match = re.search(r"\[(\w+)(?:, #(0x[0-9a-f]+|\d+))?\]", text)
+    if match is None:
+        return Acquire(site, Form.UNKNOWN, 4, 0)
+    operand = Operand("", ((match[1], 1),), int(match[2] or "0", 0))
+    first, *rest = [part.strip() for part in text.split(",") if "[" not in part]
+    width = 1 if mnemonic.endswith("b") else 2 if mnemonic.endswith("h") else 8 if first[0] == "x" else 4
+    if mnemonic.startswith("cas") and rest:
+        return Acquire(site, Form.COMPARE, 4, width, operand, stores=rest[0], expects=first, result=first)
+    if mnemonic.startswith("swp") and rest:
+        return Acquire(site, Form.EXCHANGE, 4, width, operand, stores=first, result=rest[0])
+    if mnemonic.startswith("ldset") and rest:
+        return Acquire(site, Form.BIT, 4, width, operand, stores=first, result=rest[0])
+    if re.match(r"ldax?r", mnemonic):
+        return _exclusive(site, width, operand, rows)
+    return Acquire(site, Form.UNKNOWN, 4, 0)
+
+
+def _exclusive(site: AcquireSite, width: int, operand: Operand, rows: tuple[tuple[int, int, str, str], ...]) -> Acquire:
+    """From the load-exclusive to its store: where a thread comes out is after the store, or by a branch before."""
+    leaves: list[int] = []
+    for address, size, mnemonic, text in rows[1:]:
+        if mnemonic.startswith("st") and "xr" in mnemonic:
+            status = text.split(",")[0].strip()
+            exits = (address + size, *leaves)
+            return Acquire(site, Form.EXCLUSIVE, 4, width, operand, result=status, exits=exits)
+        if mnemonic.startswith(("b.", "cb", "tb")):
+            leaves.append(int(text.rsplit("#", 1)[-1], 0))
+    return Acquire(site, Form.UNKNOWN, 4, 0)
+
+
+def _aarch64_call(site: AcquireSite, mnemonic: str, text: str, image: Image) -> Acquire:
+    exits = (site.rva + 4,) if mnemonic in ("bl", "blr") else ()
+    is_tail = not exits
+    if text.startswith("#") and not site.callee:
+        code = image.read(int(text[1:], 0), 24)
+        pointer = aarch64.outline_atomic_pointer(code)
+        if pointer is not None:
+            return _helper(site, exits, is_tail, pointer, code.tobytes())
+    return Acquire(
+        site, Form.CALL, 4, _OPAQUE_SIZE[Machine.AARCH64], pointer="x0", exits=exits, is_tail_call=is_tail
+    )  # fmt: skip
+
+
+def _helper(site: AcquireSite, exits: tuple[int, ...], is_tail: bool, pointer: int, code: bytes) -> Acquire:
+    """An outline-atomics helper, by the LSE instruction in it; the size stands in its top bits."""
+    words = [int.from_bytes(code[i : i + 4], "little") for i in range(0, 24, 4)]
+    word = next((w for w in words if w & 0x3FA07C00 == 0x08A07C00 or w & 0x3F200C00 == 0x38200000), 0)
+    width = 1 << (word >> 30)
+    register = f"x{pointer}"
+    if pointer == 2:
+        form, stores, expects = Form.COMPARE, "x1", "x0"
+    else:
+        form = {0x8: Form.EXCHANGE, 0x3: Form.BIT}.get(word >> 12 & 0xF, Form.UNKNOWN)
+        stores, expects = "x0", ""
+    return Acquire(
+        site, form, 4, width, pointer=register, stores=stores, expects=expects, result="x0", exits=exits,
+        is_tail_call=is_tail,
+    )  # fmt: skip

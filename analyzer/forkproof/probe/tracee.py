@@ -1,0 +1,247 @@
+"""What is traced: processes, their threads and memory, and the breakpoints in it.
+
+Owns: the memory of a tracee, breakpoints in it, and what is known of each thread.
+Takes: ids. Gives: values; every breakpoint can be taken out, and is when its scope ends.
+Must never: decide what runs next (that is `session`), or read a register of a running thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from forkproof.probe import ptrace
+from forkproof.probe.ptrace import Machine, Registers, Request, Status
+
+FORKS: Final = {
+    "x86_64": {56: "clone", 57: "fork", 58: "vfork", 435: "clone3"},
+    "aarch64": {220: "clone", 435: "clone3"},
+}
+"""System calls that make processes (and threads), by number."""
+FUTEX: Final = {"x86_64": 202, "aarch64": 98}
+CLONE_VM: Final = 0x100
+
+
+class Memory:
+    """One address space: read, written, and with breakpoints in it.
+
+    Threads of a process share it, and so does a child of vfork until it execs; a fork's child has a copy, in which
+    the breakpoints are too.
+    """
+
+    def __init__(self, pid: int, machine: Machine, inherited: dict[int, Breakpoint] | None = None) -> None:
+        self.machine = machine
+        self._file = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        self._breakpoints: dict[int, Breakpoint] = dict(inherited or {})
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def copy_for(self, pid: int) -> Memory:
+        """The memory of a child that was just forked from this one."""
+        return Memory(pid, self.machine, self._breakpoints)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes as the program would see them; fewer, or none, where nothing is mapped."""
+        try:
+            raw = bytearray(os.pread(self._file, size, address))
+        except (OSError, OverflowError):
+            return b""
+        for at, point in self._breakpoints.items():
+            if address - len(point.original) < at < address + len(raw):
+                for index, byte in enumerate(point.original):
+                    if 0 <= at + index - address < len(raw):
+                        raw[at + index - address] = byte
+        return bytes(raw)
+
+    def word(self, address: int, size: int = 8) -> int | None:
+        """A little-endian word; None where nothing is mapped."""
+        raw = self.read(address, size)
+        return int.from_bytes(raw, "little") if len(raw) == size else None
+
+    def _write(self, address: int, raw: bytes) -> None:
+        os.pwrite(self._file, raw, address)
+
+    # ---- breakpoints -----------------------------------------------------------------------
+
+    @property
+    def breakpoints(self) -> tuple[int, ...]:
+        """Where they are."""
+        return tuple(sorted(self._breakpoints))
+
+    def breakpoint_at(self, address: int) -> Breakpoint | None:
+        """The breakpoint at an address."""
+        return self._breakpoints.get(address)
+
+    def insert(self, address: int, exits: tuple[int, ...] = ()) -> bool:
+        """Put a breakpoint there; false where nothing is mapped. `exits`: see `Breakpoint`."""
+        if address in self._breakpoints:
+            return True
+        trap = self.machine.trap
+        original = self.read(address, len(trap))
+        if len(original) != len(trap):
+            return False
+        self._breakpoints[address] = Breakpoint(original, exits)
+        with suppress(OSError):
+            self._write(address, trap)
+            return True
+        del self._breakpoints[address]
+        return False
+
+    def remove(self, address: int) -> None:
+        """Take it out; nothing to do where there is none, or no memory any more."""
+        point = self._breakpoints.pop(address, None)
+        if point is not None:
+            with suppress(OSError):
+                self._write(address, point.original)
+
+    def clear(self) -> None:
+        """Take all of them out."""
+        for address in self.breakpoints:
+            self.remove(address)
+
+    def forget(self) -> None:
+        """The breakpoints went with the old program at an exec."""
+        self._breakpoints.clear()
+
+    @contextmanager
+    def breakpoints_at(self, addresses: tuple[int, ...]) -> Iterator[None]:
+        """Breakpoints for the length of a block; those that were there before stay."""
+        fresh = [a for a in addresses if a not in self._breakpoints and self.insert(a)]
+        try:
+            yield
+        finally:
+            for address in fresh:
+                self.remove(address)
+
+    @contextmanager
+    def lifted(self, address: int) -> Iterator[None]:
+        """Without the breakpoint at this address, while one thread goes over it."""
+        point = self._breakpoints.get(address)
+        self.remove(address)
+        try:
+            yield
+        finally:
+            if point is not None:
+                self.insert(address, point.exits)
+
+
+@dataclass(frozen=True, slots=True)
+class Breakpoint:
+    """What was there before. `exits` are where a thread that goes over it is caught again, instead of being
+    single-stepped: between a load-exclusive and its store-exclusive any stop makes the store fail, for ever."""
+
+    original: bytes
+    exits: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Thread:
+    """One thread of a traced process."""
+
+    tid: int
+    process: Process
+    is_stopped: bool = True
+    is_frozen: bool = False
+    """Not to be resumed, whatever happens, until it is thawed."""
+    is_listening: bool = False
+    """In a group-stop."""
+    follows_syscalls: bool = False
+    deliver: list[int] = field(default_factory=list)
+    """Signals that it gets when it goes on."""
+    syscall: ptrace.SyscallStop | None = None
+    """The system call that it is in, where those are followed."""
+    _registers: Registers | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """The first thread of its process."""
+        return self.tid == self.process.pid
+
+    @property
+    def registers(self) -> Registers:
+        """Of the stopped thread; read once for each stop."""
+        if self._registers is None:
+            self._registers = ptrace.registers(self.tid, self.process.memory.machine)
+        return self._registers
+
+    def set_registers(self, wanted: Registers) -> None:
+        """Change them."""
+        ptrace.set_registers(self.tid, wanted)
+        self._registers = wanted
+
+    def go(self, how: Request, deliver: int = 0) -> None:
+        """Set it running."""
+        self._registers = None
+        self.is_stopped = self.is_listening = False
+        ptrace.resume(self.tid, how, deliver)
+
+    def noted_stop(self) -> None:
+        """It has stopped."""
+        self._registers = None
+        self.is_stopped = True
+
+
+@dataclass(slots=True)
+class Process:
+    """One traced process."""
+
+    pid: int
+    parent: int | None
+    memory: Memory
+    threads: dict[int, Thread] = field(default_factory=dict)
+    ended: Status | None = None
+    execs: int = 0
+
+    @property
+    def others(self) -> list[Thread]:
+        """Threads other than the leader."""
+        return [t for t in self.threads.values() if not t.is_leader]
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Its command line, as /proc has it now."""
+        with suppress(OSError):
+            raw = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+            return tuple(part.decode("utf-8", "backslashreplace") for part in raw.split(b"\0")[:-1])
+        return ()
+
+    @property
+    def is_alive(self) -> bool:
+        """It has not been seen to end."""
+        return self.ended is None
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What /proc says a thread is doing: the system call that it is blocked in, or that it runs."""
+
+    tid: int
+    state: str
+    """R, S, D, t, Z, …: the letter of /proc/PID/stat."""
+    syscall: int | None
+    """None while it runs, or outside a system call."""
+    arguments: tuple[int, ...] = ()
+    sp: int = 0
+    pc: int = 0
+
+
+def where(pid: int, tid: int) -> Where | None:
+    """Ask /proc, which does not disturb the thread; None when it is gone."""
+    folder = Path(f"/proc/{pid}/task/{tid}")
+    try:
+        state = (folder / "stat").read_text(errors="replace").rpartition(") ")[2][:1]
+        words = (folder / "syscall").read_text().split()
+    except OSError:
+        return None
+    if len(words) < 9 or words[0] == "-1":
+        return Where(tid, state, None)
+    numbers = [int(word, 16) for word in words[1:9]]
+    return Where(tid, state, int(words[0]), tuple(numbers[:6]), numbers[6], numbers[7])
