@@ -2,7 +2,7 @@
 
 Owns: CIEs, FDEs, the call frame instructions and DWARF expressions that compilers emit for `.eh_frame`.
 Takes: an `Image`, an address in it, a frame's registers and a way to read memory. Gives: the caller's registers.
-Must never: guess: where there is no FDE, or an instruction is unknown, the answer is None and `stack` goes on otherwise.
+Must never: guess: without an FDE, or at an unknown instruction, the answer is None and `stack` goes on otherwise.
 Wrong where: hand-written CFI is wrong; code is between its push and its CFI (compilers describe each instruction).
 
 Source: DWARF 5, sections 6.4 and 2.5; LSB Core 5.0, 10.6; DWARF for the Arm 64-bit Architecture, 4.1.
