@@ -7,6 +7,7 @@
 #   make bench       the benchmarks, as ratios
 #   make fixtures    every fixture, for every machine there is a compiler for: build/fixtures/<machine>/
 #   make sysroots    Debian sysroots for the tests that need real binaries (about 300 MB, in the user's cache)
+#   make validators  the SARIF validators from npm, for the tests that use them: build/node/
 #   make dev         puts an editable forkproof into .venv, until the next make test or demo
 #   make clean
 
@@ -21,7 +22,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench fixtures sysroots dev clean
+.PHONY: help demo test lint bench fixtures sysroots validators dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -65,6 +66,11 @@ fixtures: $(VENV)/.dependencies
 
 sysroots: $(VENV)/.dependencies
 	$(bin)/python tools/sysroot.py --keep-going $(SYSROOTS)
+
+validators:
+	@command -v npm >/dev/null || { echo "make validators needs npm: apt-get install npm" >&2; exit 1; }
+	npm install --silent --no-audit --no-fund --prefix build/node \
+	    @microsoft/sarif-multitool-linux@5.7.0 @microsoft/jest-sarif@1.0.0-beta.0
 
 dev: $(VENV)/.dependencies
 	$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

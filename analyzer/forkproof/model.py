@@ -9,8 +9,13 @@ the same input.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
+
+_MADE_UP: Final = re.compile(r"\b(?:sub|lock|data)_[0-9a-f]+\b|0x[0-9a-f]+")
+"""Names that change with every build, since an address is in them."""
 
 
 class Verdict(Enum):
@@ -79,6 +84,11 @@ class Hooks(Enum):
     NOT_NEEDED = "not-needed"
     """Its allocation paths take no lock that waits."""
     UNKNOWN = "unknown"
+
+
+def named(function: str) -> str:
+    """The name, or nothing where it is one that the analyzer made of an address."""
+    return "" if _MADE_UP.search(function) else function
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +201,24 @@ class Conditions:
     answers: tuple[Answer, Answer, Answer, Answer]
 
 
+class Baseline(Enum):
+    """How a finding stands to the report that a team has accepted."""
+
+    NEW = "new"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class Suppression:
+    """Why a finding is known and does not count, and until when."""
+
+    reason: str
+    expires: str | None
+    """The last day on which it holds, as YYYY-MM-DD; None for ever."""
+    source: str
+    """The file and the entry that say so."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeThread:
     """A thread at the moment that matters."""
@@ -255,6 +283,29 @@ class Finding:
     probe: ProbeRecord | None = None
     count: int = 1
     """How many findings that differ only in call site were folded into this one."""
+    suppression: Suppression | None = None
+    baseline: Baseline | None = None
+    """None where no baseline was given."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a gate counts it: neither refuted, nor suppressed, nor accepted before."""
+        is_known = self.suppression is not None or self.baseline is Baseline.UNCHANGED
+        return self.verdict is not Verdict.REFUTED and not is_known
+
+    @property
+    def fingerprint(self) -> str:
+        """What a finding of the next build is recognised by; unlike `id`, it holds no `sub_<rva>` either.
+
+        A function without a name is known by the named functions on the child's way to the lock. Two findings
+        can share a fingerprint; who compares reports counts them.
+        """
+        parts = [self.rule, self.target.rsplit("/", 1)[-1], self.object]
+        parts += [named(self.lock.name)] if self.lock else []
+        if self.fork is not None:
+            parts += [self.fork.object, named(self.fork.function)]
+            parts += [] if named(self.fork.function) else [named(frame.function) for frame in self.requester]
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     @property
     def id(self) -> str:
@@ -262,7 +313,7 @@ class Finding:
         parts = [self.rule, self.target.rsplit("/", 1)[-1], self.object]
         parts += [self.lock.name] if self.lock else []
         parts += [f"{self.fork.object}:{self.fork.function}"] if self.fork else []
-        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
+        digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:10]
         return f"{self.rule}-{digest}"
 
 

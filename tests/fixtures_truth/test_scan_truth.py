@@ -28,7 +28,7 @@ from fixtures import truth
 from fixtures.build import Result
 from fixtures.truth import MACHINES, Expectation, Fixture, read_all
 from forkproof.cli import main
-from forkproof.cli.scan import exit_code
+from forkproof.cli.gate import exit_code
 from forkproof.elf.demangle import demangle
 from forkproof.report import json as report_json
 from tests.support import command, truths

@@ -20,6 +20,7 @@ class Commands(LazyGroup):
 
     entries: ClassVar[Mapping[str, Entry]] = {
         "scan": Entry("forkproof.cli.scan:scan_command", "Find the locks that a child of fork can hang on."),
+        "report": Entry("forkproof.cli.report:report_command", "Show a saved report in another format."),
         "closure": Entry("forkproof.cli.closure:closure_command", "Show what ld.so would load, and bind to what."),
         "graph": Entry("forkproof.cli.graph:graph_command", "Show the call graph of a program and its libraries."),
         "rules": Entry("forkproof.cli.rules:rules_command", "List the rules, or show what one of them means."),

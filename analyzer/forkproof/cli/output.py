@@ -94,6 +94,14 @@ def check(path: Path) -> None:
         raise OutputError(str(path), PermissionError(0, "no permission, or a read-only file system"))
 
 
+def deliver(text: str, file: Path | None) -> None:
+    """To the file, or to standard output."""
+    if file is None:
+        emit(text)
+    else:
+        write(file, text)
+
+
 def write(path: Path, text: str) -> None:
     """Write a file by renaming a complete one into its place; devices and pipes are written to as they are."""
     data = text.encode("utf-8", "replace")

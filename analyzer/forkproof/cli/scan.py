@@ -1,13 +1,12 @@
 """`forkproof scan`: analyse programs and report what was found.
 
 Owns: the command's options, the choice of rendering, and the exit code.
-Takes: targets, or one saved report to explain a finding of. Gives: text or JSON, and an exit code.
+Takes: targets, or one saved report to explain a finding of. Gives: a report in some format, and an exit code.
 Must never: analyse; that is `forkproof.pipeline`, which is imported when a scan begins.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,19 +17,19 @@ import click
 
 from forkproof import rules
 from forkproof.cli import output
+from forkproof.cli.gate import FAIL_ON, exit_code, limit
 from forkproof.cli.progress import progress
 from forkproof.cli.rules import unknown
-from forkproof.errors import EXIT_CLEAN, EXIT_FINDINGS, EXIT_INPUT, InputError
-from forkproof.model import Report, Severity, Verdict
+from forkproof.cli.saved import known_findings, read_if_report
+from forkproof.model import Report
 from forkproof.options import ScanOptions
-from forkproof.report import json, text
+from forkproof.report import formats
 from forkproof.report.explain import explanation, page_lines
 from forkproof.report.layout import WIDTH, Line, painted
 
 if TYPE_CHECKING:
     from forkproof.rules import Rule
 
-NEVER: Final = "never"
 _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
 
 
@@ -48,10 +47,10 @@ _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "json"]),
+    type=click.Choice(formats.NAMES),
     default="text",
     show_default=True,
-    help="Text for people, or canonical JSON.",
+    help=formats.HELP,
 )
 @click.option(
     "--output",
@@ -61,13 +60,7 @@ _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
     metavar="FILE",
     help="Write there instead: the complete report, or nothing.",
 )
-@click.option(
-    "--fail-on",
-    type=click.Choice([*(severity.value for severity in Severity), NEVER]),
-    default=Severity.HIGH.value,
-    show_default=True,
-    help="The mildest severity that makes the exit code 1.",
-)
+@FAIL_ON
 @click.option("--explain", metavar="ID|RULE", help="All the evidence of one finding, or the page of a rule.")
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
 @click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
@@ -132,7 +125,7 @@ class Request:
 
     def check(self, rule: Rule | None) -> None:
         """Refuse, before anything takes long, what cannot be meant or cannot work."""
-        if self.explain is not None and self.form == "json":
+        if self.explain is not None and self.form != "text":
             raise click.UsageError("--explain is text; the JSON report holds all of the evidence anyway.")
         if self.explain is not None and rule is None and not _ID.fullmatch(self.explain):
             raise unknown(self.explain)
@@ -144,7 +137,7 @@ class Request:
     def report(self) -> Report:
         """Of a scan, or a saved one where one finding of it is to be explained."""
         if self.explain is not None and len(self.targets) == 1:
-            saved = saved_report(Path(self.targets[0]))
+            saved = read_if_report(Path(self.targets[0]))
             if saved is not None:
                 return saved
         from forkproof import pipeline
@@ -158,53 +151,17 @@ class Request:
         if self.explain is not None:
             lines = explained(report, self.explain, self.width)
             return painted(lines, color=self.color)
-        if self.form == "json":
-            return json.render(report)
-        return text.render(report, verbose=self.verbose, width=self.width, color=self.color)
+        look = formats.Look(self.verbose, self.width, self.color, limit(self.fail_on))
+        return formats.render(report, self.form, look)
 
     def deliver(self, result: str) -> None:
         """To the file, or to standard output."""
-        if self.file is None:
-            output.emit(result)
-        else:
-            output.write(self.file, result)
-
-
-def exit_code(report: Report, fail_on: str) -> int:
-    """What the report is worth to a script. Findings win over what could not be analysed: both fail a gate."""
-    if fail_on != NEVER:
-        limit = Severity(fail_on).rank
-        if any(f.severity.rank <= limit and f.verdict is not Verdict.REFUTED for f in report.findings):
-            return EXIT_FINDINGS
-    incomplete = (
-        bool(report.errors)
-        or any(target.missing for target in report.targets)
-        or any(diagnostic.level == "error" for diagnostic in report.diagnostics)
-    )
-    return EXIT_INPUT if incomplete else EXIT_CLEAN
-
-
-def saved_report(path: Path) -> Report | None:
-    """The report in this file, or None for what does not begin as one and is therefore to be scanned."""
-    try:
-        with path.open("rb") as stream:
-            if not stream.read(64).lstrip().startswith(b"{"):
-                return None
-        return json.parse(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return None
-    except json.BadReport as error:
-        raise InputError(path, error.problem, next_step=error.next_step) from error
+        output.deliver(result, self.file)
 
 
 def explained(report: Report, wanted: str, width: int) -> Iterator[Line]:
     """Every finding of this id: there are several if two targets have one name."""
-    found = [finding for finding in json.in_order(report.findings) if finding.id == wanted]
-    if not found:
-        known = [finding.id for finding in report.findings]
-        near = difflib.get_close_matches(wanted, known, n=3, cutoff=0)
-        hint = f"Findings that there are: {', '.join(near)}." if near else "There are no findings at all."
-        raise click.UsageError(f"There is no finding {wanted!r} in this report. {hint}")
+    found = known_findings(report, wanted)
     for finding in found:
         last = finding is found[-1]
         yield from explanation(report, finding, rules.find(finding.rule) if last else None, width)

@@ -7,7 +7,7 @@ Must never: drop a field, or write anything that differs between two scans of th
 The keys *are* the field names of the model, in their order, so a document and the types cannot drift apart;
 `tests/unit/report/test_json.py` pins every key that version 1 promises. Three things are written differently:
 
-- a finding carries its `id`, which the model derives;
+- a finding carries its `id` and its `fingerprint`, which the model derives;
 - `conditions.answers` is an object with the four conditions as its keys;
 - the findings are sorted, most severe first.
 
@@ -68,9 +68,9 @@ def document(report: Report) -> _Object:
     return {
         "version": VERSION,
         "tool": {"name": "forkproof", "version": __version__},
-        "targets": [_plain(target) for target in report.targets],
-        "findings": [_plain(finding) for finding in in_order(report.findings)],
-        "diagnostics": [_plain(diagnostic) for diagnostic in report.diagnostics],
+        "targets": [plain(target) for target in report.targets],
+        "findings": [plain(finding) for finding in in_order(report.findings)],
+        "diagnostics": [plain(diagnostic) for diagnostic in report.diagnostics],
         "errors": list(report.errors),
     }
 
@@ -105,17 +105,17 @@ def parse(text: str) -> Report:
 # Values to JSON.
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """A value of the model as what json.dumps takes."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    result = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    result = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Finding):
-        return {"id": value.id, **result}
+        return {"id": value.id, "fingerprint": value.fingerprint, **result}
     if isinstance(value, Conditions):
         answers = (answer.value for answer in value.answers)
         return {**result, "answers": dict(zip(CONDITIONS, answers, strict=True))}

@@ -15,6 +15,7 @@ from typing import Final
 from forkproof.model import (
     Allocator,
     Answer,
+    Baseline,
     Conditions,
     Diagnostic,
     Finding,
@@ -77,8 +78,8 @@ def report_lines(report: Report, view: View) -> Iterator[Line]:
 
 
 def by_weight(findings: tuple[Finding, ...]) -> list[Finding]:
-    """Most severe first, and of these the hangs before their causes: a stack convinces, a cause explains."""
-    return sorted(in_order(findings), key=lambda finding: (finding.severity.rank, finding.conditions is None))
+    """Those that count first, then the most severe, then hangs before their causes: a stack convinces."""
+    return sorted(in_order(findings), key=lambda f: (not f.is_open, f.severity.rank, f.conditions is None))
 
 
 # One target.
@@ -106,7 +107,20 @@ def counted(findings: Sequence[Finding]) -> str:
         return "no finding"
     counts = Counter(finding.severity for finding in findings)
     each = ", ".join(f"{counts[severity]} {severity.value}" for severity in Severity if severity in counts)
-    return f"{len(findings)} finding{'s' if len(findings) > 1 else ''} ({each})"
+    known = sum(not finding.is_open for finding in findings)
+    rest = f", {known} of which {'does' if known == 1 else 'do'} not count" if known else ""
+    return f"{len(findings)} finding{'s' if len(findings) > 1 else ''} ({each}{rest})"
+
+
+def state(finding: Finding) -> str:
+    """The verdict, and what a gate makes of the finding."""
+    words = finding.verdict.value
+    if finding.suppression is not None:
+        until = f" until {finding.suppression.expires}" if finding.suppression.expires else ""
+        return f"{words}, suppressed{until}: {finding.suppression.reason}"
+    if finding.baseline is not None:
+        return f"{words}, {'in the baseline' if finding.baseline is Baseline.UNCHANGED else 'new'}"
+    return words
 
 
 def _findings(findings: Sequence[Finding], view: View) -> Iterator[Line]:
@@ -125,8 +139,9 @@ def _findings(findings: Sequence[Finding], view: View) -> Iterator[Line]:
 def _brief(finding: Finding, view: View) -> Iterator[Line]:
     """A finding in one or two lines, for the many that come after the first."""
     severity = finding.severity.value
+    known = "" if finding.is_open else f"  {state(finding)}"
     first = line(Span(severity.upper(), severity), f"  {finding.id}")
-    yield first
+    yield from wrapped(known, view.width, first=first, indent=4, style="quiet") if known else [first]
     yield line("    ", shorten(finding.message, view.width - 4))
 
 
@@ -145,8 +160,8 @@ def finding_lines(finding: Finding, view: View) -> Iterator[Line]:
 
 def _title(finding: Finding, view: View) -> Iterator[Line]:
     severity = finding.severity.value
-    first = line(Span(f"{severity.upper()}  ", severity), f"{finding.rule}, {finding.verdict.value}")
-    yield first
+    first = line(Span(f"{severity.upper()}  ", severity))
+    yield from wrapped(f"{finding.rule}, {state(finding)}", view.width, first=first, indent=4)
     yield from wrapped(finding.message, view.width, first=line("  "), indent=2, style="heading")
     folded = f" (stands for {finding.count} that differ in the call site only)" if finding.count > 1 else ""
     yield from wrapped(f"id {finding.id}{folded}", view.width, first=line("  "), indent=2, style="quiet")

@@ -46,7 +46,7 @@ ADDED = {
     "targets": {"libc", "sysroot", "library_path", "preload", "also"},
     "allocators": {"handlers", "registered_from", "coverage"},
     "windows": {"reachable", "threads", "path", "outcomes"},
-    "findings": {"count"},
+    "findings": {"count", "fingerprint", "suppression", "baseline"},
     "conditions": {"answers"},
 }
 

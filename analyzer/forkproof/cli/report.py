@@ -1,0 +1,63 @@
+"""`forkproof report`: a saved report in another format.
+
+Owns: the command. Takes: a file that `--format json` has saved. Gives: text, and the exit code of a scan.
+Must never: analyse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from forkproof.cli import output
+from forkproof.cli.gate import FAIL_ON, exit_code, limit
+from forkproof.cli.saved import known_findings, read
+from forkproof.report import formats
+from forkproof.report.layout import WIDTH
+
+
+@click.command("report")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.json")
+@click.option(
+    "--format", "form", type=click.Choice(formats.NAMES), default="text", show_default=True, help=formats.HELP
+)
+@click.option("--finding", metavar="ID", help="This finding only.")
+@click.option("--output", "-o", "target", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
+@FAIL_ON
+@click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
+@click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
+@click.pass_context
+def report_command(
+    context: click.Context,
+    /,
+    file: Path,
+    form: str,
+    finding: str | None,
+    target: Path | None,
+    fail_on: str,
+    verbose: bool,
+    no_color: bool,
+) -> None:
+    """Show a report that `forkproof scan --format json` has saved in another format.
+
+    \b
+    Examples:
+      forkproof report report.json
+      forkproof report report.json --format html -o report.html
+      forkproof report report.json --format svg --finding inherited-lock-c670fe13bd -o hang.svg
+    """
+    if target is not None:
+        output.check(target)
+    report = read(file)
+    if finding is not None:
+        report = replace(report, findings=tuple(known_findings(report, finding)))
+    look = formats.Look(
+        verbose=verbose,
+        width=WIDTH if target is not None else output.width(),
+        color=target is None and output.wants_color(no_color),
+        fail_on=limit(fail_on),
+    )
+    output.deliver(formats.render(report, form, look), target)
+    context.exit(exit_code(report, fail_on))
