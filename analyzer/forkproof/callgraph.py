@@ -31,6 +31,7 @@ from forkproof.code.index import SCANNERS, CodeIndex, index_code
 from forkproof.code.operations import Register
 from forkproof.elf.image import I64, Image
 from forkproof.elf.names import FunctionNames
+from forkproof.errors import InputError
 from forkproof.signatures import Signatures
 
 Function = NewType("Function", int)
@@ -205,7 +206,7 @@ def link(closure: Closure, sysroot: Sysroot) -> Program:
     def finder(path: str) -> Path | None:
         try:
             return sysroot.host_path(path)
-        except OSError:
+        except (OSError, InputError):
             return None
 
     codes = _index_all([item.image for item in closure.objects])

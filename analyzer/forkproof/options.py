@@ -26,6 +26,8 @@ class ScanOptions:
     """LD_PRELOAD, one library an element."""
     also: tuple[str, ...] = ()
     """Libraries that the program opens with dlopen, in this order."""
+    only: tuple[str, ...] = ()
+    """Of the programs that directories and artifacts hold, those whose paths match a pattern; all if there is none."""
 
 
 class Progress(Protocol):

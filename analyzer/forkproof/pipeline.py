@@ -1,6 +1,6 @@
 """The stages of a scan, in order: a table of contents.
 
-    load → index → bind → call graph → fork windows, threads, handlers, allocators → rules → report
+    open → load → index → bind → call graph → fork windows, threads, handlers, allocators → rules → report
 
 Owns: the order of the stages and what happens when one target fails. Each stage is a function with a
       frozen product. Must never: contain analysis.
@@ -11,10 +11,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from forkproof import callgraph, closure, describe, facts, signatures
+from forkproof import artifacts, callgraph, closure, describe, facts, signatures
 from forkproof.allocators import find_libc
 from forkproof.callgraph import CallGraph
 from forkproof.errors import ForkproofError, InputError
@@ -35,18 +36,28 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress) -> Re
     findings: list[Finding] = []
     diagnostics: list[Diagnostic] = []
     errors: list[str] = []
-    for name in targets:
-        try:
-            with _without_collector():
-                target, hazards, notes = scan_one(name, options, known, progress)
-        except InputError as error:
-            errors.append(str(error))
-            diagnostics.append(Diagnostic("error", name, str(error)))
-            continue
-        found.append(target)
-        findings += hazards
-        diagnostics += notes
-        errors += [f"{name}: library {m} was not found; what it holds was not analysed" for m in target.missing]
+    with artifacts.opened(targets, options.sysroot, options.only) as scopes:
+        for scope in scopes:
+            diagnostics += scope.diagnostics
+            for error in scope.errors:
+                errors.append(str(error))
+                diagnostics.append(Diagnostic("error", error.path, str(error)))
+            for start in scope.starts:
+                name = f"{scope.prefix}{start.name}"
+                try:
+                    with _without_collector():
+                        target, hazards, notes = scan_start(start, scope, options, known, progress)
+                except InputError as error:
+                    # The file may lie in a temporary directory: the name that was asked for is the one to tell.
+                    told = str(type(error)(name, error.reason, next_step=error.next_step))
+                    errors.append(told)
+                    diagnostics.append(Diagnostic("error", name, told))
+                    continue
+                found.append(target)
+                findings += hazards
+                diagnostics += notes
+                lacking = "library {} was not found; what it holds was not analysed"
+                errors += [f"{name}: {lacking.format(library)}" for library in target.missing]
     findings.sort(key=lambda f: (f.severity.rank, f.target, f.rule, f.id))
     return Report(tuple(found), tuple(findings), tuple(diagnostics), tuple(errors))
 
@@ -63,13 +74,35 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
+def scan_start(
+    start: artifacts.Start,
+    scope: artifacts.Scope,
+    options: ScanOptions,
+    known: signatures.Signatures,
+    progress: Progress,
+) -> tuple[Target, list[Finding], list[Diagnostic]]:
+    """Analyse one program of a scope, as its unit or wrapper would start it."""
+    options = replace(options, preload=(*start.preload, *options.preload))
+    target, findings, notes = scan_one(start.name, options, known, progress, scope.sysroot)
+    path = f"{scope.prefix}{target.path}"
+    if start.source:
+        words = " ".join(start.preload)
+        notes.append(Diagnostic("info", path, f"scanned with {words} preloaded, since {start.source} says so"))
+    renamed = [replace(finding, target=path) for finding in findings]
+    return replace(target, path=path, sysroot=scope.label), renamed, notes
+
+
 def scan_one(
-    name: str, options: ScanOptions, known: signatures.Signatures, progress: Progress
+    name: str,
+    options: ScanOptions,
+    known: signatures.Signatures,
+    progress: Progress,
+    sysroot: closure.Sysroot | None = None,
 ) -> tuple[Target, list[Finding], list[Diagnostic]]:
     """Analyse one program."""
     # What ld.so would map, and what every object's code calls.
     progress.stage(f"{name}: loading", 0, _STAGES)
-    graph = call_graph(name, options, known)
+    graph = call_graph(name, options, known, sysroot)
     # Forks, threads, handlers and allocators of that program.
     progress.stage(f"{name}: following forks", 1, _STAGES)
     libc = find_libc(graph.program, known)
@@ -84,9 +117,11 @@ def scan_one(
     return result
 
 
-def call_graph(name: str, options: ScanOptions, known: signatures.Signatures) -> CallGraph:
+def call_graph(
+    name: str, options: ScanOptions, known: signatures.Signatures, sysroot: closure.Sysroot | None = None
+) -> CallGraph:
     """Load, index and bind one program, and join its calls."""
-    sysroot = closure.DirectorySysroot(options.sysroot or Path("/"))
+    sysroot = sysroot or closure.DirectorySysroot(options.sysroot or Path("/"))
     loaded = closure.load(
         closure.LoadRequest(
             sysroot=sysroot,

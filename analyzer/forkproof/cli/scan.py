@@ -44,6 +44,7 @@ _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
 @click.option("--library-path", multiple=True, metavar="DIR", help="A directory of LD_LIBRARY_PATH; repeatable.")
 @click.option("--preload", multiple=True, metavar="LIB", help="A library of LD_PRELOAD; repeatable.")
 @click.option("--also", multiple=True, metavar="LIB", help="A library that the program dlopens; repeatable.")
+@click.option("--only", multiple=True, metavar="PATTERN", help="Of packages, images, trees: these paths; repeatable.")
 @click.option(
     "--format",
     "form",
@@ -68,12 +69,17 @@ _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
 def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN401 - a field of Request each
     """Find the locks that a child of fork can hang on, in each TARGET and its libraries; nothing is run.
 
-    A TARGET is an ELF program or library. With --explain ID it can also be a report that --format json has saved.
+    A TARGET is an ELF program or library, a directory, a .deb, a .rpm, a tar archive, or a container image (OCI layout,
+    docker-save archive). Several packages make one world: libraries are looked for among them, then in --sysroot.
+
+    With --explain ID a TARGET can also be a report that --format json has saved.
 
     \b
     Examples:
       forkproof scan /usr/sbin/named
       forkproof scan /usr/bin/qemu-system-x86_64 --preload libtcmalloc.so.4
+      forkproof scan ./qemu.deb ./gperftools.deb --sysroot /srv/bookworm-arm64
+      forkproof scan image.tar --only '/usr/sbin/*'
       forkproof scan --sysroot /srv/arm64 /usr/sbin/slapd --format json -o report.json
       forkproof scan report.json --explain inherited-lock-1fa34cc5a1
       forkproof scan --explain atfork-unbound
@@ -106,6 +112,7 @@ class Request:
     library_path: tuple[str, ...]
     preload: tuple[str, ...]
     also: tuple[str, ...]
+    only: tuple[str, ...]
     form: str
     file: Path | None
     fail_on: str
@@ -142,7 +149,7 @@ class Request:
                 return saved
         from forkproof import pipeline
 
-        options = ScanOptions(self.sysroot, self.library_path, self.preload, self.also)
+        options = ScanOptions(self.sysroot, self.library_path, self.preload, self.also, self.only)
         with progress() as watched:
             return pipeline.scan(tuple(dict.fromkeys(self.targets)), options, watched)
 

@@ -1,0 +1,140 @@
+"""What units, drop-ins, environment files and wrapper scripts preload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from forkproof.artifacts import start
+from forkproof.artifacts.open import opened
+from forkproof.artifacts.start import Preload
+from forkproof.closure.sysroot import DirectorySysroot
+from tests.support import archives
+from tests.unit.artifacts.test_trees import TRUE
+
+UNIT = "/usr/lib/systemd/system/dirsrv@.service"
+SERVICE = "[Unit]\nDescription=x\n[Service]\nExecStart=-/usr/sbin/ns-slapd -D /etc/dirsrv/%i\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for directory in ("usr/sbin", "usr/bin", "etc/systemd/system", "usr/lib/systemd/system"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "usr/sbin/ns-slapd").write_bytes(TRUE)
+    return tmp_path
+
+
+def write(root: Path, path: str, text: str) -> None:
+    place = root / path.lstrip("/")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+
+
+def found(root: Path) -> dict[str, Preload]:
+    return start.preloads(DirectorySysroot(root))
+
+
+class TestUnits:
+    def test_a_drop_in_of_a_template(self, root: Path) -> None:
+        """As Debian's 389-ds-base has it."""
+        drop_in = f"{UNIT}.d/custom.conf"
+        write(root, UNIT, SERVICE)
+        write(root, drop_in, "[Service]\nEnvironment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2\n")
+        expected = Preload(("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2",), drop_in)
+        assert found(root) == {"/usr/sbin/ns-slapd": expected}
+
+    @pytest.mark.parametrize(
+        ("setting", "libraries"),
+        [
+            ('Environment="LD_PRELOAD=liba.so libb.so" X=1', ("liba.so", "libb.so")),
+            ("Environment=A=1 'LD_PRELOAD=liba.so:libb.so'", ("liba.so", "libb.so")),
+            ("Environment=LD_PRELOAD=liba.so\nEnvironment=LD_PRELOAD=libb.so", ("libb.so",)),
+            ("Environment=A=1 \\\n  LD_PRELOAD=liba.so", ("liba.so",)),
+            ("Environment=LD_PRELOAD=liba.so\nEnvironment=LD_PRELOAD=", ()),
+            ("# Environment=LD_PRELOAD=liba.so", ()),
+            ("[Install]\nEnvironment=LD_PRELOAD=liba.so", ()),
+            ('Environment="LD_PRELOAD=unbalanced', ()),
+        ],
+    )
+    def test_settings(self, root: Path, setting: str, libraries: tuple[str, ...]) -> None:
+        write(root, UNIT, SERVICE + setting + "\n")
+        assert found(root) == ({"/usr/sbin/ns-slapd": Preload(libraries, UNIT)} if libraries else {})
+
+    def test_an_environment_file(self, root: Path) -> None:
+        write(root, UNIT, SERVICE + "EnvironmentFile=-/etc/default/dirsrv\n")
+        write(root, "/etc/default/dirsrv", "# comment\nOTHER=x\nLD_PRELOAD='liba.so'\n")
+        assert found(root)["/usr/sbin/ns-slapd"] == Preload(("liba.so",), "/etc/default/dirsrv")
+
+    def test_what_the_administrator_wrote_wins(self, root: Path) -> None:
+        write(root, UNIT, SERVICE + "Environment=LD_PRELOAD=liba.so\n")
+        write(root, "/etc/systemd/system/dirsrv@.service", SERVICE)
+        assert found(root) == {}
+
+    def test_exec_start_can_be_reset(self, root: Path) -> None:
+        (root / "usr/sbin/other").write_bytes(TRUE)
+        more = "Environment=LD_PRELOAD=liba.so\nExecStart=\nExecStart=@/usr/sbin/other other\n"
+        write(root, UNIT, SERVICE + more)
+        assert set(found(root)) == {"/usr/sbin/other"}
+
+
+class TestScripts:
+    @pytest.mark.parametrize(
+        ("script", "libraries"),
+        [
+            ('#!/bin/sh\nexport LD_PRELOAD=liba.so\nexec /usr/sbin/ns-slapd "$@"\n', ("liba.so",)),
+            ("#!/bin/bash\nLD_PRELOAD=liba.so exec /usr/sbin/ns-slapd\n", ("liba.so",)),
+            ("#!/usr/bin/env bash\nexec env LD_PRELOAD=liba.so /usr/sbin/ns-slapd\n", ("liba.so",)),
+            ('#!/bin/sh\nLD_PRELOAD="liba.so libb.so" ns-slapd\n', ("liba.so", "libb.so")),
+            ('#!/bin/sh\nLIB=/opt/a.so\nexport LD_PRELOAD="$LIB:$LD_PRELOAD"\nexec ns-slapd\n', ("/opt/a.so",)),
+            ("#!/bin/sh\nD=/usr/sbin\nLD_PRELOAD=liba.so\nexport LD_PRELOAD\nexec $D/ns-slapd\n", ("liba.so",)),
+            ("#!/bin/sh\n# LD_PRELOAD=liba.so\nexec /usr/sbin/ns-slapd\n", ()),
+            ("#!/bin/sh\nLD_PRELOAD=`find liba`\nexec /usr/sbin/ns-slapd\n", ()),
+        ],
+    )  # fmt: skip
+    def test_preloads(self, root: Path, script: str, libraries: tuple[str, ...]) -> None:
+        write(root, "/usr/bin/wrapper", script)
+        source = "/usr/bin/wrapper"
+        assert start.of_script(DirectorySysroot(root), source) == ("/usr/sbin/ns-slapd", Preload(libraries, source))
+
+    @pytest.mark.parametrize("text", ["#!/usr/bin/python3\nprint()", "\x7fELF", "#!/bin/sh\necho x\n", ""])
+    def test_others_are_none(self, root: Path, text: str) -> None:
+        write(root, "/usr/bin/wrapper", text)
+        assert start.of_script(DirectorySysroot(root), "/usr/bin/wrapper") is None
+
+    def test_nothing_is_run(self, root: Path) -> None:
+        write(root, "/usr/bin/wrapper", f"#!/bin/sh\ntouch {root}/ran\nLD_PRELOAD=$(touch {root}/ran)\nexec ns-slapd\n")
+        start.wrapped(DirectorySysroot(root))
+        assert not (root / "ran").exists()
+
+
+class TestTargets:
+    def test_a_program_of_a_unit(self, root: Path) -> None:
+        write(root, UNIT, SERVICE + "Environment=LD_PRELOAD=liba.so\n")
+        with opened(["/usr/sbin/ns-slapd"], root) as (scope,):
+            (only,) = scope.starts
+            assert (only.preload, only.source) == (("liba.so",), UNIT)
+
+    def test_a_script_stands_for_its_program(self, root: Path) -> None:
+        write(root, "/usr/bin/wrapper", "#!/bin/sh\nLD_PRELOAD=liba.so exec ns-slapd\n")
+        with opened(["/usr/bin/wrapper"], root) as (scope,):
+            (only,) = scope.starts
+            assert (only.name, only.preload) == ("/usr/sbin/ns-slapd", ("liba.so",))
+
+    def test_in_packages(self, tmp_path: Path) -> None:
+        unit = (SERVICE + "Environment=LD_PRELOAD=liba.so\n").encode()
+        script = b"#!/bin/sh\nLD_PRELOAD=libb.so exec /usr/bin/other\n"
+        package = tmp_path / "x.deb"
+        package.write_bytes(
+            archives.deb(
+                {
+                    "/usr/sbin/ns-slapd": TRUE,
+                    "/usr/bin/other": TRUE + b"x",
+                    "/usr/bin/wrapper": script,
+                    "/lib/systemd/system/dirsrv.service": unit,
+                }
+            )
+        )
+        with opened([str(package)], None) as (scope,):
+            found = {start.name: start.preload for start in scope.starts}
+        assert found == {"/usr/bin/other": ("libb.so",), "/usr/sbin/ns-slapd": ("liba.so",)}
