@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from forkproof.callgraph import CALLS, Function, Reach
+from forkproof.columns import position_in, unique
 from forkproof.elf.image import STB_WEAK
 from forkproof.flow import Flow, Passed
 
@@ -127,9 +128,9 @@ def _imported_calls(flow: Flow, providers: set[Function], passing_on: Reach) -> 
     for obj in range(len(program.codes)):
         table = program.image(obj).dynamic_symbols
         rows = np.flatnonzero(imports.object == obj)
-        called = [i for i in np.unique(imports.symbol[rows]).tolist() if i < len(table)]
+        called = [i for i in unique(imports.symbol[rows]).tolist() if i < len(table)]
         wanted = {i: table.names[i] for i in called if table.names[i] in REGISTRARS}
-        mine = rows[np.isin(imports.symbol[rows], list(wanted))]
+        mine = rows[position_in(np.array(sorted(wanted), np.int64), imports.symbol[rows]) >= 0]
         for row in mine.tolist():
             symbol, target = int(imports.symbol[row]), Function(int(imports.target[row]))
             is_bound = target in providers

@@ -13,6 +13,7 @@ A *function number* indexes all functions of all objects: object i's are base[i]
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -29,6 +30,7 @@ from forkproof.code.decode import decode
 from forkproof.code.explore import CONVENTIONS
 from forkproof.code.index import SCANNERS, CodeIndex, index_code
 from forkproof.code.operations import Register
+from forkproof.columns import position_in, spans, unique
 from forkproof.elf.image import I64, Image
 from forkproof.elf.names import FunctionNames
 from forkproof.errors import InputError
@@ -100,7 +102,12 @@ class Program:
 
     def object_of(self, function: Function) -> int:
         """Index of the object that holds a function."""
-        return int(np.searchsorted(self.base, function, side="right")) - 1
+        return bisect_right(self._bases, function) - 1
+
+    @cached_property
+    def _bases(self) -> list[int]:
+        bases: list[int] = self.base.tolist()
+        return bases
 
     def rva_of(self, function: Function) -> int:
         """Start address of a function in its object."""
@@ -113,15 +120,16 @@ class Program:
 
     def functions(self, objects: Columns, rvas: Columns) -> Columns:
         """The function numbers that begin at addresses of objects; -1 where none does."""
-        result = np.full(len(rvas), -1, np.int64)
-        for obj in np.unique(objects).tolist():
-            rows = np.flatnonzero(objects == obj)
-            start = self.codes[obj].start
-            index = np.searchsorted(start, rvas[rows])
-            inside = index < len(start)
-            inside[inside] = start[index[inside]] == rvas[rows][inside]
-            result[rows[inside]] = index[inside] + int(self.base[obj])
-        return result
+        # One search in all functions of the closure, by object and then address: addresses stay below 2**48.
+        position = position_in(self._ordered, objects << 48 | rvas)
+        position[(rvas < 0) | (rvas >= 1 << 48)] = -1
+        return position
+
+    @cached_property
+    def _ordered(self) -> I64:
+        """Object and start of every function as one rising number."""
+        counts = np.diff(self.base)
+        return np.repeat(np.arange(len(counts), dtype=np.int64) << 48, counts) | self.start
 
     def name_of(self, function: Function) -> str:
         """The plainest linker name of a function."""
@@ -133,7 +141,7 @@ class Program:
         wanted = list(names)
         result: dict[Function, str] = {}
         for obj in range(len(self.codes)) if objects is None else objects:
-            for name in wanted:
+            for name in self.names[obj].known(wanted):
                 for rva in self.names[obj].addresses(name):
                     if (function := self.function(obj, rva)) is not None:
                         result.setdefault(function, name)
@@ -289,7 +297,7 @@ class CallGraph:
         allowed[[int(k) for k in kinds]] = True
         distance = np.full(self.size, -1, np.int32)
         distance[list(blocked)] = _BLOCKED
-        frontier = np.unique(np.fromiter((int(r) for r in roots), np.int64))
+        frontier = unique(np.fromiter((int(r) for r in roots), np.int64))
         distance[frontier] = 0
         level = 0
         while len(frontier):
@@ -297,7 +305,7 @@ class CallGraph:
             edges = spans(pointers[frontier], pointers[frontier + 1])
             positions = edges if order is None else order[edges]
             ends = end[positions[allowed[self.kind[positions]]]]
-            frontier = np.unique(ends[distance[ends] == -1])
+            frontier = unique(ends[distance[ends] == -1])
             distance[frontier] = level
         distance[distance == _BLOCKED] = -1
         return distance
@@ -322,17 +330,6 @@ class CallGraph:
             result.append(best)
             here = Function(int(self.target[best]))
         return result
-
-
-def spans(first: Columns, last: Columns) -> Columns:
-    """The integers of all half-open ranges, concatenated."""
-    lengths = last - first
-    total = int(lengths.sum())
-    if not total:
-        return np.zeros(0, np.int64)
-    offsets = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    found: Columns = np.arange(total, dtype=np.int64) + offsets
-    return found
 
 
 # ---- building ---------------------------------------------------------------------------------
@@ -408,26 +405,22 @@ def _object_edges(program: Program, obj: int) -> tuple[list[EdgeColumns], Import
 def slot_columns(program: Program, obj: int, slots: Columns) -> tuple[Columns, Columns]:
     """(dynamic symbol or -1, function number or -1) for each slot address."""
     image = program.image(obj)
-    unique, inverse = np.unique(slots, return_inverse=True)
-    owner = np.full(len(unique), obj, np.int64)
-    place = np.full(len(unique), -1, np.int64)
-    symbols = np.array([image.slot_symbols.get(slot, -1) for slot in unique.tolist()], np.int64)
-    place[:] = image.pointers_at(unique)
-    for row, slot in enumerate(unique.tolist()):
-        if symbols[row] >= 0:
-            place[row] = -1
-            binding = program.bindings.resolve(obj, int(symbols[row]), type_class=TypeClass.PLT)
-            if binding is not None:
-                owner[row], place[row] = binding.object, binding.rva
-        elif (resolver := image.irelative_slots.get(slot)) is not None:
-            place[row] = resolver
+    distinct = unique(slots)
+    symbols = image.symbols_at(distinct)
+    owner = np.full(len(distinct), obj, np.int64)
+    place = image.pointers_at(distinct)
+    for slot, resolver in image.irelative_slots.items():
+        place[distinct == slot] = resolver
+    named = symbols >= 0
+    owner[named], place[named] = program.bindings.resolve_all(obj, symbols[named], type_class=TypeClass.PLT)
+    inverse = distinct.searchsorted(slots)
     return symbols[inverse], program.functions(owner, place)[inverse]
 
 
 def _resolver_edges(program: Program, obj: int) -> list[EdgeColumns]:
     """IFUNC resolvers lead to every function whose address they take."""
     code, base = program.codes[obj], int(program.base[obj])
-    chosen = np.isin(code.taken_owner, code.ifunc_resolvers)
+    chosen = position_in(code.ifunc_resolvers, code.taken_owner) >= 0
     target = np.searchsorted(code.start, code.sites.taken_target[chosen])
     kind = np.full(len(target), EdgeKind.IFUNC)
     return [known_edges(code.taken_owner[chosen] + base, target + base, code.sites.taken_site[chosen], kind)]

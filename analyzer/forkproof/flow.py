@@ -23,6 +23,7 @@ from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Function, P
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CONVENTIONS, CallEffect, Convention, Effects, Exploration, State, explore
 from forkproof.code.operations import Call, Const, Operation, Register, Set
+from forkproof.columns import unique
 from forkproof.elf.demangle import demangle
 from forkproof.elf.image import Machine
 from forkproof.model import Frame
@@ -149,7 +150,7 @@ class Flow:
         if obj not in cache:
             _, relative = self.program.image(obj).pointers
             taken = self.program.codes[obj].sites.taken_target
-            cache[obj] = frozenset(np.unique(np.concatenate([taken, relative])).tolist())
+            cache[obj] = frozenset(np.concatenate([taken, relative]).tolist())
         return cache[obj]
 
     def whole(self, function: Function) -> Function:
@@ -198,7 +199,7 @@ class Flow:
         graph = self.graph
         is_forker = np.zeros(graph.size, bool)
         is_forker[list(self.forkers)] = True
-        forking = np.unique(graph.source[is_forker[graph.target]])
+        forking = unique(graph.source[is_forker[graph.target]])
         return graph.distances(self.execs, backward=True, blocked=[*forking.tolist(), *self.forkers])
 
     def effects(self, function: Function, *, ending: frozenset[Function] = frozenset()) -> Effects:

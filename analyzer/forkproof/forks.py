@@ -24,6 +24,7 @@ import numpy as np
 from forkproof.callgraph import CALLS, Function, Program, Reach
 from forkproof.code.explore import Exploration
 from forkproof.code.index import SCANNERS
+from forkproof.columns import among
 from forkproof.elf.image import Machine
 from forkproof.elf.names import plainness
 from forkproof.flow import Flow
@@ -141,7 +142,7 @@ def _sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
     is_forker = np.zeros(graph.size, bool)
     is_forker[list(forkers)] = True
     seen: set[tuple[int, int]] = set()
-    for edge in np.flatnonzero(is_forker[graph.target] & np.isin(graph.kind, [int(k) for k in CALLS])).tolist():
+    for edge in np.flatnonzero(is_forker[graph.target] & among(graph.kind, CALLS)).tolist():
         function, site = Function(int(graph.source[edge])), int(graph.site[edge])
         if function in forkers or (function, site) in seen or _is_libc_code(flow, function, libc_objects):
             continue

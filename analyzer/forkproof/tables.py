@@ -25,8 +25,9 @@ from forkproof.callgraph import (
     known_edges,
     slot_columns,
     sorted_graph,
-    spans,
 )
+from forkproof.closure import TypeClass
+from forkproof.columns import position_in, spans, unique
 from forkproof.elf.headers import ObjectKind
 from forkproof.elf.image import Image, RelocationKind
 
@@ -54,7 +55,7 @@ def reached_loosely(
     while True:
         found = [block.step(reached) for block in blocks]
         found += [target[reached[owner] & ~reached[target]] for owner, target in taken]
-        new = np.unique(np.concatenate(found)).tolist() if found else []
+        new = unique(np.concatenate(found)).tolist() if found else []
         if not new:
             return reached
         reached |= graph.distances(new, kinds) >= 0
@@ -65,7 +66,7 @@ def _taken_addresses(program: Program, obj: int) -> tuple[Columns, Columns]:
     code, base = program.codes[obj], int(program.base[obj])
     target = program.functions(np.full(len(code.sites.taken_target), obj), code.sites.taken_target)
     words = code.sites.loaded_address
-    is_kept = ~np.isin(words, code.sites.slot_address) & np.isin(words, list(program.image(obj).slot_symbols))
+    is_kept = (position_in(np.sort(code.sites.slot_address), words) < 0) & (program.image(obj).symbols_at(words) >= 0)
     _, loaded = slot_columns(program, obj, words[is_kept])
     owner = np.concatenate([code.taken_owner, code.loaded_owner[is_kept]])
     target = np.concatenate([target, loaded])
@@ -140,7 +141,7 @@ def addresses_held(program: Program, obj: int) -> frozenset[Function]:
     _, stored = _function_pointers(program, obj)
     code = program.codes[obj]
     called = set(code.stubs.slot.tolist()) | set(code.sites.slot_address.tolist())
-    loaded = {s for s in np.unique(code.sites.loaded_address).tolist() if s not in called}
+    loaded = {s for s in unique(code.sites.loaded_address).tolist() if s not in called}
     found = {program.slot_target(obj, slot) for slot in loaded if slot in program.image(obj).slot_symbols}
     return frozenset(Function(f) for f in stored.tolist()) | frozenset(f for f in found if f is not None)
 
@@ -148,7 +149,7 @@ def addresses_held(program: Program, obj: int) -> frozenset[Function]:
 def table_targets(program: Program, function: Function) -> list[Function]:
     """The functions in constant tables that a function refers to: the virtual functions of what it makes."""
     source, target, _, _ = _table_edges(program, program.object_of(function))
-    return [Function(f) for f in np.unique(target[source == function]).tolist()]
+    return [Function(f) for f in unique(target[source == function]).tolist()]
 
 
 def _table_edges(program: Program, obj: int) -> EdgeColumns:
@@ -161,7 +162,7 @@ def _table_edges(program: Program, obj: int) -> EdgeColumns:
     if not len(slots) or not len(code.sites.data_target):
         nothing = np.zeros(0, np.int64)
         return nothing, nothing, nothing, nothing.astype(np.uint8)
-    tables = np.unique(code.sites.data_target)
+    tables = unique(code.sites.data_target)
     end = np.minimum(np.append(tables[1:], np.iinfo(np.int64).max), tables + _TABLE_LIMIT)
     first, last = np.searchsorted(slots, tables), np.searchsorted(slots, end)
     reference = np.searchsorted(tables, code.sites.data_target)
@@ -216,8 +217,8 @@ def _function_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
     function = program.functions(np.full(len(targets), obj), targets)
     table = image.relocations
     named = table.of(RelocationKind.ABSOLUTE)
-    bound = [program.symbol_target(obj, s) for s in table.symbol[named].tolist()]
-    far = np.array([-1 if b is None else b for b in bound], np.int64)
+    owner, rva = program.bindings.resolve_all(obj, table.symbol[named].astype(np.int64), type_class=TypeClass.PLT)
+    far = program.functions(owner, rva)
     slot = np.concatenate([slots[function >= 0], table.offset[named][far >= 0]])
     function = np.concatenate([function[function >= 0], far[far >= 0]])
     order = np.argsort(slot, kind="stable")

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from forkproof.atfork import Registration
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach
 from forkproof.code.explore import explore
+from forkproof.columns import unique
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow
 from forkproof.model import Answer
@@ -102,7 +103,7 @@ class Threads:
         graph = self.graph
         starts = np.flatnonzero(graph.kind == EdgeKind.THREAD)
         starts = starts[self.loosely_reached(self.roots)[graph.source[starts]]]
-        return tuple(Function(f) for f in np.unique(graph.target[starts]).tolist())
+        return tuple(Function(f) for f in unique(graph.target[starts]).tolist())
 
     @cached_property
     def from_entries(self) -> Reach:

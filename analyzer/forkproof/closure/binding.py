@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from forkproof.closure.model import Libc
+from forkproof.columns import among, unique
 from forkproof.elf.image import (
     SHN_ABS,
     STB_GLOBAL,
@@ -35,6 +36,7 @@ from forkproof.elf.image import (
     STT_NOTYPE,
     STT_OBJECT,
     STT_TLS,
+    STV_DEFAULT,
     STV_HIDDEN,
     STV_INTERNAL,
     STV_PROTECTED,
@@ -47,13 +49,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from forkproof.closure.model import Closure
-    from forkproof.elf.image import Image
+    from forkproof.elf.image import I64, Image
 
 _DT_HASH: Final = 4
 _DT_GNU_HASH: Final = 0x6FFFFEF5
 _TYPES: Final = (STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_COMMON, STT_TLS, STT_IFUNC)
 _BINDINGS: Final = (STB_GLOBAL, STB_WEAK, STB_UNIQUE)
 _LOCAL_VISIBILITY: Final = (STV_HIDDEN, STV_INTERNAL)
+_ANY: Final = -1
+"""In place of a version's number: unversioned."""
 _FIRST_REAL_VERSION: Final = 3
 """An unversioned reference takes version index 0, 1 or 2 at once: 2 is the first that an object defines."""
 
@@ -97,6 +101,20 @@ class Reference(NamedTuple):
         return self.binding is None and not self.weak
 
 
+class _Definitions(NamedTuple):
+    """The first definition of each name in each object of the scope, as parallel columns."""
+
+    rows: Mapping[str, int]
+    """Name to its row in the first object of the scope that may define it."""
+    object: I64
+    value: I64
+    version: I64
+    """As `Bindings._version_numbers`; _ANY satisfies every reference."""
+    is_hidden: npt.NDArray[np.bool_]
+    is_usable: npt.NDArray[np.bool_]
+    """Whether the definition is an ordinary one, and the object's only one of its name."""
+
+
 class Bindings:
     """All symbol lookups in one closure."""
 
@@ -105,6 +123,7 @@ class Bindings:
         self._is_musl = closure.libc is Libc.MUSL
         self._tables = [_Table(item.image) for item in closure.objects]
         self._startup = sum(item.is_startup for item in closure.objects)
+        self._versions: dict[str, int] = {}
         self._memo: dict[tuple[str, str | None, TypeClass, int], Binding | None] = {}
 
     def resolve(self, object_index: int, symbol: int, *, type_class: TypeClass = TypeClass.DATA) -> Binding | None:
@@ -122,6 +141,79 @@ class Bindings:
         found = self._the_one(found, name, type_class)
         if table.visibility[symbol] == STV_PROTECTED and table.is_defined(symbol):
             return self._protected(object_index, symbol, found, version, type_class)
+        return found
+
+    def resolve_all(self, object_index: int, symbols: I64, *, type_class: TypeClass) -> tuple[I64, I64]:
+        """(object, rva) that each reference of an object binds to, -1 for nothing: `resolve` for columns.
+
+        Nearly all references are plain: the first object of the scope that knows the name defines it once,
+        visibly, and in the version that is wanted. Those are answered from columns, the rest one by one.
+        """
+        owner, rva = np.full(len(symbols), -1, np.int64), np.full(len(symbols), -1, np.int64)
+        distinct = unique(symbols)
+        found, place = self._plainly(object_index, distinct, type_class)
+        for row in np.flatnonzero(found < 0).tolist():
+            binding = self.resolve(object_index, int(distinct[row]), type_class=type_class)
+            if binding is not None:
+                found[row], place[row] = binding.object, binding.rva
+        position = distinct.searchsorted(symbols)
+        owner[:], rva[:] = found[position], place[position]
+        return owner, rva
+
+    def _plainly(self, object_index: int, symbols: I64, type_class: TypeClass) -> tuple[I64, I64]:
+        """(object, rva) of the plain references; -1 where only `resolve` can tell."""
+        table = self._tables[object_index]
+        owner, rva = np.full(len(symbols), -1, np.int64), np.full(len(symbols), -1, np.int64)
+        is_own_scope = table.is_symbolic and object_index > 0
+        if self._is_musl or is_own_scope or type_class is TypeClass.COPY:
+            return owner, rva
+        columns, plain = table.image.dynamic_symbols, self._plain
+        inside = np.flatnonzero(symbols < len(columns))
+        mine = symbols[inside]
+        asks = (columns.binding[mine] != STB_LOCAL) & (columns.visibility[mine] == STV_DEFAULT)
+        inside, mine = inside[asks], mine[asks]
+        names, rows = table.names, plain.rows
+        at = np.array([rows.get(names[symbol], -1) for symbol in mine.tolist()], np.int64)
+        inside, mine, at = inside[at >= 0], mine[at >= 0], at[at >= 0]
+        wanted, has = self._version_numbers(table)[mine], plain.version[at]
+        fits = (has == wanted) | (has == _ANY) | ((wanted == _ANY) & ~plain.is_hidden[at])
+        fits &= plain.is_usable[at] & (plain.object[at] < self._scope_end(object_index, type_class))
+        owner[inside[fits]], rva[inside[fits]] = plain.object[at[fits]], plain.value[at[fits]]
+        return owner, rva
+
+    @cached_property
+    def _plain(self) -> _Definitions:
+        """What each object of the scope defines first under a name."""
+        rows: dict[str, int] = {}
+        parts: list[tuple[npt.NDArray[Any], ...]] = []
+        count = sum(len(first) for _, first in self._scope)
+        for index, first in reversed(self._scope):
+            table, columns = self._tables[index], self._tables[index].image.dynamic_symbols
+            symbols = np.fromiter(first.values(), np.int64, len(first))
+            count -= len(symbols)
+            rows.update(zip(first, range(count, count + len(symbols)), strict=True))
+            usable = columns.defined[symbols] & among(columns.binding[symbols], (STB_GLOBAL, STB_WEAK))
+            usable &= ~among(columns.visibility[symbols], _LOCAL_VISIBILITY)
+            if table.duplicates:
+                usable &= np.array([name not in table.duplicates for name in first], bool)
+            hidden = np.zeros(len(symbols), bool)
+            if table.version is not None and columns.version_index is not None:
+                hidden = columns.version_index[symbols] & 0x8000 != 0
+            version = self._version_numbers(table)[symbols]
+            usable &= ~hidden | (version != _ANY)
+            owner = np.full(len(symbols), index, np.int64)
+            parts.append((owner, columns.value[symbols], version, hidden, usable))
+        joined = [np.concatenate(column[::-1]) for column in zip(*parts, strict=True)]
+        return _Definitions(rows, *joined)
+
+    def _version_numbers(self, table: _Table) -> I64:
+        """For each symbol a number that stands for the name of its version in the whole closure; _ANY for none."""
+        if table.version is None or table.image.dynamic_symbols.version_index is None:
+            return np.full(len(table.names), _ANY, np.int64)
+        numbers = np.full(0x8000, _ANY, np.int64)
+        for index, name in table.version_names.items():
+            numbers[index] = self._versions.setdefault(name, len(self._versions))
+        found: I64 = numbers[table.image.dynamic_symbols.version_index & 0x7FFF]
         return found
 
     def lookup(self, name: str, version: str | None = None, *, scope: int | None = None) -> Binding | None:
@@ -309,7 +401,7 @@ class _Table:
 
     def version_of(self, symbol: int) -> str | None:
         """The version that a reference names; None: unversioned."""
-        return None if self.version is None else self._version_names.get(self.version[symbol] & 0x7FFF)
+        return None if self.version is None else self.version_names.get(self.version[symbol] & 0x7FFF)
 
     def match_glibc(self, symbols: Sequence[int], version: str | None) -> int | None:
         """check_match over one object's symbols of the wanted name.
@@ -332,7 +424,7 @@ class _Table:
                     return symbol
                 is_fallback = True
             else:
-                name = self._version_names.get(number)
+                name = self.version_names.get(number)
                 if name == version:
                     return symbol
                 is_fallback = name is None
@@ -389,7 +481,7 @@ class _Table:
         return self.raw_version if versions.needs or versions.definitions else None
 
     @cached_property
-    def _version_names(self) -> Mapping[int, str]:
+    def version_names(self) -> Mapping[int, str]:
         """Version index to name; the base version has none, since it cannot be asked for."""
         versions = self.image.versions
         numbers = {*versions.needs, *versions.definitions}
@@ -436,7 +528,7 @@ class _Table:
         """Symbols that the hash table leads to and that carry a value of a kind that can be bound."""
         table = self.image.dynamic_symbols
         has_value = (table.value != 0) | (table.section == SHN_ABS) | (table.type == STT_TLS)
-        usable = has_value & np.isin(table.type, _TYPES)
+        usable = has_value & among(table.type, _TYPES)
         order = _hashed(self.image)
         return _as_list(order[usable[order]])
 
@@ -483,11 +575,11 @@ _CLASSES: Final = {
 def _references(image: Image) -> Iterator[tuple[int, TypeClass]]:
     """The (symbol, class) pairs of an object's relocations, each once, by symbol."""
     table = image.relocations
-    no_symbol = np.isin(table.kind, [int(RelocationKind.RELATIVE), int(RelocationKind.IRELATIVE)])
+    no_symbol = among(table.kind, (RelocationKind.RELATIVE, RelocationKind.IRELATIVE))
     chosen = (table.symbol != 0) & ~no_symbol & (table.symbol < len(image.dynamic_symbols))
     classes = np.zeros(max(RelocationKind) + 1, np.int64)
     for kind, type_class in _CLASSES.items():
         classes[kind] = int(type_class)
-    packed = np.unique(table.symbol[chosen].astype(np.int64) * 4 + classes[table.kind[chosen]])
+    packed = unique(table.symbol[chosen].astype(np.int64) * 4 + classes[table.kind[chosen]])
     for value in packed.tolist():
         yield value >> 2, _BY_NUMBER[value & 3]

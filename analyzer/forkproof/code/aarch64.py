@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from forkproof.code.sites import EntryMap, Sites, Stubs
+from forkproof.columns import position_in
 from forkproof.elf.image import I64, U8
 
 ARGUMENT_REGISTERS: Final = (0, 1, 2, 3, 4, 5, 6, 7)
@@ -87,7 +88,7 @@ def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
         data_site=add[0][~is_function],
         data_target=add[1][~is_function],
         data_register=add[2][~is_function],
-        indirect=np.setdiff1d(indirect, slot_site, assume_unique=True),
+        indirect=indirect[position_in(np.sort(slot_site), indirect) < 0],
         syscalls=np.flatnonzero(words == 0xD4000001) * 4 + base,
     )
 
@@ -209,4 +210,4 @@ def mentions(code: bytes, numbers: Iterable[int]) -> bool:
     """One of these numbers stands in a MOVZ: a cheap test before decoding."""
     words = np.frombuffer(code[: len(code) // 4 * 4], "<u4")
     moved = words[words & 0x7FE00000 == 0x52800000] >> 5 & 0xFFFF
-    return bool(np.isin(moved, list(numbers)).any())
+    return not set(numbers).isdisjoint(moved.tolist())

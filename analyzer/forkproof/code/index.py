@@ -22,6 +22,7 @@ import numpy.typing as npt
 from forkproof.code import aarch64, x86_64
 from forkproof.code.decode import boundaries
 from forkproof.code.sites import EntryMap, Sites, Stubs, concatenate
+from forkproof.columns import position_in, unique
 from forkproof.elf import unwind
 from forkproof.elf.image import (
     I64,
@@ -181,10 +182,10 @@ def _functions(image: Image, stubs: Stubs) -> tuple[I64, I64, I64]:
     starts.append(extra)
     sizes.append(np.zeros(len(extra), np.int64))
     start, size = _merged(np.concatenate(starts), np.concatenate(sizes))
-    outside = ~np.isin(start, stubs.start)
+    outside = position_in(stubs.start, start) < 0
     start, size = start[outside], size[outside]
-    found = np.unique(np.concatenate(resolvers))
-    return start, _filled(image, start, size), found[np.isin(found, start)]
+    found = unique(np.concatenate(resolvers))
+    return start, _filled(image, start, size), found[position_in(start, found) >= 0]
 
 
 def _holds_stub(extents: unwind.Extents, stub: I64) -> npt.NDArray[np.bool_]:
@@ -237,7 +238,7 @@ def _with_called_gaps(image: Image, start: I64, size: I64, stubs: Stubs) -> tupl
     candidates = np.concatenate([np.arange(r, r + n, 16 if image.machine is Machine.X86_64 else 4) for r, n in gaps])
     entries = EntryMap(low, high, candidates, candidates[:0])
     targets = [scanner.call_targets(image.read(rva, n), rva, entries) for rva, n in image.code_ranges]
-    new = np.unique(np.concatenate(targets)) if targets else candidates[:0]
+    new = unique(np.concatenate(targets)) if targets else candidates[:0]
     merged_start, merged_size = _merged(
         np.concatenate([start, new]), np.concatenate([size, np.zeros(len(new), np.int64)])
     )
@@ -302,7 +303,7 @@ def _without_chance_hits(image: Image, index: CodeIndex) -> CodeIndex:
     doubtful = _doubtful(image, sites.direct_site)
     keep = np.ones(len(sites.direct_site), bool)
     owners = index.owners(sites.direct_site[doubtful])
-    for owner in np.unique(owners).tolist():
+    for owner in unique(owners).tolist():
         mine = doubtful[owners == owner]
         start, last = int(index.start[owner]), int(sites.direct_site[mine[-1]])
         known = boundaries(image, start, last + _LONGEST - start)

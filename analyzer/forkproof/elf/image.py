@@ -31,6 +31,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from forkproof.columns import among
 from forkproof.elf.headers import DT as _DT
 from forkproof.elf.headers import Headers, Machine, ObjectKind, Rva, Section, Segment, read_headers
 from forkproof.errors import NotElf, UnreadableFile
@@ -171,12 +172,15 @@ class SymbolTable:
     @cached_property
     def names(self) -> list[str]:
         """Names in table order."""
-        strings, find = self._strings, self._strings.find
-        result = []
-        for start in self._table["name"].tolist():
-            end = find(b"\0", start)
-            result.append(strings[start : end if end >= 0 else len(strings)].decode("utf-8", "backslashreplace"))
-        return result
+        strings = self._strings
+        start = self._table["name"].astype(np.int64)
+        stops = np.append(np.flatnonzero(np.frombuffer(strings, np.uint8) == 0), len(strings))
+        end = stops[np.minimum(stops.searchsorted(start), len(stops) - 1)]
+        ranges = zip(start.tolist(), end.tolist(), strict=True)
+        if strings.isascii():  # nearly always: decoded as a whole, then cut
+            text = strings.decode("ascii")
+            return [text[a:b] for a, b in ranges]
+        return [strings[a:b].decode("utf-8", "backslashreplace") for a, b in ranges]
 
     @cached_property
     def by_name(self) -> Mapping[str, list[int]]:
@@ -202,7 +206,7 @@ class Relocations:
 
     def of(self, *kinds: RelocationKind) -> npt.NDArray[np.intp]:
         """Positions of the relocations of these kinds."""
-        return np.flatnonzero(np.isin(self.kind, [int(k) for k in kinds]))
+        return np.flatnonzero(among(self.kind, kinds))
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,7 +320,7 @@ class Image:
     def has_names(self) -> bool:
         """Some function of it has a name; null entries and section symbols say nothing."""
         tables = (self.dynamic_symbols, self.static_symbols)
-        return any(bool((t.defined & np.isin(t.type, (STT_FUNC, STT_IFUNC))).any()) for t in tables)
+        return any(bool((t.defined & among(t.type, (STT_FUNC, STT_IFUNC))).any()) for t in tables)
 
     @cached_property
     def versions(self) -> Versions:
@@ -352,12 +356,32 @@ class Image:
         return table.offset[chosen], table.addend[chosen]
 
     @cached_property
-    def slot_symbols(self) -> Mapping[int, int]:
-        """Slot to dynamic symbol index for GOT, PLT and pointer relocations that name a symbol."""
+    def named_slots(self) -> tuple[I64, I64]:
+        """(slot, dynamic symbol index) of GOT, PLT and pointer relocations that name a symbol, sorted by slot.
+
+        Of several for one slot, the last comes last, and it is the one that counts.
+        """
         table = self.relocations
         chosen = table.of(RelocationKind.GOT, RelocationKind.PLT, RelocationKind.ABSOLUTE)
         chosen = chosen[table.symbol[chosen] != 0]
-        return dict(zip(table.offset[chosen].tolist(), table.symbol[chosen].tolist(), strict=True))
+        chosen = chosen[np.argsort(table.offset[chosen], kind="stable")]
+        return table.offset[chosen], table.symbol[chosen].astype(np.int64)
+
+    @cached_property
+    def slot_symbols(self) -> Mapping[int, int]:
+        """`named_slots` for single questions."""
+        slots, symbols = self.named_slots
+        return dict(zip(slots.tolist(), symbols.tolist(), strict=True))
+
+    def symbols_at(self, slots: I64) -> I64:
+        """The dynamic symbol that each slot names; -1 for none."""
+        known, symbols = self.named_slots
+        result = np.full(len(slots), -1, np.int64)
+        position = known.searchsorted(slots, side="right") - 1
+        hit = position >= 0
+        hit[hit] = known[position[hit]] == slots[hit]
+        result[hit] = symbols[position[hit]]
+        return result
 
     @cached_property
     def irelative_slots(self) -> Mapping[int, int]:

@@ -12,7 +12,7 @@ Source: GDB manual, "Separate Debug Files" and "MiniDebugInfo".
 from __future__ import annotations
 
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from forkproof.columns import among
 from forkproof.elf.image import I64, STB_LOCAL, STT_FUNC, STT_IFUNC, Image, SymbolTable, load_symbols
 from forkproof.errors import InputError
 
@@ -56,18 +57,43 @@ class FunctionNames:
         """True when some table names the function."""
         return bool(self.aliases(rva))
 
+    def known(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that a function here bears, in the order given."""
+        return [name for name in names if any(name in table for table in self._first)]
+
     def addresses(self, name: str) -> tuple[int, ...]:
         """Addresses of the functions that bear a name; a local name may have several."""
-        return tuple(sorted(self._functions.get(name, ())))
+        found = {table[name] for table in self._first if name in table}
+        for others in self._others:
+            found |= others.get(name, set())
+        return tuple(sorted(found))
 
     @cached_property
-    def _functions(self) -> dict[str, set[int]]:
-        found: dict[str, set[int]] = {}
+    def _named(self) -> list[tuple[list[str], list[int]]]:
+        """For each table, names and addresses of its functions, in parallel."""
+        found = []
         for table, (values, positions) in zip(self._tables, self._by_address, strict=True):
             names = table.names
-            for position, value in zip(positions.tolist(), values.tolist(), strict=True):
-                found.setdefault(names[position], set()).add(value)
+            found.append(([names[position] for position in positions.tolist()], values.tolist()))
         return found
+
+    @cached_property
+    def _first(self) -> list[dict[str, int]]:
+        """For each table, one address of each name: a set for each of a closure's 50 k names would cost more."""
+        return [dict(zip(names, values, strict=True)) for names, values in self._named]
+
+    @cached_property
+    def _others(self) -> list[dict[str, set[int]]]:
+        """For each table, the addresses of those names that have several."""
+        result = []
+        for (names, values), first in zip(self._named, self._first, strict=True):
+            found: dict[str, set[int]] = {}
+            if len(first) < len(names):
+                for name, value in zip(names, values, strict=True):
+                    if first[name] != value:
+                        found.setdefault(name, set()).add(value)
+            result.append(found)
+        return result
 
     def _find_aliases(self, rva: int) -> tuple[str, ...]:
         names: dict[str, bool] = {}
@@ -84,7 +110,7 @@ class FunctionNames:
         """For each table, the addresses of its functions, sorted, and their positions."""
         found = []
         for table in self._tables:
-            positions = np.flatnonzero(np.isin(table.type, (STT_FUNC, STT_IFUNC)) & table.defined)
+            positions = np.flatnonzero(among(table.type, (STT_FUNC, STT_IFUNC)) & table.defined)
             positions = positions[np.argsort(table.value[positions], kind="stable")]
             found.append((table.value[positions], positions))
         return tuple(found)
