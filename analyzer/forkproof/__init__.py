@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from forkproof.model import Report
 
-__version__: str
+__version__ = "0.1.0"
 
 __all__ = ["__version__", "scan"]
 
@@ -46,15 +46,3 @@ def scan(
         also=tuple(also),
     )
     return pipeline.scan([os.fspath(target) for target in targets], options, QUIET)
-
-
-def __getattr__(name: str) -> str:
-    """`__version__`, looked up when asked for: reading a distribution's metadata is not free."""
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("forkproof")
-    except PackageNotFoundError:
-        return "0+uninstalled"

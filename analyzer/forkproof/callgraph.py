@@ -72,6 +72,7 @@ CERTAIN: Final = frozenset(
 CALLS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
 """Edges of instructions that transfer control to the callee themselves."""
 _BLOCKED: Final = -2
+_NO_REGISTER: Final = -2
 _CALLBACK_REACH: Final = 160
 """Bytes before a call in which its function argument is looked for."""
 
@@ -485,46 +486,67 @@ def address_arguments(program: Program, obj: int, sites: Columns, argument: int)
     come in between (calls destroy argument registers). -1 where none is found.
     """
     result = np.full(len(sites), -1, np.int64)
-    for row, word, is_load in _addresses_passed(program, obj, sites, argument):
-        function = program.slot_target(obj, word) if is_load else program.function(obj, word)
-        if function is None:
-            function = program.stub_target(obj, word)
-        result[row] = -1 if function is None else function
+    passed = _addresses_passed(program, obj, sites, argument)
+    function = program.functions(np.full(len(passed.row), obj), passed.word)
+    stubs = program.codes[obj].stubs
+    stub = position_in(stubs.start, passed.word)
+    slot = np.where(passed.is_load, passed.word, stubs.slot[stub] if len(stubs.slot) else -1)
+    through = passed.is_load | (stub >= 0)
+    function[through] = slot_columns(program, obj, slot[through])[1]
+    for found in np.flatnonzero(function >= 0).tolist():  # the few of which it matters whether the register is kept
+        if passed.is_kept(found):
+            result[passed.row[found]] = function[found]
     return result
 
 
 def string_arguments(program: Program, obj: int, sites: Columns, argument: int) -> dict[int, str]:
     """Site to the constant string whose address is passed there, found in the same way."""
     image = program.image(obj)
-    found = {}
-    for row, word, is_load in _addresses_passed(program, obj, sites, argument):
-        text = None if is_load else image.read_string(word)
-        if text and text.isprintable():
-            found[int(sites[row])] = text
-    return found
+    passed = _addresses_passed(program, obj, sites, argument)
+    result = {}
+    for found in np.flatnonzero(~passed.is_load).tolist():
+        text = image.read_string(int(passed.word[found]))
+        if text and text.isprintable() and passed.is_kept(found):
+            result[int(sites[passed.row[found]])] = text
+    return result
 
 
-def _addresses_passed(program: Program, obj: int, sites: Columns, argument: int) -> Iterator[tuple[int, int, bool]]:
-    """(row of the site, address, whether the argument is loaded from there) where an instruction shows it."""
+@dataclass(frozen=True, eq=False)
+class _Passed:
+    """Instructions that put an address into an argument register shortly before a call, as parallel columns."""
+
+    image: Image
+    register: str
+    row: Columns
+    """Which of the call sites that were asked about."""
+    call: Columns
+    place: Columns
+    word: Columns
+    """The address, or where the argument is loaded from."""
+    is_load: npt.NDArray[np.bool_]
+
+    def is_kept(self, found: int) -> bool:
+        """No instruction before the call sets the register again: decodes what lies between."""
+        return _keeps(self.image, int(self.place[found]), int(self.call[found]), self.register)
+
+
+def _addresses_passed(program: Program, obj: int, sites: Columns, argument: int) -> _Passed:
+    """The nearest earlier instruction of each call that forms or loads an address for the argument."""
     code, image = program.codes[obj], program.image(obj)
-    registers = SCANNERS[image.machine].ARGUMENT_REGISTERS
-    if argument >= len(registers):
-        return
-    place, address, is_load = _register_writes(code, registers[argument])
-    if not len(place):
-        return
-    calls = code.all_calls
-    before_call = np.searchsorted(calls, sites) - 1
-    previous_call = np.where(before_call >= 0, calls[np.maximum(before_call, 0)], -1)
-    position = np.searchsorted(place, sites) - 1
-    at = place[np.maximum(position, 0)]
-    good = (position >= 0) & (at > previous_call) & (sites - at <= _CALLBACK_REACH)
-    good &= code.owners(at) == code.owners(sites)
-    name = CONVENTIONS[image.machine].arguments[argument]
-    for row in np.flatnonzero(good).tolist():
-        found = int(position[row])
-        if _keeps(image, int(at[row]), int(sites[row]), name):
-            yield row, int(address[found]), bool(is_load[found])
+    names = CONVENTIONS[image.machine].arguments
+    numbers = SCANNERS[image.machine].ARGUMENT_REGISTERS
+    register = numbers[argument] if argument < len(numbers) else _NO_REGISTER
+    place, address, is_load = _register_writes(code, register)
+    position = place.searchsorted(sites) - 1
+    row = np.flatnonzero(position >= 0)
+    position, call = position[row], sites[row]
+    at, calls = place[position], code.all_calls
+    before = calls.searchsorted(call) - 1
+    previous_call = np.where(before >= 0, calls[before], -1) if len(calls) else np.full(len(row), -1)
+    good = (at > previous_call) & (call - at <= _CALLBACK_REACH) & (code.owners(at) == code.owners(call))
+    row, call, position = row[good], call[good], position[good]
+    name = names[argument] if argument < len(names) else ""
+    return _Passed(image, name, row, call, at[good], address[position], is_load[position])
 
 
 def _keeps(image: Image, start: int, end: int, register: str) -> bool:

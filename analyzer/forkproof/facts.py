@@ -108,7 +108,7 @@ def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFact
     reach = graph.distances(roots, CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED})
     registrations = find_registrations(flow, libc.objects)
     threads = Threads(flow, registrations, libc.objects, roots)
-    windows = find_windows(flow, libc.objects, reach)
+    windows = find_windows(flow, libc.objects, reach, threads.loosely_reached(roots))
     threads.note_clones(w for w in windows if flow.program.object_of(w.function) == 0)
     allocators = find_allocators(flow, libc, registrations)
     around = _Surroundings(flow, threads, roots, reach)

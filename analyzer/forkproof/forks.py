@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, Function, Program, Reach
 from forkproof.code.explore import Exploration
@@ -109,11 +110,14 @@ def find_forkers(
     return {function: known[name] for function, name in program.called(plainest_first, objects).items()}
 
 
-def find_windows(flow: Flow, libc_objects: frozenset[int], roots: Reach) -> list[ForkWindow]:
+def find_windows(
+    flow: Flow, libc_objects: frozenset[int], roots: Reach, may_run: npt.NDArray[np.bool_]
+) -> list[ForkWindow]:
     """All windows of the program, those of libc's own functions left out, in object and address order.
 
     `roots` is the distance of every function from the program's roots: callers of a wrapper that nothing
-    reaches are followed only as far as needed to tell what the wrapper does.
+    reaches are followed only as far as needed to tell what the wrapper does. A window that nothing may ever
+    reach (`may_run`) is not followed at all: no finding can come of it, and half of a closure's are such.
     """
     result = []
     for site in sorted(
@@ -121,6 +125,8 @@ def find_windows(flow: Flow, libc_objects: frozenset[int], roots: Reach) -> list
     ):
         if site.kind == "spawn":
             result.append(_window(site, WindowKind.SPAWN, (), ("exec",), is_complete=True))
+        elif not may_run[site.function]:
+            result.append(_window(site, WindowKind.UNKNOWN, (), (), is_complete=False))
         elif site.kind == "clone":
             result.append(_clone(flow, site, roots))
         else:
