@@ -15,7 +15,6 @@ import click
 import forkproof
 from forkproof.cli.group import Entry, LazyGroup
 
-
 # numpy comes with a library for linear algebra, of which nothing is used here: without this it starts a thread for
 # each processor, which costs 0.02 s and memory.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -1,7 +1,6 @@
 """One function at a time through the disassembler.
 
-Owns: capstone (the only importer), one handle for each machine, and the splitting of a function into
-      basic blocks.
+Owns: the lifting of a function's instructions to operations, and its splitting into basic blocks.
 Takes: bytes and their address. Gives: `Body`.
 Must never: be run over whole objects: 1 M instructions a second is slow next to a vectorised scan.
 Wrong where: data stands between instructions (x86-64 switch tables in code are rare; AArch64 literal
@@ -11,18 +10,15 @@ Wrong where: data stands between instructions (x86-64 switch tables in code are 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from threading import Lock
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import cache, cached_property, lru_cache
+from typing import Final, NamedTuple
 
 from forkproof.code import lift_aarch64, lift_x86_64
+from forkproof.code.disassembler import disassemble
 from forkproof.code.operations import Branch, Call, Jump, JumpUnknown, Memory, Operation, Return, Stop
 from forkproof.elf.image import Image, Machine
-
-if TYPE_CHECKING:
-    import capstone
 
 
 class Instruction(NamedTuple):
@@ -102,27 +98,33 @@ class Body:
 def decode(image: Image, parts: Iterable[tuple[int, int]]) -> Body:
     """Disassemble the ranges of one function, the first of which holds its entry."""
     ranges = tuple(parts)
-    lift = lift_x86_64.lift if image.machine is Machine.X86_64 else lift_aarch64.lift
+    lift = _lifter(image.machine)
     found: list[Instruction] = []
     prefixed: dict[int, int] = {}
     for start, size in sorted(ranges):
         code = image.read(start, size).tobytes()
-        for address, length, mnemonic, operands in _handle(image.machine).disasm_lite(code, start):
+        for address, length, mnemonic, operands in disassemble(image.machine, code, start):
             operations = lift(mnemonic, operands)
-            prefix = _prefix(code, address - start, length, operations) if length > _SHORTEST else 0
-            if prefix:
+            if length > _SHORTEST and (prefix := _prefix(code, address - start, length, operations)):
                 prefixed[address] = address + prefix
-            found.append(Instruction(address + prefix, length - prefix, operations))
+                found.append(Instruction(address + prefix, length - prefix, operations))
+            else:
+                found.append(Instruction(address, length, operations))
     return Body(ranges[0][0], tuple(found), ranges, prefixed)
 
 
 def listing(code: bytes, address: int, machine: Machine) -> tuple[tuple[int, int, str, str], ...]:
     """(address, size, mnemonic, operands) of instructions in a row, as text: for the few that a probe looks at."""
-    with _ONE_AT_A_TIME:
-        return tuple(_handle(machine).disasm_lite(code, address))
+    return tuple((at, size, name.decode(), text.decode()) for at, size, name, text in disassemble(machine, code, address))
 
 
-_ONE_AT_A_TIME: Final = Lock()
+@cache
+def _lifter(machine: Machine) -> Callable[[bytes, bytes], tuple[Operation, ...]]:
+    """Operations of one instruction, remembered by its text: compilers repeat themselves."""
+    lift = lift_x86_64.lift if machine is Machine.X86_64 else lift_aarch64.lift
+    return lru_cache(maxsize=1 << 16)(lambda mnemonic, operands: lift(mnemonic.decode(), operands.decode()))
+
+
 _SHORTEST: Final = 5
 """Bytes of `call rel32`: nothing shorter has prefixes that need to come off."""
 
@@ -141,17 +143,4 @@ def _prefix(code: bytes, at: int, length: int, operations: tuple[Operation, ...]
 def boundaries(image: Image, start: int, size: int) -> frozenset[int]:
     """Addresses of the instructions in a range, decoded one after the other from its start."""
     code = image.read(start, size).tobytes()
-    with _ONE_AT_A_TIME:  # objects are indexed by several threads, and capstone's handle is not theirs to share
-        return frozenset(address for address, _, _, _ in _handle(image.machine).disasm_lite(code, start))
-
-
-@cache
-def _handle(machine: Machine) -> capstone.Cs:
-    import capstone  # lazily: many commands never decode an instruction
-
-    if machine is Machine.X86_64:
-        handle = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    else:
-        handle = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
-    handle.skipdata = True  # go on after undecodable bytes instead of losing the rest of the function
-    return handle
+    return frozenset(address for address, _, _, _ in disassemble(image.machine, code, start))

@@ -118,9 +118,21 @@ def index_code(image: Image) -> CodeIndex:
     entries = _entry_map(image, start, stubs.start)
     absolute = _fixed_addresses(image)
     scanner = SCANNERS[image.machine]
-    parts = [scanner.scan(image.read(rva, n), rva, entries, absolute) for rva, n in image.code_ranges]
+    parts = [scanner.scan(image.read(rva, n), rva, entries, absolute) for rva, n in _joined_ranges(image)]
     index = CodeIndex(start, size, stubs, concatenate(parts), np.searchsorted(start, resolvers))
     return _without_chance_hits(image, _without_stub_sites(index))
+
+
+def _joined_ranges(image: Image) -> list[tuple[int, int]]:
+    """The code ranges, those joined that only padding separates: .init, .plt, .text and .fini are one to a scanner."""
+    joined: list[tuple[int, int]] = []
+    for rva, size in image.code_ranges:
+        start, length = joined[-1] if joined else (rva, 0)
+        if 0 <= rva - (start + length) <= _PADDING and len(image.read(start, rva + size - start)) == rva + size - start:
+            joined[-1:] = [(start, rva + size - start)]
+        else:
+            joined.append((rva, size))
+    return joined
 
 
 def _slot_map(image: Image) -> EntryMap:
@@ -207,11 +219,14 @@ def _function_symbols(image: Image, table: SymbolTable) -> tuple[I64, I64, I64]:
 
 
 def _merged(start: I64, size: I64) -> tuple[I64, I64]:
-    order = np.lexsort((-size, start))
-    start, size = start[order], size[order]
+    """Sorted by start; of several at one start, the longest."""
+    if not len(start):
+        return start, size
+    order = np.argsort(start, kind="stable")  # quick, since the columns are runs that are nearly sorted
+    start = start[order]
     first = np.ones(len(start), bool)
     first[1:] = start[1:] != start[:-1]
-    return start[first], size[first]
+    return start[first], np.maximum.reduceat(size[order], np.flatnonzero(first))
 
 
 def _filled(image: Image, start: I64, size: I64) -> I64:
@@ -237,7 +252,7 @@ def _with_called_gaps(image: Image, start: I64, size: I64, stubs: Stubs) -> tupl
         return start, size
     candidates = np.concatenate([np.arange(r, r + n, 16 if image.machine is Machine.X86_64 else 4) for r, n in gaps])
     entries = EntryMap(low, high, candidates, candidates[:0])
-    targets = [scanner.call_targets(image.read(rva, n), rva, entries) for rva, n in image.code_ranges]
+    targets = [scanner.call_targets(image.read(rva, n), rva, entries) for rva, n in _joined_ranges(image)]
     new = unique(np.concatenate(targets)) if targets else candidates[:0]
     merged_start, merged_size = _merged(
         np.concatenate([start, new]), np.concatenate([size, np.zeros(len(new), np.int64)])
@@ -316,6 +331,8 @@ def _without_chance_hits(image: Image, index: CodeIndex) -> CodeIndex:
     )
 
 
+_PADDING: Final = 64
+"""Bytes at most between two sections that are scanned as one."""
 _LONGEST: Final = 15
 """Bytes of the longest x86-64 instruction."""
 
@@ -324,7 +341,7 @@ def _doubtful(image: Image, site: I64) -> npt.NDArray[np.intp]:
     """Positions, among sorted sites, of short jumps and of branches that overlap; x86-64 only."""
     doubtful = np.zeros(len(site), bool)
     if image.machine is Machine.X86_64:
-        for rva, size in image.code_ranges:
+        for rva, size in _joined_ranges(image):
             first, last = np.searchsorted(site, [rva, rva + size])
             doubtful[first:last] = image.read(rva, size)[site[first:last] - rva] == x86_64.SHORT_JUMP
         overlaps = np.flatnonzero((np.diff(site) < 5) & ~doubtful[:-1])

@@ -88,7 +88,6 @@ def _memory(text: str) -> Memory:
     return Memory(name, 0, indexed=True)
 
 
-@lru_cache(maxsize=1 << 16)
 def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
     """Operations of one instruction."""
     if mnemonic in _NO_EFFECT:

@@ -116,7 +116,6 @@ def _memory(inside: str, segmented: bool) -> Memory:
     return Memory(base, displacement, indexed)
 
 
-@lru_cache(maxsize=1 << 16)
 def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
     """Operations of one instruction."""
     words = mnemonic.split()

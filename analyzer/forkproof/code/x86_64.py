@@ -31,18 +31,16 @@ def _at(code: U8, opcode: int) -> I64:
 
 
 def _rel32(code: U8, at: I64) -> I64:
-    """Signed displacements stored at `at`."""
-    raw = (
-        code[at].astype(np.uint32)
-        | code[at + 1].astype(np.uint32) << 8
-        | code[at + 2].astype(np.uint32) << 16
-        | code[at + 3].astype(np.uint32) << 24
-    )
-    return raw.view(np.int32).astype(np.int64)
+    """Signed displacements stored at `at`, at any alignment: gathered from a view with a word at each byte."""
+    if len(code) < 4:
+        return np.zeros(0, np.int64)
+    words = np.ndarray((len(code) - 3,), np.dtype("<i4"), code, strides=(1,))
+    return words[at].astype(np.int64)
 
 
 def _room(at: I64, code: U8, length: int) -> I64:
-    return at[at + length <= len(code)]
+    """Of rising places, those with so many bytes of code from there on."""
+    return at[: at.searchsorted(len(code) - length, side="right")]
 
 
 def find_stubs(code: U8, base: int, is_slot: EntryMap) -> Stubs:
@@ -62,8 +60,10 @@ def find_stubs(code: U8, base: int, is_slot: EntryMap) -> Stubs:
 def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
     """All sites of one code range; `absolute` holds the addresses that `mov $imm32` can form: those of an
     executable with a fixed base, else none."""
+    escaped = _room(_at(code, 0x0F), code, 2)
+    escape = code[escaped + 1]
     direct = [_branches(code, base, entries, opcode) for opcode in (0xE8, 0xE9)]
-    direct += [_conditional(code, base, entries), _short(code, base, entries)]
+    direct += [_conditional(code, base, entries, escaped[escape & 0xF0 == 0x80]), _short(code, base, entries)]
     site, target, jump = (np.concatenate(column) for column in zip(*direct, strict=True))
     order = np.argsort(site, kind="stable")
     group5 = _room(_at(code, 0xFF), code, 2)
@@ -92,7 +92,7 @@ def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
         data_target=lea_target[~is_function],
         data_register=lea_register[~is_function],
         indirect=_indirect(code, base, group5),
-        syscalls=np.flatnonzero((code[:-1] == 0x0F) & (code[1:] == 0x05)) + base,
+        syscalls=escaped[escape == 0x05] + base,
     )
 
 
@@ -108,9 +108,9 @@ def _branches(code: U8, base: int, entries: EntryMap, opcode: int) -> tuple[I64,
     return at[hit] + base, target[hit], np.full(int(hit.sum()), opcode == 0xE9)
 
 
-def _conditional(code: U8, base: int, entries: EntryMap) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
-    at = _room(_at(code, 0x0F), code, 6)
-    at = at[code[at + 1] & 0xF0 == 0x80]
+def _conditional(code: U8, base: int, entries: EntryMap, at: I64) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
+    """`0F 80` to `0F 8F` at these places."""
+    at = _room(at, code, 6)
     target = at + 6 + base + _rel32(code, at + 2)
     hit = entries.kinds(target) > 0
     return at[hit] + base, target[hit], np.ones(int(hit.sum()), bool)
@@ -135,8 +135,9 @@ def _through_memory(code: U8, base: int, group5: I64) -> tuple[I64, I64, np.typi
 def _rip_relative(code: U8, base: int, opcode: int) -> tuple[I64, I64, I64]:
     """64-bit `lea` (8D) or `mov` (8B) of a RIP-relative operand: site, address, register."""
     at = _at(code, opcode)
-    at = at[(at >= 1) & (at + 6 <= len(code))]
-    at = at[(code[at - 1] & 0xFB == 0x48) & (code[at + 1] & 0xC7 == 0x05)]
+    at = at[at.searchsorted(1) : at.searchsorted(len(code) - 5)]
+    at = at[code[at - 1] & 0xFB == 0x48]
+    at = at[code[at + 1] & 0xC7 == 0x05]
     register = (code[at + 1] >> 3 & 7).astype(np.int64) | (code[at - 1] & 4).astype(np.int64) << 1
     return at - 1 + base, at + 6 + base + _rel32(code, at + 2), register
 

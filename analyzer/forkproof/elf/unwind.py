@@ -69,8 +69,9 @@ def _walked_table(image: Image) -> tuple[I64, I64] | None:
 
 def _sorted_unique(start: I64, size: I64) -> Extents:
     """Sort by start; of several ranges at one start keep the longest; drop empty ones."""
-    order = np.lexsort((-size, start))
-    start, size = start[order], size[order]
+    if np.any(start[1:] <= start[:-1]):  # the header's table is sorted, as a rule
+        order = np.lexsort((-size, start))
+        start, size = start[order], size[order]
     keep = np.ones(len(start), bool)
     keep[1:] = start[1:] != start[:-1]
     keep &= (size > 0) & (start >= 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forkproof.code import lift_aarch64, lift_x86_64
-from forkproof.code.decode import _handle
+from forkproof.code.disassembler import disassemble
 from forkproof.code.operations import (
     Add,
     Atomic,
@@ -113,12 +113,12 @@ ARM = {
 
 @pytest.mark.parametrize(("code", "expected"), X86.items())
 def test_x86_64(code: str, expected: tuple[Operation, ...]) -> None:
-    ((_, length, mnemonic, operands),) = _handle(Machine.X86_64).disasm_lite(bytes.fromhex(code), HERE)
+    ((_, length, mnemonic, operands),) = disassemble(Machine.X86_64, bytes.fromhex(code), HERE)
     assert length == len(code) // 2
-    assert lift_x86_64.lift(mnemonic, operands) == expected
+    assert lift_x86_64.lift(mnemonic.decode(), operands.decode()) == expected
 
 
 @pytest.mark.parametrize(("word", "expected"), ARM.items(), ids=lambda v: hex(v) if isinstance(v, int) else None)
 def test_aarch64(word: int, expected: tuple[Operation, ...]) -> None:
-    ((_, _, mnemonic, operands),) = _handle(Machine.AARCH64).disasm_lite(word.to_bytes(4, "little"), HERE)
-    assert lift_aarch64.lift(mnemonic, operands) == expected
+    ((_, _, mnemonic, operands),) = disassemble(Machine.AARCH64, word.to_bytes(4, "little"), HERE)
+    assert lift_aarch64.lift(mnemonic.decode(), operands.decode()) == expected
