@@ -257,7 +257,10 @@ class CallGraph:
 
     @cached_property
     def _by_target(self) -> npt.NDArray[np.int32]:
-        return np.argsort(self.target, kind="stable").astype(np.int32)
+        # Sorting packed numbers is several times faster than argsort.
+        packed = self.target.astype(np.int64) << 32 | np.arange(len(self.target))
+        packed.sort()
+        return (packed & 0xFFFFFFFF).astype(np.int32)
 
     @cached_property
     def _in(self) -> Columns:
@@ -310,6 +313,16 @@ class CallGraph:
             distance[frontier] = level
         distance[distance == _BLOCKED] = -1
         return distance
+
+    def spread(self, reached: npt.NDArray[np.bool_], new: Columns, kinds: Iterable[EdgeKind]) -> None:
+        """Add to `reached` the functions `new` and what leads on from them."""
+        allowed = np.zeros(max(EdgeKind) + 1, bool)
+        allowed[[int(k) for k in kinds]] = True
+        while len(new):
+            reached[new] = True
+            edges = spans(self._out[new], self._out[new + 1])
+            ends = self.target[edges[allowed[self.kind[edges]]]]
+            new = unique(ends[~reached[ends]])
 
     def path(self, start: Function, distance: Reach, kinds: Iterable[EdgeKind] = CERTAIN) -> list[int] | None:
         """Edge positions of a shortest path from `start` along falling `distance` (backward distances).

@@ -25,7 +25,7 @@ from forkproof.code.explore import CONVENTIONS, CallEffect, Convention, Effects,
 from forkproof.code.operations import Call, Const, Operation, Register, Set
 from forkproof.columns import unique
 from forkproof.elf.demangle import demangle
-from forkproof.elf.image import Machine
+from forkproof.elf.image import I64, Machine
 from forkproof.model import Frame
 from forkproof.signatures import Forker, NameSet, Signatures
 
@@ -73,6 +73,7 @@ class Flow:
         self._parts: dict[Function, tuple[Function, ...]] = {}
         self._sites: dict[Function, dict[int, list[int]]] = {}
         self._ends: dict[tuple[Function, frozenset[Function]], frozenset[int]] = {}
+        self._taken: dict[int, I64] = {}
 
     @cached_property
     def main(self) -> Function | None:
@@ -143,15 +144,12 @@ class Flow:
 
     def _is_address_taken(self, function: Function) -> bool:
         obj, rva = self.program.object_of(function), self.program.rva_of(function)
-        return rva in self._taken(obj)
-
-    def _taken(self, obj: int) -> frozenset[int]:
-        cache: dict[int, frozenset[int]] = self.__dict__.setdefault("_taken_cache", {})
-        if obj not in cache:
+        if obj not in self._taken:
             _, relative = self.program.image(obj).pointers
-            taken = self.program.codes[obj].sites.taken_target
-            cache[obj] = frozenset(np.concatenate([taken, relative]).tolist())
-        return cache[obj]
+            self._taken[obj] = np.sort(np.concatenate([self.program.codes[obj].sites.taken_target, relative]))
+        taken = self._taken[obj]
+        position = int(taken.searchsorted(rva))
+        return position < len(taken) and int(taken[position]) == rva
 
     def whole(self, function: Function) -> Function:
         """The function itself, or the one that it is a cold part of."""
@@ -165,20 +163,24 @@ class Flow:
         known = self._sites.get(function)
         if known is None:
             known = self._sites[function] = {}
-            for edge in self.outgoing(function):
-                if self.graph.kind[edge] in _CALLS:
-                    known.setdefault(int(self.graph.site[edge]), []).append(edge)
+            for edge, _, place, kind in self._outgoing(function):
+                if kind in _CALLS:
+                    known.setdefault(place, []).append(edge)
         return known.get(site, [])
 
     def outgoing(self, function: Function) -> list[int]:
         """All edges of a function and of its cold parts, jumps between them left out."""
+        return [edge for edge, _, _, _ in self._outgoing(function)]
+
+    def _outgoing(self, function: Function) -> list[tuple[int, int, int, int]]:
+        """`outgoing` as (edge, target, site, kind)."""
         parts = self.cold_parts(function)
         inside = {function, *parts}
         return [
-            edge
+            row
             for part in (function, *parts)
-            for edge, target, _, kind in self.graph.rows_from(part)
-            if kind != _JUMP or target not in inside
+            for row in self.graph.rows_from(part)
+            if row[3] != _JUMP or row[1] not in inside
         ]
 
     @cached_property
@@ -236,7 +238,7 @@ class Flow:
             return False
         if depth == 0 or (self._has_return(function) and not self._may_end_first(function, depth)):
             return True
-        leaving = [e for e in self.outgoing(function) if self.graph.kind[e] in _CALLS]
+        leaving = [row for row in self._outgoing(function) if row[3] in _CALLS]
         if not leaving or len(leaving) > 64:
             return True
         exploration = explore(self.body(function), self.machine, rva, effects=self._shallow(function, depth - 1))

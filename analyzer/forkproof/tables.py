@@ -47,18 +47,26 @@ def reached_loosely(
     of tables. This is the widest guess there is, good for telling "unknown" from "no". Alternates searches
     of the graph with steps through addresses until nothing is added, which spares sorting all edges again.
     """
-    kinds = frozenset(kinds)
-    reached = graph.distances(roots, kinds) >= 0
+    kinds, program = frozenset(kinds), graph.program
+    reached = np.zeros(graph.size, bool)
+    graph.spread(reached, unique(np.fromiter((int(r) for r in roots), np.int64)), kinds)
     chosen = list(objects)
-    blocks = [_data_blocks(graph.program, obj) for obj in chosen]
-    taken = [_taken_addresses(graph.program, obj) for obj in chosen]
+    blocks = [_data_blocks(program, obj) for obj in chosen]
+    taken = [_taken_addresses(program, obj) for obj in chosen]
+    counts = [-1] * len(chosen)
     while True:
-        found = [block.step(reached) for block in blocks]
-        found += [target[reached[owner] & ~reached[target]] for owner, target in taken]
-        new = unique(np.concatenate(found)).tolist() if found else []
-        if not new:
+        found = []
+        for place, obj in enumerate(chosen):
+            # An object whose functions are those of the last time leads to nothing that it did not lead to then.
+            count = int(np.count_nonzero(reached[program.base[obj] : program.base[obj + 1]]))
+            if count != counts[place]:
+                counts[place] = count
+                owner, target = taken[place]
+                found += [blocks[place].step(reached), target[reached[owner] & ~reached[target]]]
+        new = unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        if not len(new):
             return reached
-        reached |= graph.distances(new, kinds) >= 0
+        graph.spread(reached, new, kinds)
 
 
 def _taken_addresses(program: Program, obj: int) -> tuple[Columns, Columns]:

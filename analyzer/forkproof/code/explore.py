@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from forkproof.code import lift_aarch64, lift_x86_64
 from forkproof.code.decode import Body, Instruction
@@ -42,7 +42,6 @@ from forkproof.code.operations import (
     Return,
     Set,
     SetIf,
-    Stop,
     Syscall,
     Test,
 )
@@ -193,6 +192,7 @@ class _Explorer:
     def __init__(self, body: Body, machine: Machine, effects: Effects, watch: frozenset[int]) -> None:
         self.body, self.effects, self.watch = body, effects, watch
         self.convention = CONVENTIONS[machine]
+        self.destroyed: dict[str, Value | None] = dict.fromkeys(self.convention.destroyed)
         self.inputs: dict[int, State] = {}
         self.visits: dict[int, int] = {}
         self.visited: set[int] = set()
@@ -266,31 +266,33 @@ class _Explorer:
     def _instruction(self, instruction: Instruction, position: int, state: State) -> list[int] | None:
         """Apply an instruction; the positions that follow it, or None for simply the next one."""
         for operation in instruction.operations:
-            match operation:
-                case Call():
-                    if not self._call(instruction, state):
-                        return []
-                case Jump():
-                    return self._jump(instruction, operation.target, state)
-                case JumpUnknown():
-                    return self._jump_unknown(instruction, state)
-                case Branch():
-                    return self._branch(instruction, operation, position, state)
-                case Return():
-                    self.returns = True
-                    self.results.add(_settled(state.register(self.convention.result)))
-                    return []
-                case Stop():
-                    return []
-                case _:
-                    self._data(instruction, operation, state)
+            step = _STEPS.get(type(operation))
+            if step is not None:
+                step(self, instruction, operation, state)
+            elif not (isinstance(operation, Call) and self._call(instruction, state)):
+                return self._control(instruction, operation, position, state)
         return None
+
+    def _control(self, instruction: Instruction, operation: Operation, position: int, state: State) -> list[int]:
+        """The positions that follow what may go elsewhere, or does not come back."""
+        match operation:
+            case Jump():
+                return self._jump(instruction, operation.target, state)
+            case JumpUnknown():
+                return self._jump_unknown(instruction, state)
+            case Branch():
+                return self._branch(instruction, operation, position, state)
+            case Return():
+                self.returns = True
+                self.results.add(_settled(state.register(self.convention.result)))
+                return []
+            case _:
+                return []
 
     def _call(self, instruction: Instruction, state: State) -> bool:
         self.transfers.add(Transfer(instruction.address, False))
         effect = self.effects(instruction.address)
-        for name in self.convention.destroyed:
-            state.registers[name] = None
+        state.registers.update(self.destroyed)
         result = Value(Result(instruction.address), 0) if effect.result is None else Value(None, effect.result)
         state.registers[self.convention.result] = result
         state.flags = None
@@ -340,39 +342,52 @@ class _Explorer:
 
     # ---- data ------------------------------------------------------------------------------
 
-    def _data(self, instruction: Instruction, operation: Operation, state: State) -> None:
-        match operation:
-            case Set(destination, source, bits, signed):
-                value = self._read(instruction, source, bits, state)
-                self._store(instruction, destination, _narrow(value, bits, signed=signed), bits, state)
-            case Address(destination, source, bits):
-                cell = self._cell(instruction, source, state)
-                state.registers[destination.name] = None if cell is None else _narrow(Value(*cell), bits)
-            case Add(destination, left, value, bits):
-                old = state.register(left.name)
-                state.registers[destination.name] = (
-                    None if old is None else _narrow(Value(old.base, old.offset + value), bits)
-                )
-            case Forget(destination):
-                state.registers[destination.name] = None
-            case Insert(destination, part, shift, bits):
-                known = _inserted(state.register(destination.name), part, shift)
-                state.registers[destination.name] = _narrow(known, bits)
-            case SetIf(destination, condition):
-                holds = _holds(condition, state)
-                state.registers[destination.name] = None if holds is None else Value(None, int(holds))
-            case Compare(left, right, bits, carry):
-                state.flags = self._flags(FlagKind(False, carry), instruction, (left, right), bits, state)
-            case Test(left, right, bits, carry):
-                state.flags = self._flags(FlagKind(True, carry), instruction, (left, right), bits, state)
-            case ForgetFlags():
-                state.flags = None
-            case Atomic(cell_operand, _, _):
-                self._store(instruction, cell_operand, None, 64, state)
-            case Syscall():
-                state.registers[self.convention.result] = Value(Result(instruction.address), 0)
-            case Pause():
-                pass
+    def set(self, instruction: Instruction, operation: Set, state: State) -> None:
+        destination, source, bits, signed = operation
+        value = self._read(instruction, source, bits, state)
+        if bits < 64:
+            value = _narrow(value, bits, signed=signed)
+        self._store(instruction, destination, value, bits, state)
+
+    def address(self, instruction: Instruction, operation: Address, state: State) -> None:
+        cell = self._cell(instruction, operation.source, state)
+        state.registers[operation.destination.name] = None if cell is None else _narrow(Value(*cell), operation.bits)
+
+    def add(self, _: Instruction, operation: Add, state: State) -> None:
+        old = state.register(operation.left.name)
+        known = None if old is None else _narrow(Value(old.base, old.offset + operation.value), operation.bits)
+        state.registers[operation.destination.name] = known
+
+    def forget(self, _: Instruction, operation: Forget, state: State) -> None:
+        state.registers[operation.destination.name] = None
+
+    def insert(self, _: Instruction, operation: Insert, state: State) -> None:
+        known = _inserted(state.register(operation.destination.name), operation.value, operation.shift)
+        state.registers[operation.destination.name] = _narrow(known, operation.bits)
+
+    def set_if(self, _: Instruction, operation: SetIf, state: State) -> None:
+        holds = _holds(operation.condition, state)
+        state.registers[operation.destination.name] = None if holds is None else Value(None, int(holds))
+
+    def compare(self, instruction: Instruction, operation: Compare, state: State) -> None:
+        left, right, bits, carry = operation
+        state.flags = self._flags(FlagKind(False, carry), instruction, (left, right), bits, state)
+
+    def test(self, instruction: Instruction, operation: Test, state: State) -> None:
+        left, right, bits, carry = operation
+        state.flags = self._flags(FlagKind(True, carry), instruction, (left, right), bits, state)
+
+    def forget_flags(self, _: Instruction, __: ForgetFlags, state: State) -> None:
+        state.flags = None
+
+    def atomic(self, instruction: Instruction, operation: Atomic, state: State) -> None:
+        self._store(instruction, operation.cell, None, 64, state)
+
+    def syscall(self, instruction: Instruction, _: Syscall, state: State) -> None:
+        state.registers[self.convention.result] = Value(Result(instruction.address), 0)
+
+    def pause(self, _: Instruction, __: Pause, state: State) -> None:
+        """A hint: nothing changes."""
 
     def _flags(
         self, kind: FlagKind, instruction: Instruction, operands: tuple[Operand, Operand], bits: int, state: State
@@ -412,6 +427,23 @@ class _Explorer:
             return None, instruction.end + memory.displacement
         base = state.register(memory.base)
         return None if base is None else (base.base, base.offset + memory.displacement)
+
+
+_STEPS: Final[Mapping[type, Callable[[_Explorer, Instruction, Any, State], None]]] = {
+    Set: _Explorer.set,
+    Address: _Explorer.address,
+    Add: _Explorer.add,
+    Forget: _Explorer.forget,
+    Insert: _Explorer.insert,
+    SetIf: _Explorer.set_if,
+    Compare: _Explorer.compare,
+    Test: _Explorer.test,
+    ForgetFlags: _Explorer.forget_flags,
+    Atomic: _Explorer.atomic,
+    Syscall: _Explorer.syscall,
+    Pause: _Explorer.pause,
+}
+"""What does not change where control goes. A table, since matching tries the classes one after the other."""
 
 
 def _settled(value: Value | None) -> Value | None:

@@ -66,9 +66,14 @@ class CodeIndex:
 
     def owners(self, sites: I64) -> npt.NDArray[np.int64]:
         """Function index of each address; -1 outside functions."""
-        index = np.searchsorted(self.start, sites, side="right") - 1
         if not len(self.start):
-            return index
+            return np.full(len(sites), -1, np.int64)
+        if len(sites) > len(self.start) and not np.any(sites[1:] < sites[:-1]):
+            # Sorted, as nearly all columns are: to look for the starts among the sites is the shorter way.
+            first = sites.searchsorted(self.start)
+            index = np.repeat(np.arange(-1, len(self.start)), np.diff(first, prepend=0, append=len(sites)))
+        else:
+            index = self.start.searchsorted(sites, side="right") - 1
         inside = (index >= 0) & (sites < self.start[index] + self.size[index])
         return np.where(inside, index, -1)
 
