@@ -196,6 +196,7 @@ def _index_all(images: list[Image]) -> tuple[CodeIndex, ...]:
                 return
             try:
                 found[position] = index_code(images[position])
+                _ = images[position].sha256  # a report wants it: here the other thread can work meanwhile
                 images[position].release()
             except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
                 failures.append(error)

@@ -115,7 +115,9 @@ def decode(image: Image, parts: Iterable[tuple[int, int]]) -> Body:
 
 def listing(code: bytes, address: int, machine: Machine) -> tuple[tuple[int, int, str, str], ...]:
     """(address, size, mnemonic, operands) of instructions in a row, as text: for the few that a probe looks at."""
-    return tuple((at, size, name.decode(), text.decode()) for at, size, name, text in disassemble(machine, code, address))
+    return tuple(
+        (at, size, name.decode(), text.decode()) for at, size, name, text in disassemble(machine, code, address)
+    )
 
 
 @cache
