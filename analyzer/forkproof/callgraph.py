@@ -26,10 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.closure import Bindings, Closure, Sysroot, TypeClass
-from forkproof.code.decode import decode
+from forkproof.code.decode import keep_register
 from forkproof.code.explore import CONVENTIONS
 from forkproof.code.index import SCANNERS, CodeIndex, index_code
-from forkproof.code.operations import Register
 from forkproof.columns import position_in, spans, unique
 from forkproof.elf.image import I64, Image
 from forkproof.elf.names import FunctionNames
@@ -507,9 +506,8 @@ def address_arguments(program: Program, obj: int, sites: Columns, argument: int)
     slot = np.where(passed.is_load, passed.word, stubs.slot[stub] if len(stubs.slot) else -1)
     through = passed.is_load | (stub >= 0)
     function[through] = slot_columns(program, obj, slot[through])[1]
-    for found in np.flatnonzero(function >= 0).tolist():  # the few of which it matters whether the register is kept
-        if passed.is_kept(found):
-            result[passed.row[found]] = function[found]
+    found = passed.kept(np.flatnonzero(function >= 0))
+    result[passed.row[found]] = function[found]
     return result
 
 
@@ -518,9 +516,9 @@ def string_arguments(program: Program, obj: int, sites: Columns, argument: int) 
     image = program.image(obj)
     passed = _addresses_passed(program, obj, sites, argument)
     result = {}
-    for found in np.flatnonzero(~passed.is_load).tolist():
+    for found in passed.kept(np.flatnonzero(~passed.is_load)).tolist():
         text = image.read_string(int(passed.word[found]))
-        if text and text.isprintable() and passed.is_kept(found):
+        if text and text.isprintable():
             result[int(sites[passed.row[found]])] = text
     return result
 
@@ -539,9 +537,14 @@ class _Passed:
     """The address, or where the argument is loaded from."""
     is_load: npt.NDArray[np.bool_]
 
-    def is_kept(self, found: int) -> bool:
-        """No instruction before the call sets the register again: decodes what lies between."""
-        return _keeps(self.image, int(self.place[found]), int(self.call[found]), self.register)
+    def kept(self, rows: Columns) -> Columns:
+        """Those of these rows whose register nothing sets again before the call.
+
+        The columns of sites hold only some of the instructions that write registers; a plain move is not
+        among them. So what lies between is decoded.
+        """
+        between = list(zip(self.place[rows].tolist(), (self.call - self.place)[rows].tolist(), strict=True))
+        return rows[keep_register(self.image, between, self.register)]
 
 
 def _addresses_passed(program: Program, obj: int, sites: Columns, argument: int) -> _Passed:
@@ -561,20 +564,6 @@ def _addresses_passed(program: Program, obj: int, sites: Columns, argument: int)
     row, call, position = row[good], call[good], position[good]
     name = names[argument] if argument < len(names) else ""
     return _Passed(image, name, row, call, at[good], address[position], is_load[position])
-
-
-def _keeps(image: Image, start: int, end: int, register: str) -> bool:
-    """Nothing between the instruction at `start`, which sets a register, and `end` sets it again.
-
-    The columns hold only some of the instructions that write registers; a plain move is not among them.
-    """
-    later = decode(image, [(start, end - start)]).instructions[1:]
-    written = Register(register)
-    return not any(
-        getattr(operation, "destination", None) == written
-        for instruction in later
-        for operation in instruction.operations
-    )
 
 
 def _register_writes(code: CodeIndex, register: int) -> tuple[Columns, Columns, npt.NDArray[np.bool_]]:

@@ -41,6 +41,9 @@ _X86_EPILOGUE: Final = re.compile(
 )
 """A return after a pop or a stack adjustment, or before padding. The byte C3 alone proves nothing: it is
 also the ModRM byte of `mov %eax, %ebx`."""
+_X86_TAIL: Final = re.compile(rb"(?:[\x58-\x5f\xc9]|\x48\x83\xc4.|\x48\x81\xc4....)\xe9$", re.DOTALL)
+_TAIL_REACH: Final = 8
+"""Bytes before a tail call that can hold the end of an epilogue."""
 _EPILOGUE_REACH: Final = 64
 """Bytes after a call in which a function's end stands, checks of the stack guard included."""
 _GUARDS: Final = frozenset({"__stack_chk_fail", "__stack_chk_fail_local"})
@@ -238,6 +241,8 @@ class Flow:
             return False
         if depth == 0 or (self._has_return(function) and not self._may_end_first(function, depth)):
             return True
+        if self._has_returning_tail(function, depth):
+            return True
         leaving = [row for row in self._outgoing(function) if row[3] in _CALLS]
         if not leaving or len(leaving) > 64:
             return True
@@ -258,14 +263,9 @@ class Flow:
         So it is at -O0 and -O1, and wherever the callee that ends the program is in another file and not
         declared noreturn.
         """
-        last = max(
-            (
-                (site, target)
-                for _, target, site, kind in self.graph.rows_from(function)
-                if kind in _CALLS and kind != _JUMP and self.program.name_of(Function(target)) not in _GUARDS
-            ),
-            default=None,
-        )
+        calls = [(site, t) for _, t, site, kind in self.graph.rows_from(function) if kind in _CALLS and kind != _JUMP]
+        calls.sort(reverse=True)
+        last = next((c for c in calls if self.program.name_of(Function(c[1])) not in _GUARDS), None)
         if last is None:
             return False
         start, size = self._extent(function)
@@ -273,6 +273,21 @@ class Flow:
             last[0], max(min(start + size - last[0], _EPILOGUE_REACH), 0)
         )
         return self._holds_return(rest.tobytes()) and not self.returns(Function(last[1]), depth - 1)
+
+    def _has_returning_tail(self, function: Function, depth: int) -> bool:
+        """A tail call right after an epilogue, to a function that returns: as good as a return, and found as cheaply.
+
+        x86-64 only, where an epilogue is told by its bytes.
+        """
+        if self.machine is not Machine.X86_64:
+            return False
+        image = self.program.image(self.program.object_of(function))
+        return any(
+            _X86_TAIL.search(image.read(site - _TAIL_REACH, _TAIL_REACH + 1).tobytes())
+            and self.returns(Function(target), depth - 1)
+            for _, target, site, kind in self._outgoing(function)
+            if kind in _CALLS
+        )
 
     def _holds_return(self, code: bytes) -> bool:
         return bool(_X86_EPILOGUE.search(code)) if self.machine is Machine.X86_64 else _holds_ret(code)

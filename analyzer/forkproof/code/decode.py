@@ -10,14 +10,18 @@ Wrong where: data stands between instructions (x86-64 switch tables in code are 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
+from itertools import accumulate
 from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from forkproof.code import lift_aarch64, lift_x86_64
 from forkproof.code.disassembler import disassemble
-from forkproof.code.operations import Branch, Call, Jump, JumpUnknown, Memory, Operation, Return, Stop
+from forkproof.code.operations import Branch, Call, Jump, JumpUnknown, Memory, Operation, Register, Return, Stop
 from forkproof.elf.image import Image, Machine
 
 
@@ -146,3 +150,46 @@ def boundaries(image: Image, start: int, size: int) -> frozenset[int]:
     """Addresses of the instructions in a range, decoded one after the other from its start."""
     code = image.read(start, size).tobytes()
     return frozenset(address for address, _, _, _ in disassemble(image.machine, code, start))
+
+
+def keep_register(image: Image, snippets: Sequence[tuple[int, int]], register: str) -> npt.NDArray[np.bool_]:
+    """For each (start, size) of code without branches, whether its instructions after the first leave a register alone.
+
+    All are decoded in one go, as if they followed each other: a call of the disassembler costs more than the few
+    instructions of one. After one whose last instruction runs over its end, decoding begins anew.
+    """
+    writes = _writer(image.machine, register)
+    codes = [image.read(start, size).tobytes() for start, size in snippets]
+    result = np.ones(len(codes), bool)
+    begin = 0
+    while begin < len(codes):
+        begin = _note_writes(image.machine, codes, begin, writes, result)
+    return result
+
+
+def _note_writes(
+    machine: Machine,
+    codes: Sequence[bytes],
+    begin: int,
+    writes: Callable[[bytes, bytes], bool],
+    kept: npt.NDArray[np.bool_],
+) -> int:
+    """Decode snippets from `begin` on; gives the first of which nothing is known yet."""
+    ends = list(accumulate(len(code) for code in codes[begin:]))
+    row, is_first = 0, True
+    for address, size, mnemonic, operands in disassemble(machine, b"".join(codes[begin:]), 0):
+        while address >= ends[row]:
+            row, is_first = row + 1, True
+        if address + size > ends[row]:
+            return begin + row + 1
+        kept[begin + row] &= is_first or not writes(mnemonic, operands)
+        is_first = False
+    return len(codes)
+
+
+@cache
+def _writer(machine: Machine, register: str) -> Callable[[bytes, bytes], bool]:
+    lift, written = _lifter(machine), Register(register)
+    return lambda mnemonic, operands: any(
+        getattr(operation, "destination", None) == written for operation in lift(mnemonic, operands)
+    )
