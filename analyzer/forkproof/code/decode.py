@@ -131,6 +131,8 @@ def _lifter(machine: Machine) -> Callable[[bytes, bytes], tuple[Operation, ...]]
     return lru_cache(maxsize=1 << 16)(lambda mnemonic, operands: lift(mnemonic.decode(), operands.decode()))
 
 
+_BATCH: Final = 512
+"""Snippets decoded in one go."""
 _SHORTEST: Final = 5
 """Bytes of `call rel32`: nothing shorter has prefixes that need to come off."""
 
@@ -175,16 +177,17 @@ def _note_writes(
     kept: npt.NDArray[np.bool_],
 ) -> int:
     """Decode snippets from `begin` on; gives the first of which nothing is known yet."""
-    ends = list(accumulate(len(code) for code in codes[begin:]))
+    batch = codes[begin : begin + _BATCH]
+    ends = list(accumulate(len(code) for code in batch))
     row, is_first = 0, True
-    for address, size, mnemonic, operands in disassemble(machine, b"".join(codes[begin:]), 0):
+    for address, size, mnemonic, operands in disassemble(machine, b"".join(batch), 0):
         while address >= ends[row]:
             row, is_first = row + 1, True
         if address + size > ends[row]:
             return begin + row + 1
         kept[begin + row] &= is_first or not writes(mnemonic, operands)
         is_first = False
-    return len(codes)
+    return begin + len(batch)
 
 
 @cache

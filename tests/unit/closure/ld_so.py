@@ -16,7 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from forkproof.closure import Bindings, Closure, DirectorySysroot, LoadRequest, load
+import numpy as np
+
+from forkproof.closure import Bindings, Closure, DirectorySysroot, LoadRequest, TypeClass, load
 
 Bound = tuple[str, str, str, str | None]
 """(from, to, symbol, version)."""
@@ -59,6 +61,7 @@ class Outcome:
 def ours(case: Case) -> Outcome:
     """What forkproof says, reduced to what the oracle prints."""
     closure = load(case.request())
+    assert columns_differ(closure) == []
     order = tuple(closure.objects[index].path for index in closure.global_scope)[1:]
     interpreter = {item.path for item in closure.objects if item.why == "interpreter"}
     return Outcome(order, frozenset(bound for bound in bound_by(closure) if bound[0] not in interpreter))
@@ -91,6 +94,20 @@ def bound_by(closure: Closure) -> set[Bound]:
         for r in Bindings(closure).all()
         if r.binding is not None
     }
+
+
+def columns_differ(closure: Closure) -> list[str]:
+    """Where `resolve_all` says something else than `resolve`, over every symbol and class of references."""
+    bindings, found = Bindings(closure), []
+    for item in closure.objects:
+        symbols = np.arange(len(item.image.dynamic_symbols), dtype=np.int64)
+        for type_class in TypeClass.DATA, TypeClass.PLT, TypeClass.COPY:
+            owners, places = bindings.resolve_all(item.index, symbols, type_class=type_class)
+            for symbol, owner, place in zip(symbols.tolist(), owners.tolist(), places.tolist(), strict=True):
+                one = bindings.resolve(item.index, symbol, type_class=type_class)
+                if (owner, place) != ((-1, -1) if one is None else (one.object, one.rva)):
+                    found.append(f"{item.name}: symbol {symbol}, {type_class!r}: {owner, place}, not {one}")
+    return found
 
 
 def ask(

@@ -13,7 +13,7 @@ import pytest
 
 from forkproof.closure import Bindings, Closure, DirectorySysroot, Libc, LoadRequest, TypeClass, load
 from forkproof.elf.image import STB_UNIQUE
-from tests.unit.closure.ld_so import Case, ask, bound_by, differences
+from tests.unit.closure.ld_so import Case, ask, bound_by, columns_differ, differences
 
 if TYPE_CHECKING:
     from tests.unit.closure.conftest import Compiler
@@ -22,7 +22,9 @@ HERE = ("-L.", "-Wl,-rpath,$ORIGIN")
 
 
 def _load(program: Path, *preload: str, also: tuple[str, ...] = ()) -> Closure:
-    return load(LoadRequest(DirectorySysroot("/"), str(program), preload=preload, also=also))
+    closure = load(LoadRequest(DirectorySysroot("/"), str(program), preload=preload, also=also))
+    assert columns_differ(closure) == []  # whatever a test here asks of `resolve` holds of `resolve_all`, too
+    return closure
 
 
 def _target(closure: Closure, source: str, symbol: str, type_class: TypeClass | None = None) -> str | None:
