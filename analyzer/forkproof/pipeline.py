@@ -28,8 +28,11 @@ _STAGES = 4
 RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (allocator.find,)
 """The rules, each a function of the facts. A rule computes what only it needs when the facts call for it."""
 
+Prove = Callable[[facts.Facts, list[Finding]], list[Finding]]
+"""Runs the program to confirm or refute findings; gives them back with their records."""
 
-def scan(targets: Sequence[str], options: ScanOptions, progress: Progress) -> Report:
+
+def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, prove: Prove | None = None) -> Report:
     """Analyse every target; one that cannot be analysed costs only itself."""
     known = signatures.load()
     found: list[Target] = []
@@ -46,7 +49,7 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress) -> Re
                 name = f"{scope.prefix}{start.name}"
                 try:
                     with _without_collector():
-                        target, hazards, notes = scan_start(start, scope, options, known, progress)
+                        target, hazards, notes = scan_start(start, scope, options, known, progress, prove)
                 except InputError as error:
                     # The file may lie in a temporary directory: the name that was asked for is the one to tell.
                     told = str(type(error)(name, error.reason, next_step=error.next_step))
@@ -80,10 +83,11 @@ def scan_start(
     options: ScanOptions,
     known: signatures.Signatures,
     progress: Progress,
+    prove: Prove | None = None,
 ) -> tuple[Target, list[Finding], list[Diagnostic]]:
     """Analyse one program of a scope, as its unit or wrapper would start it."""
     options = replace(options, preload=(*start.preload, *options.preload))
-    target, findings, notes = scan_one(start.name, options, known, progress, scope.sysroot)
+    target, findings, notes = scan_one(start.name, options, known, progress, scope.sysroot, prove)
     path = f"{scope.prefix}{target.path}"
     if start.source:
         words = " ".join(start.preload)
@@ -98,6 +102,7 @@ def scan_one(
     known: signatures.Signatures,
     progress: Progress,
     sysroot: closure.Sysroot | None = None,
+    prove: Prove | None = None,
 ) -> tuple[Target, list[Finding], list[Diagnostic]]:
     """Analyse one program."""
     # What ld.so would map, and what every object's code calls.
@@ -110,6 +115,10 @@ def scan_one(
     # The rules.
     progress.stage(f"{name}: checking rules", 2, _STAGES)
     findings = [finding for find in RULES for finding in find(gathered)]
+    # The probe, where one is asked for: the only stage that runs anything.
+    if prove is not None:
+        progress.stage(f"{name}: probing", 3, _STAGES)
+        findings = prove(gathered, findings)
     # The document.
     progress.stage(f"{name}: reporting", 3, _STAGES)
     result = describe.target(gathered, options), findings, describe.diagnostics(gathered)

@@ -25,6 +25,11 @@ class Commands(LazyGroup):
 
     entries: ClassVar[Mapping[str, Entry]] = {
         "scan": Entry("forkproof.cli.scan:scan_command", "Find the locks that a child of fork can hang on."),
+        "probe": Entry(
+            "forkproof.cli.probe:probe_command", "Run a program and show the hang, or that it is protected."
+        ),
+            "forkproof.cli.mitigate:mitigate_command", "Build a library that registers missing handlers."
+        ),
         "report": Entry("forkproof.cli.report:report_command", "Show a saved report in another format."),
         "closure": Entry("forkproof.cli.closure:closure_command", "Show what ld.so would load, and bind to what."),
         "graph": Entry("forkproof.cli.graph:graph_command", "Show the call graph of a program and its libraries."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +18,19 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from forkproof import rules
-from forkproof.cli import output
+from forkproof.cli import output, running
 from forkproof.cli.gate import FAIL_ON, exit_code, limit
 from forkproof.cli.progress import progress
 from forkproof.cli.rules import unknown
 from forkproof.cli.saved import known_findings, read_if_report
 from forkproof.model import Report
-from forkproof.options import ScanOptions
+from forkproof.options import Progress, ScanOptions
 from forkproof.report import formats
 from forkproof.report.explain import explanation, page_lines
 from forkproof.report.layout import WIDTH, Line, painted
 
 if TYPE_CHECKING:
+    from forkproof.pipeline import Prove
     from forkproof.rules import Rule
 
 _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
@@ -63,12 +65,15 @@ _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
     help="Write there instead: the complete report, or nothing.",
 )
 @FAIL_ON
+@click.option("--probe", metavar="CMD", help="Run this command line under ptrace and confirm or refute the findings.")
 @click.option("--explain", metavar="ID|RULE", help="All the evidence of one finding, or the page of a rule.")
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
 @click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
 @click.pass_context
 def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN401 - a field of Request each
-    """Find the locks that a child of fork can hang on, in each TARGET and its libraries; nothing is run.
+    """Find the locks that a child of fork can hang on, in each TARGET and its libraries.
+
+    Nothing is run, unless --probe gives a command line.
 
     A TARGET is an ELF program or library, a directory, a .deb, a .rpm, a tar archive, or a container image (OCI layout,
     docker-save archive). Several packages make one world: libraries are looked for among them, then in --sysroot.
@@ -83,6 +88,7 @@ def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN4
       forkproof scan image.tar --only '/usr/sbin/*'
       forkproof scan --sysroot /srv/arm64 /usr/sbin/slapd --format json -o report.json
       forkproof scan report.json --explain inherited-lock-1fa34cc5a1
+      forkproof scan ./daemon --probe "./daemon --foreground" --format json
       forkproof scan --explain atfork-unbound
 
     \b
@@ -118,6 +124,7 @@ class Request:
     form: str
     file: Path | None
     fail_on: str
+    probe: str | None
     explain: str | None
     verbose: bool
     no_color: bool
@@ -140,6 +147,8 @@ class Request:
             raise unknown(self.explain)
         if not self.targets and rule is None:
             raise click.UsageError("Missing argument 'TARGET...'.")
+        if self.probe is not None and (len(self.targets) != 1 or self.sysroot is not None):
+            raise click.UsageError("--probe runs one TARGET, on this machine: give one, and no --sysroot.")
         if self.file is not None:
             output.check(self.file)
 
@@ -153,7 +162,17 @@ class Request:
 
         options = ScanOptions(self.sysroot, self.library_path, self.preload, self.also, self.only)
         with progress() as watched:
-            return pipeline.scan(tuple(dict.fromkeys(self.targets)), options, watched)
+            targets = tuple(dict.fromkeys(self.targets))
+            if self.probe is None:
+                return pipeline.scan(targets, options, watched)
+            return pipeline.scan(targets, options, watched, self.prover(self.probe, watched))
+
+    def prover(self, command_line: str, watched: Progress) -> Prove:
+        """What runs the command of --probe."""
+        from forkproof.probe.prove import Prover, Wanted
+
+        command = running.command(shlex.split(command_line), preload=self.preload, library_path=self.library_path)
+        return Prover(Wanted(command), watched)
 
     def rendered(self, report: Report) -> str:
         """The text that was asked for."""

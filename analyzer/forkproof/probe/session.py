@@ -30,6 +30,7 @@ from typing import Final, Self
 
 from forkproof.errors import InputError
 from forkproof.probe import ptrace
+from forkproof.probe.forkcalls import fork_call
 from forkproof.probe.ptrace import Event, Gone, Kind, Request, Status
 from forkproof.probe.tracee import Memory, Process, Thread
 
@@ -270,12 +271,12 @@ class Session:
         thread.syscall = found
         return Stop(thread, Reason.SYSCALL)
 
-    def _signalled(self, thread: Thread, number: int) -> Stop:
+    def _signalled(self, thread: Thread, number: int) -> Stop | None:
         memory, registers = thread.process.memory, thread.registers
         at = registers.pc - self.machine.trap_size_in_pc
-        if number == signal.SIGTRAP and memory.breakpoint_at(at) is not None:
+        if number == signal.SIGTRAP and (memory.breakpoint_at(at) is not None or memory.had_breakpoint(at)):
             thread.set_registers(registers.with_pc(at))
-            return Stop(thread, Reason.BREAKPOINT)
+            return Stop(thread, Reason.BREAKPOINT) if memory.breakpoint_at(at) is not None else None
         thread.deliver.append(number)
         return Stop(thread, Reason.SIGNALLED, number)
 
@@ -415,8 +416,6 @@ def _process_of(tid: int) -> int:
 
 def _shares_memory(thread: Thread) -> bool:
     """The call that the thread is in, a clone, keeps one address space for both (CLONE_VM)."""
-    from forkproof.probe.forkcalls import fork_call
-
     call = fork_call(thread)
     return call is not None and call.shares_memory
 

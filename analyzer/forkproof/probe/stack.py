@@ -31,6 +31,7 @@ from forkproof.probe import cfi
 from forkproof.probe.tracee import Process, Thread
 
 _DEPTH: Final = 128
+_STT_OBJECT: Final = 1
 _SIGRETURN_AARCH64: Final = bytes.fromhex("681180d2010000d4")
 """mov x8, #139; svc #0"""
 _CONTEXT_AARCH64: Final = 128 + 176 + 8
@@ -53,6 +54,11 @@ class Module:
     def __init__(self, path: str, image: Image, known: Mapping[int, str]) -> None:
         self.path, self.image, self._known = path, image, known
         self.name = image.soname or path.rsplit("/", 1)[-1]
+
+    @classmethod
+    def of(cls, path: str) -> Module:
+        """The module of a file."""
+        return cls(path, load(path), {})
 
     @cached_property
     def table(self) -> cfi.Table:
@@ -83,6 +89,24 @@ class Module:
                 start = starts[index]
                 return self._known.get(start) or demangle(self._names.name(start)), start
         return f"sub_{rva:x}", rva
+
+    @cached_property
+    def _data(self) -> tuple[list[int], list[tuple[int, str]]]:
+        """Start of every named variable, and its size and name."""
+        found: dict[int, tuple[int, str]] = {}
+        for table in (self.image.static_symbols, self.image.dynamic_symbols):
+            for index in np.flatnonzero((table.type == _STT_OBJECT) & table.defined).tolist():
+                found.setdefault(int(table.value[index]), (int(table.size[index]), table.names[index]))
+        return sorted(found), [found[start] for start in sorted(found)]
+
+    def data_name(self, rva: int) -> str:
+        """A variable, and how far into it an address is; a nameless one by its address."""
+        starts, named = self._data
+        index = bisect_right(starts, rva) - 1
+        if index < 0 or rva >= starts[index] + max(named[index][0], 1):
+            return f"data_{rva:x}"
+        name, offset = demangle(named[index][1]), rva - starts[index]
+        return f"{name}+0x{offset:x}" if offset else name
 
 
 def _debug_file(path: str) -> Path | None:

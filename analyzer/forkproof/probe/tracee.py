@@ -33,10 +33,11 @@ class Memory:
     the breakpoints are too.
     """
 
-    def __init__(self, pid: int, machine: Machine, inherited: dict[int, Breakpoint] | None = None) -> None:
+    def __init__(self, pid: int, machine: Machine) -> None:
         self.machine = machine
         self._file = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-        self._breakpoints: dict[int, Breakpoint] = dict(inherited or {})
+        self._breakpoints: dict[int, Breakpoint] = {}
+        self._gone: set[int] = set()
 
     def close(self) -> None:
         """Give the file back."""
@@ -46,7 +47,10 @@ class Memory:
 
     def copy_for(self, pid: int) -> Memory:
         """The memory of a child that was just forked from this one."""
-        return Memory(pid, self.machine, self._breakpoints)
+        child = Memory(pid, self.machine)
+        child._breakpoints.update(self._breakpoints)
+        child._gone.update(self._gone)
+        return child
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes as the program would see them; fewer, or none, where nothing is mapped."""
@@ -80,6 +84,10 @@ class Memory:
         """The breakpoint at an address."""
         return self._breakpoints.get(address)
 
+    def had_breakpoint(self, address: int) -> bool:
+        """There was one, and a thread may have met it before it was taken out."""
+        return address in self._gone
+
     def insert(self, address: int, exits: tuple[int, ...] = ()) -> bool:
         """Put a breakpoint there; false where nothing is mapped. `exits`: see `Breakpoint`."""
         if address in self._breakpoints:
@@ -89,6 +97,7 @@ class Memory:
         if len(original) != len(trap):
             return False
         self._breakpoints[address] = Breakpoint(original, exits)
+        self._gone.discard(address)
         with suppress(OSError):
             self._write(address, trap)
             return True
@@ -99,6 +108,7 @@ class Memory:
         """Take it out; nothing to do where there is none, or no memory any more."""
         point = self._breakpoints.pop(address, None)
         if point is not None:
+            self._gone.add(address)
             with suppress(OSError):
                 self._write(address, point.original)
 
@@ -106,10 +116,6 @@ class Memory:
         """Take all of them out."""
         for address in self.breakpoints:
             self.remove(address)
-
-    def forget(self) -> None:
-        """The breakpoints went with the old program at an exec."""
-        self._breakpoints.clear()
 
     @contextmanager
     def breakpoints_at(self, addresses: tuple[int, ...]) -> Iterator[None]:

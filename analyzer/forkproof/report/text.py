@@ -28,7 +28,7 @@ from forkproof.model import (
     Window,
     WindowKind,
 )
-from forkproof.report import stacks
+from forkproof.report import proof, stacks
 from forkproof.report.json import in_order
 from forkproof.report.layout import WIDTH, Line, Span, line, painted, shorten, table, wrapped
 
@@ -153,6 +153,8 @@ def finding_lines(finding: Finding, view: View) -> Iterator[Line]:
     yield from _title(finding, view)
     yield from _why(finding, view)
     yield from _witnesses(finding, view)
+    if finding.probe is not None:
+        yield from proof.lines(finding.probe, view.width, verbose=view.verbose)
     yield from _heading("WHAT TO DO")
     yield from _paragraph(finding.fix or f"forkproof rules {finding.rule}, at its end, tells the ways out.", view)
     yield line()

@@ -1,0 +1,95 @@
+"""What commands that run a program have in common: how it is run.
+
+Owns: the options for its surroundings, and the check that it is a program. Takes: the command line. Gives: a `Command`.
+Must never: run it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import click
+
+from forkproof.errors import NotElf, UnreadableFile
+
+if TYPE_CHECKING:
+    from forkproof.probe.stage import Command
+
+_F = TypeVar("_F", bound=Callable[..., object])
+SECONDS: Final = 60.0
+
+_OPTIONS: Final = (
+    click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD..."),
+    click.option("--preload", multiple=True, metavar="LIB", help="A library of LD_PRELOAD; repeatable."),
+    click.option("--library-path", multiple=True, metavar="DIR", help="A directory of LD_LIBRARY_PATH; repeatable."),
+    click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable of its environment; repeatable."),
+    click.option(
+        "--stdin",
+        type=click.Path(exists=True, dir_okay=False),
+        default=os.devnull,
+        metavar="FILE",
+        help="What it reads from standard input.  [default: nothing]",
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(min=1),
+        default=SECONDS,
+        show_default=True,
+        metavar="S",
+        help="Seconds that one run may take.",
+    ),
+)
+
+
+def options(function: _F) -> _F:
+    """The options, in this order."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def command(
+    arguments: Sequence[str],
+    *,
+    preload: Sequence[str] = (),
+    library_path: Sequence[str] = (),
+    env: Sequence[str] = (),
+    stdin: str = os.devnull,
+) -> Command:
+    """The command line as a probe takes it, its program found and looked at."""
+    from forkproof.probe.stage import Command
+
+    variables = dict(os.environ)
+    for each in env:
+        name, separator, value = each.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"--env {each}: NAME=VALUE was expected.")
+        variables[name] = value
+    if library_path:
+        before = variables.get("LD_LIBRARY_PATH")
+        variables["LD_LIBRARY_PATH"] = ":".join([*library_path, *([before] if before else [])])
+    if not arguments:
+        raise click.UsageError("There is no command to run.")
+    program = _program(arguments[0])
+    return Command((program, *arguments[1:]), variables, stdin, tuple(preload))
+
+
+def _program(name: str) -> str:
+    """The path of an ELF program; a script is refused, with what to do."""
+    path = name if "/" in name else shutil.which(name)
+    if path is None:
+        raise UnreadableFile(name, "no such program on PATH", next_step="Give its path.")
+    try:
+        with Path(path).open("rb") as stream:
+            head = stream.read(4)
+    except OSError as error:
+        raise UnreadableFile(path, error.strerror or str(error), next_step="Give a program's path.") from error
+    if head[:2] == b"#!":
+        raise NotElf(path, "is a script, and its interpreter would be probed", next_step="Give the ELF program itself.")
+    if head != b"\x7fELF":
+        raise NotElf(path, "not an ELF file", next_step="Give an ELF program.")
+    return path

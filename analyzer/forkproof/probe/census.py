@@ -1,0 +1,155 @@
+"""A run without steering: which forks happen, which locks are taken, by whom, on which side of a fork.
+
+Owns: that run and its count. Nothing is held, nobody waits for the tracer longer than a breakpoint takes.
+Takes: a `Stage`. Gives: `Census`.
+Must never: decide a verdict: that a lock is not seen taken here says nothing of other runs.
+Wrong where: a site is passed so often that it is dropped (`_ENOUGH`), and takes another lock only later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+from forkproof.model import Frame
+from forkproof.probe import watch
+from forkproof.probe.stack import Address
+from forkproof.probe.stage import Kind, Scene, Stage
+from forkproof.probe.tracee import Process
+
+_ENOUGH: Final = 48
+"""Times that a site is met on one side of a fork before it is left alone."""
+_NOTHING_NEW: Final = 60
+"""Ticks after a fork in which nothing new is learnt, before a run is over that neither ends nor rests."""
+_OTHERS: Final = 400
+"""The same, while only the leader meets it: the leader is of interest after the fork."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """One fork that was seen."""
+
+    number: int
+    """Among those that belong to the finding, from 1; 0 for others."""
+    process: int
+    stack: tuple[Frame, ...]
+    call: str
+    threads: int
+    is_leader: bool
+    """The process's first thread forked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A lock that was taken."""
+
+    lock: int
+    place: Address
+    """Where it lies: an object's data, or nowhere for a heap or stack."""
+    by: str
+    """other: a thread that did not fork, before a fork; forker; child: any thread of a child."""
+    times: int
+
+
+@dataclass(slots=True)
+class Census:
+    """What a run showed."""
+
+    forks: list[Fork] = field(default_factory=list)
+    before: Counter[int] = field(default_factory=Counter)
+    """Locks that threads other than the leader took before the fork."""
+    leader: Counter[int] = field(default_factory=Counter)
+    after: Counter[int] = field(default_factory=Counter)
+    """Locks that children asked for."""
+    places: dict[int, Address] = field(default_factory=dict)
+    end: str = ""
+    seconds: float = 0.0
+
+    @property
+    def wanted(self) -> list[int]:
+        """Locks that another thread took before a fork and a child asks for: worth holding, the commonest first."""
+        both = self.before.keys() & self.after.keys()
+        return sorted(both, key=lambda lock: (-self.after[lock], -self.before[lock], lock))
+
+    def taken(self) -> tuple[Taken, ...]:
+        """All of it, sorted."""
+        rows = [("other", self.before), ("leader", self.leader), ("child", self.after)]
+        return tuple(Taken(k, self.places[k], by, n) for by, counts in rows for k, n in sorted(counts.items()))
+
+
+def take(stage: Stage, seconds: float) -> Census:
+    """Run the program once, until it ends or comes to rest in its children."""
+    begun = time.monotonic()
+    census, run = Census(), _Run(stage)
+    root = stage.start().process
+    for thread in list(root.threads.values()):
+        stage.go(thread)
+    for scene in stage.scenes(begun + seconds):
+        run.note(scene, census, root)
+        stage.go(scene.thread, scene.child)
+        if run.is_over(scene, census):
+            break
+    census.end = run.end(root)
+    census.seconds = time.monotonic() - begun
+    return census
+
+
+class _Run:
+    """The state of a census run."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.met: Counter[tuple[int, int, bool]] = Counter()
+        self.known = self.idle = 0
+        self.rest = watch.Rest(stage)
+
+    def note(self, scene: Scene, census: Census, root: Process) -> None:
+        """Count what a scene shows."""
+        match scene.kind, scene.thread:
+            case Kind.CLONED, thread if thread is not None and not self.stage.actor_of(thread.process).armed:
+                self.stage.arm(thread.process)
+            case Kind.FORK, thread if thread is not None:
+                census.forks.append(
+                    Fork(
+                        len(census.forks) + 1, thread.process.pid, scene.stack, scene.call.name if scene.call else "",
+                        len(thread.process.threads), thread.is_leader,
+                    )
+                )  # fmt: skip
+            case Kind.FORKED, _ if scene.child is not None and scene.call is not None:
+                if census.forks and scene.call.copies_memory:
+                    self.stage.actor_of(scene.child.process).spent.clear()
+                    self.stage.arm(scene.child.process)
+            case Kind.SITE, thread if thread is not None:
+                self._count(scene, census, root)
+
+    def _count(self, scene: Scene, census: Census, root: Process) -> None:
+        assert scene.thread is not None
+        assert scene.acquire is not None
+        thread, acquire = scene.thread, scene.acquire
+        if acquire.is_acquire(thread.registers):
+            is_child = thread.process is not root
+            counts = census.after if is_child else census.leader if thread.is_leader else census.before
+            counts[scene.lock] += 1
+            census.places.setdefault(scene.lock, self.stage.modules.address(thread.process, scene.lock))
+        at = thread.registers.pc
+        key = thread.process.pid, at, thread.is_leader
+        self.met[key] += 1
+        if self.met[key] >= (_OTHERS if thread.is_leader and len(thread.process.threads) > 1 else _ENOUGH):
+            self.stage.actor_of(thread.process).spent.add(at)
+            thread.process.memory.remove(at)
+
+    def is_over(self, scene: Scene, census: Census) -> bool:
+        """The children have come to rest, everything has ended, or nothing more is learnt (a child may spin)."""
+        if scene.kind is not Kind.TICK:
+            return False
+        known = len(census.forks) + len(census.before) + len(census.leader) + len(census.after)
+        known += len(self.stage.session.processes) + len(self.stage.session.threads)
+        self.idle = self.idle + 1 if known == self.known else 0
+        self.known = known
+        return self.rest.has_come(scene) or (bool(census.forks) and self.idle >= _NOTHING_NEW)
+
+    def end(self, root: Process) -> str:
+        """What became of the program."""
+        return watch.fate(root)

@@ -1,0 +1,51 @@
+"""A plan on disk: scan here, probe there.
+
+Owns: the file format. Takes: a report and a `Plan`. Gives: text, and both back.
+Must never: be needed for a probe on the machine that scans; it serves small or slow machines, whose programs are
+scanned elsewhere as a sysroot.
+
+The file is JSON: a report of `forkproof scan --format json` with one key more.
+"""
+
+from __future__ import annotations
+
+import json as standard
+from typing import Any
+
+from forkproof.errors import InputError
+from forkproof.model import Report
+from forkproof.probe.plan import Plan
+from forkproof.probe.sites import AcquireSite
+from forkproof.report import json
+
+_KEY = "plan"
+
+
+def dump(report: Report, plan: Plan) -> str:
+    """The text of a plan file."""
+    document = json.document(report)
+    document[_KEY] = {
+        "sites": {
+            name: [[site.object, site.rva, site.callee] for site in sites] for name, sites in sorted(plan.sites.items())
+        },
+        "known": sorted([path, rva, name] for (path, rva), name in plan.known.items()),
+        "active": list(plan.active),
+    }
+    return standard.dumps(document, indent=1) + "\n"
+
+
+def load(text: str, path: str) -> tuple[Report, Plan]:
+    """What `dump` wrote."""
+    try:
+        report = json.parse(text)
+        found: dict[str, Any] = standard.loads(text)[_KEY]
+        sites = {
+            name: tuple(AcquireSite(str(o), int(rva), callee=str(callee)) for o, rva, callee in rows)
+            for name, rows in found["sites"].items()
+        }
+        known = {(str(where), int(rva)): str(name) for where, rva, name in found["known"]}
+        return report, Plan(sites, known, tuple(map(str, found["active"])))
+    except (json.BadReport, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            path, f"is no plan: {error}", next_step="Make one with: forkproof probe --write-plan FILE -- CMD"
+        ) from error

@@ -1,0 +1,333 @@
+"""Findings in, findings with verdicts out: which runs to make, and what they prove together.
+
+Owns: the order of the runs (census, steering, control) and the verdict.
+Takes: a `Plan`, findings, a command. Gives: `ProbeRecord`s.
+Must never: confirm without a control run that passed, or refute while some lock could be held across the fork.
+Wrong where: the program forks only on an input that the command line does not give: then it is inconclusive, and
+      says what was reached.
+
+    confirmed      a child waits for the lock that was held at the fork, and does not where it was not held
+    refuted        every lock that was tried was the forking thread's own at the fork
+    inconclusive   everything else, with what was reached
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from forkproof.facts import Facts
+from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
+from forkproof.options import QUIET, Progress
+from forkproof.probe import census as counting
+from forkproof.probe.census import Census
+from forkproof.probe.plan import Plan, make
+from forkproof.probe.sites import AcquireSite
+from forkproof.probe.stack import Address, Module
+from forkproof.probe.stage import Command, Stage
+from forkproof.probe.steer import Cast, Outcome, Performance, perform
+
+_ATTEMPTS: Final = 6
+"""Steered runs for one fork: each with a lock that the runs before did not try."""
+_FORKS: Final = 3
+"""Forks of one finding that are steered, one after the other."""
+RULES: Final = frozenset({"inherited-lock", "atfork-unbound", "atfork-absent", "atfork-incomplete"})
+"""Rules whose claim is that a child can inherit a taken lock: what this probe can show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which findings to probe, and for how long."""
+
+    command: Command
+    seconds: float = 60.0
+    """For each run."""
+    finding: str | None = None
+    rule: str | None = None
+    lock: str | None = None
+    covered: bool = False
+    """Also allocators that the scan calls protected."""
+
+    def takes(self, finding: Finding) -> bool:
+        """This one is to be probed."""
+        return (
+            finding.rule in RULES
+            and (self.finding is None or finding.id == self.finding)
+            and (self.rule is None or finding.rule == self.rule)
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Try:
+    """All runs for one fork."""
+
+    runs: list[Performance] = field(default_factory=list)
+    control: Performance | None = None
+    hung: Performance | None = None
+
+
+class Prover:
+    """Probes the findings of one program; a `pipeline.Prove`."""
+
+    def __init__(self, wanted: Wanted, progress: Progress = QUIET) -> None:
+        self.wanted, self.progress = wanted, progress
+        self.census: Census | None = None
+        self.seconds = 0.0
+        self._tries: dict[tuple[str, int], _Try] = {}
+        self._sites: dict[str, tuple[AcquireSite, ...]] = {}
+        self._known: Mapping[tuple[str, int], str] = {}
+
+    def __call__(self, facts: Facts, findings: list[Finding]) -> list[Finding]:
+        """A `pipeline.Prove`."""
+        return self.prove(make(facts), findings)
+
+    def prove(self, plan: Plan, findings: list[Finding]) -> list[Finding]:
+        """The findings, those that were probed with their records."""
+        begun = time.monotonic()
+        chosen = [f for f in findings if self.wanted.takes(f)]
+        target = self.wanted.command.arguments[0]
+        covered = covered_findings(plan, target, {f.object for f in findings}) if self.wanted.covered else []
+        objects = sorted({f.object for f in (*chosen, *covered)})
+        if objects:
+            self._known = plan.known
+            self._sites = {name: self._chosen(plan.sites.get(name, ())) for name in objects}
+            self.census = self._count()
+        # Findings of a fork first: those of a whole object are shown by any of its forks.
+        proven = {id(f): self._proven(f) for f in sorted(chosen, key=lambda f: f.fork is None)}
+        self.seconds = time.monotonic() - begun
+        return [proven.get(id(f), f) for f in findings] + [as_covered(self._proven(f)) for f in covered]
+
+    # ---- the runs --------------------------------------------------------------------------
+
+    def _chosen(self, sites: tuple[AcquireSite, ...]) -> tuple[AcquireSite, ...]:
+        """Sites of the lock that is asked for, where the code tells which they are."""
+        named = [s for s in sites if s.lock is not None and s.lock.name == self.wanted.lock]
+        return tuple(named) or sites
+
+    def _stage(self, sites: Sequence[AcquireSite], fork: Frame | None) -> Stage:
+        return Stage(self.wanted.command, sites, fork, self._known)
+
+    def _count(self) -> Census:
+        self.progress.stage("probe: a run without steering", 0, 0)
+        every = tuple(dict.fromkeys(site for sites in self._sites.values() for site in sites))
+        with self._stage(every, None) as stage:
+            return counting.take(stage, self.wanted.seconds)
+
+    def _perform(self, finding: Finding, cast: Cast) -> Performance:
+        step = "steering" if cast.holds else "the control run"
+        self.progress.stage(f"probe: {step}, fork {cast.number} of {finding.id}", 0, 0)
+        with self._stage(self._sites[finding.object], finding.fork) as stage:
+            return perform(stage, cast, self.wanted.seconds)
+
+    # ---- one finding -----------------------------------------------------------------------
+
+    def _proven(self, finding: Finding) -> Finding:
+        record = self._record(finding)
+        decided = record.verdict in (Verdict.CONFIRMED, Verdict.REFUTED)
+        return replace(finding, probe=record, verdict=record.verdict if decided else finding.verdict)
+
+    def _record(self, finding: Finding) -> ProbeRecord:
+        assert self.census is not None
+        census = self.census
+        blank = ProbeRecord(
+            Verdict.INCONCLUSIVE, "", self.wanted.command.arguments, census=tuple(census_lines(census))
+        )  # fmt: skip
+        if not self._sites[finding.object]:
+            return replace(blank, why=f"no place is known where {finding.object} takes a lock")
+        numbers = [n for n, fork in enumerate(matching(census, finding.fork), 1)]
+        if not numbers:
+            return replace(blank, why=_not_reached(census, finding))
+        tries = self._known_tries(finding)
+        for number in numbers[:_FORKS]:
+            if not any(t.hung for t in tries):
+                fresh = self._try(finding, number)
+                tries = tries if fresh in tries else [*tries, fresh]
+        return self._verdict(finding, blank, tries)
+
+    def _known_tries(self, finding: Finding) -> list[_Try]:
+        """Runs that were made for other findings and tell of this one too: of the same object and, if given, fork."""
+        key = _fork_key(finding)
+        return [t for (k, _), t in self._tries.items() if k == key or k.startswith(f"{key}\0")]
+
+    def _try(self, finding: Finding, number: int) -> _Try:
+        """Steer one fork until a child hangs, the fork proves protected, or nothing is left to try."""
+        key = _fork_key(finding), number
+        if key in self._tries:
+            return self._tries[key]
+        assert self.census is not None
+        found = self._tries[key] = _Try()
+        left = frozenset(self.census.wanted)
+        leader_too = any(not f.is_leader for f in matching(self.census, finding.fork))
+        for _ in range(_ATTEMPTS):
+            run = self._perform(finding, Cast(number, left, leader_too=leader_too))
+            found.runs.append(run)
+            if run.outcome is Outcome.HUNG and run.lock is not None:
+                control = Cast(number, frozenset({run.lock.address}), holds=False, leader_too=leader_too)
+                found.hung, found.control = run, self._perform(finding, control)
+                break
+            if run.outcome not in (Outcome.PASSED, Outcome.PROTECTED) or run.lock is None:
+                break
+            if run.lock.address not in left or left == {run.lock.address}:
+                break
+            left -= {run.lock.address}
+        return found
+
+    # ---- the verdict -----------------------------------------------------------------------
+
+    def _verdict(self, finding: Finding, blank: ProbeRecord, tries: list[_Try]) -> ProbeRecord:
+        for number, attempt in enumerate(tries, 1):
+            if attempt.hung is not None and attempt.control is not None:
+                return self._hung(finding, blank, attempt.hung, attempt.control, number)
+        runs = [(n, run) for n, attempt in enumerate(tries, 1) for run in attempt.runs]
+        protected = [(n, run) for n, run in runs if run.outcome is Outcome.PROTECTED]
+        held = [(n, run) for n, run in runs if run.outcome is Outcome.PASSED]
+        if protected and not held:
+            number, run = protected[0]
+            tried = len({r.lock.address for _, r in protected if r.lock})
+            why = (
+                f"the fork is protected: {run.reached}. "
+                f"So it was for {tried} lock{'s' if tried > 1 else ''} that other threads and the child take"
+            )
+            return replace(self._told(finding, blank, run, number), verdict=Verdict.REFUTED, why=why)
+        if not runs:
+            return replace(blank, why="nothing was steered")
+        number, run = (held or runs)[-1]
+        return replace(self._told(finding, blank, run, number), why=_undecided(run))
+
+    def _hung(
+        self, finding: Finding, blank: ProbeRecord, run: Performance, control: Performance, number: int
+    ) -> ProbeRecord:
+        record = replace(self._told(finding, blank, run, number), control=_control(control))
+        if control.outcome is not Outcome.PASSED:
+            why = "the child waited for the lock, but the control run cannot be compared: " + record.control
+            return replace(record, why=why)
+        assert record.lock is not None
+        why = (
+            f"a child waits for {record.lock.name or 'the lock'} at {record.lock_address}, which a thread of its "
+            "parent held at the fork and which no thread of its own has; with that thread stopped before the acquire, "
+            "nothing else changed, it does not"
+        )
+        return replace(record, verdict=Verdict.CONFIRMED, why=why)
+
+    def _told(self, finding: Finding, blank: ProbeRecord, run: Performance, number: int) -> ProbeRecord:
+        """What a run leaves as evidence."""
+        watched = run.watched
+        return replace(
+            blank,
+            lock=named_lock(run, finding),
+            lock_address=f"{run.lock.address:#x}" if run.lock is not None else "",
+            fork=run.fork,
+            fork_number=number,
+            holder=run.holder,
+            waiters=watched.waiters if watched is not None else (),
+            syscalls=watched.syscalls if watched is not None else (),
+            samples=watched.samples if watched is not None else 0,
+            watched_ms=watched.milliseconds if watched is not None else 0,
+        )
+
+
+def _fork_key(finding: Finding) -> str:
+    """Findings with the same key are the same runs."""
+    fork = finding.fork
+    return f"{finding.object}\0{fork.object}\0{fork.function}" if fork is not None else finding.object
+
+
+def matching(census: Census, fork: Frame | None) -> list[counting.Fork]:
+    """The forks that belong to a finding: the function that forks is on the stack."""
+    if fork is None:
+        return census.forks
+    return [
+        seen for seen in census.forks if any((f.object, f.function) == (fork.object, fork.function) for f in seen.stack)
+    ]
+
+
+def _not_reached(census: Census, finding: Finding) -> str:
+    where = f"{finding.fork.function} in {finding.fork.object}" if finding.fork is not None else "a fork"
+    others = list(dict.fromkeys(_forker(f.stack) for f in census.forks))
+    seen = f"it forked in {', '.join(others[:4])}" if others else "it did not fork at all"
+    return f"{where} was not reached with this command line: {seen}, and the program {census.end}"
+
+
+def _forker(stack: tuple[Frame, ...]) -> str:
+    """The innermost function of the program, or of whatever is not libc, on a fork's stack."""
+    inner = [f for f in reversed(stack) if not f.object.startswith(("libc.", "libc-", "ld-"))]
+    return inner[0].function if inner else "libc"
+
+
+def _undecided(run: Performance) -> str:
+    match run.outcome:
+        case Outcome.PASSED if run.watched is not None:
+            asked = "asked for it" if run.watched.was_asked else "did not ask for it"
+            return f"the lock was held across the fork, but the child {asked} and did not hang: {run.watched.story}"
+        case Outcome.HUNG:
+            return "the child waited for the lock; no control run was made"
+    return f"{run.outcome.value}: {run.reached}" if run.reached else run.outcome.value
+
+
+def _control(control: Performance) -> str:
+    match control.outcome:
+        case Outcome.PASSED if control.watched is not None:
+            return f"with the thread stopped before the acquire: {control.watched.story}"
+        case Outcome.HUNG:
+            return "the child hung although the thread had been stopped before it had the lock"
+    return f"{control.outcome.value}: {control.reached}" if control.reached else control.outcome.value
+
+
+def named_lock(run: Performance, finding: Finding) -> Lock | None:
+    """The lock that was tried, by the symbol at its address where there is one."""
+    if run.lock is None:
+        return finding.lock
+    path, rva = run.place
+    static = run.acquire.site.lock if run.acquire is not None else None
+    if static is not None:
+        return static
+    if not path:
+        return Lock(finding.object, "a lock in a heap or on a stack", None, "field")
+    module = Module.of(path)
+    return Lock(module.name, module.data_name(rva), rva, "global")
+
+
+def census_lines(census: Census) -> Iterable[str]:
+    """The census in words, a line for each lock."""
+    words = {"other": "other threads before a fork", "leader": "the first thread", "child": "children"}
+    for taken in census.taken():
+        yield f"{_place(taken.place, taken.lock)}: {words[taken.by]}, {taken.times} times"
+
+
+def _place(place: Address, lock: int) -> str:
+    if not place.object:
+        return f"{lock:#x}"
+    module = Module.of(place.object)
+    return f"{module.data_name(place.rva)} in {module.name}"
+
+
+# Locks that the scan calls covered.
+
+
+def covered_findings(plan: Plan, target: str, known: set[str]) -> list[Finding]:
+    """A question for each allocator that is used, takes locks, and has no finding."""
+    return [
+        Finding(
+            rule="inherited-lock",
+            severity=Severity.NOTE,
+            verdict=Verdict.SUSPECTED,
+            target=target,
+            object=name,
+            message=f"the locks of {name}, which the scan calls covered",
+            why="",
+            fix="",
+            lock=Lock(name, "a lock of the allocator", None, "allocator"),
+        )
+        for name in plan.active
+        if name not in known
+    ]
+
+
+def as_covered(finding: Finding) -> Finding:
+    """What the probe of a covered lock says: protection shown, or an error in the scan."""
+    if finding.verdict is Verdict.CONFIRMED:
+        message = f"{finding.message}, are not: this is an error in forkproof's analysis; please report it"
+        return replace(finding, severity=Severity.HIGH, message=message)
+    return finding

@@ -1,0 +1,298 @@
+"""The program on the stage: started, its acquire sites armed, its forks recognised.
+
+Owns: what census, steering and control run have in common: the start of the program, the breakpoints at acquire
+      sites, the system call log, and the translation of stops into what a probe cares for.
+Takes: a command, decoded sites, the frame that forks. Gives: `Scene`s, one at a time; their thread is stopped, and
+       goes on by `go`.
+Must never: decide whom to hold.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from forkproof.elf.image import load
+from forkproof.model import Frame
+from forkproof.probe import syscalls
+from forkproof.probe.forkcalls import ForkCall, fork_call
+from forkproof.probe.session import Reason, Session, Stop
+from forkproof.probe.sites import Acquire, AcquireSite, Form, decode_site
+from forkproof.probe.stack import Modules
+from forkproof.probe.tracee import Process, Thread
+
+TICK: Final = 0.012
+"""Seconds without a stop after which the stage says that nothing happens: the rhythm of samples."""
+_LOG: Final = 40
+_BEFORE: Final = 4
+"""Lines of a process's log that its child's begins with."""
+_AT_ENTRY: Final = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is run, and in which surroundings."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    stdin: str = os.devnull
+    preload: tuple[str, ...] = ()
+
+    @property
+    def whole_environment(self) -> dict[str, str]:
+        """With the libraries that are preloaded."""
+        if not self.preload:
+            return dict(self.environment)
+        before = self.environment.get("LD_PRELOAD", "").split()
+        return {**self.environment, "LD_PRELOAD": " ".join([*self.preload, *before])}
+
+
+class Kind(Enum):
+    """What a scene is of."""
+
+    SITE = "a thread is at an acquire site"
+    FORK = "a thread is about to fork where the finding says"
+    FORKED = "it has forked"
+    CLONED = "a thread has started"
+    EXECED = "a process runs another program"
+    ENDED = "a process has ended"
+    TICK = "nothing happened for a moment"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Something that a probe may act upon."""
+
+    kind: Kind
+    thread: Thread | None = None
+    acquire: Acquire | None = None
+    lock: int = 0
+    child: Thread | None = None
+    call: ForkCall | None = None
+    stack: tuple[Frame, ...] = ()
+
+
+@dataclass(slots=True)
+class Actor:
+    """What the stage remembers of a process."""
+
+    process: Process
+    armed: bool = False
+    spent: set[int] = field(default_factory=set)
+    """Run-time addresses of sites that are not to be armed again."""
+    names: dict[int, int] = field(default_factory=dict)
+    """Ordinal of each thread, in the order in which they came."""
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG))
+    busy: dict[int, int] = field(default_factory=dict)
+    """By thread: how many system calls in a row were nothing but a pause."""
+
+
+class Stage:
+    """One run; use as a context manager."""
+
+    def __init__(
+        self, command: Command, sites: Sequence[AcquireSite], fork: Frame | None, known: Mapping[tuple[str, int], str]
+    ) -> None:
+        self.command, self.fork = command, fork
+        self.session = Session()
+        self.modules = Modules(known)
+        self.machine = self.session.machine.name
+        self.actors: dict[int, Actor] = {}
+        self.output = ""
+        self._acquires = decoded(tuple(sites))
+        self._output = -1
+
+    def __enter__(self) -> Self:
+        self.session.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.session.__exit__(kind, error, trace)
+        finally:
+            if self._output >= 0:
+                self.output = os.pread(self._output, 1 << 16, 0).decode("utf-8", "backslashreplace")
+                os.close(self._output)
+
+    # ---- the start -------------------------------------------------------------------------
+
+    def start(self) -> Actor:
+        """Run the program to its entry: the libraries are mapped and initialised, its own code has not run."""
+        self._output = os.memfd_create("output")
+        stdin = os.open(self.command.stdin, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            process = self.session.launch(
+                self.command.arguments, self.command.whole_environment, stdin=stdin, output=self._output
+            )
+        finally:
+            os.close(stdin)
+        actor = self._enrol(process)
+        entry = _entry(process.pid)
+        leader = process.threads[process.pid]
+        with process.memory.breakpoints_at((entry,)):
+            self.session.resume(leader)
+            self._until_entry(leader, entry)
+        for thread in list(process.threads.values()):
+            thread.follows_syscalls = True
+        return actor
+
+    def _until_entry(self, leader: Thread, entry: int) -> None:
+        while (stop := self.session.wait(60)) is not None:
+            if stop.reason is Reason.BREAKPOINT and stop.thread is leader and leader.registers.pc == entry:
+                return
+            if stop.reason is Reason.ENDED and stop.thread is leader:
+                return
+            for thread in filter(None, (stop.child, stop.thread)):
+                self._actor(thread)
+                thread.follows_syscalls = True
+                self.session.resume(thread)
+
+    def _enrol(self, process: Process) -> Actor:
+        actor = self.actors[process.pid] = Actor(process)
+        actor.names.update({tid: n for n, tid in enumerate(process.threads, 1)})
+        return actor
+
+    def _actor(self, thread: Thread) -> Actor:
+        actor = self.actors.get(thread.process.pid) or self._enrol(thread.process)
+        actor.names.setdefault(thread.tid, len(actor.names) + 1)
+        return actor
+
+    def actor_of(self, process: Process) -> Actor:
+        """What is remembered of a process."""
+        return self.actors.get(process.pid) or self._enrol(process)
+
+    def title(self, thread: Thread) -> str:
+        """For example "thread 2"."""
+        return f"thread {self._actor(thread).names[thread.tid]}"
+
+    # ---- sites -----------------------------------------------------------------------------
+
+    def arm(self, process: Process) -> None:
+        """Breakpoints at every acquire site that is mapped, but for those that are spent."""
+        actor = self.actor_of(process)
+        actor.armed = True
+        for acquire in self._acquires:
+            at = self.modules.runtime(process, acquire.site.object, acquire.site.rva)
+            if at is not None and at not in actor.spent:
+                bias = at - acquire.site.rva
+                exits = tuple(e + bias for e in acquire.exits) if acquire.form is Form.EXCLUSIVE else ()
+                process.memory.insert(at, exits)
+
+    def disarm(self, process: Process) -> None:
+        """Take the breakpoints out: the process runs as fast as it can."""
+        self.actor_of(process).armed = False
+        process.memory.clear()
+
+    def acquire_at(self, process: Process, pc: int) -> Acquire | None:
+        """The site at a run-time address."""
+        place = self.modules.address(process, pc)
+        return next((a for a in self._acquires if (a.site.object, a.site.rva) == (place.object, place.rva)), None)
+
+    @property
+    def objects(self) -> frozenset[str]:
+        """Paths of the objects that have sites."""
+        return frozenset(a.site.object for a in self._acquires)
+
+    def is_acquirer(self, process: Process, pc: int) -> bool:
+        """The function at a run-time address has an acquire site."""
+        found = self.modules.of(process, pc)
+        if found is None:
+            return False
+        module, rva = found
+        start = module.function(rva)[1]
+        return any(a.site.object == module.path and module.function(a.site.rva)[1] == start for a in self._acquires)
+
+    # ---- scenes ----------------------------------------------------------------------------
+
+    def scenes(self, deadline: float) -> Iterator[Scene]:
+        """What happens, until nothing is left to happen or the time is over; a TICK every `TICK` seconds."""
+        last = time.monotonic()
+        while time.monotonic() < deadline:
+            stop = self.session.wait(TICK)
+            if stop is not None and (scene := self.scene_of(stop)) is not None:
+                yield scene
+            if stop is None and not self.session.threads:
+                return
+            if time.monotonic() - last >= TICK:
+                last = time.monotonic()
+                yield Scene(Kind.TICK)
+
+    def go(self, *threads: Thread | None) -> None:
+        """Let stopped threads go on."""
+        for thread in threads:
+            if thread is not None:
+                self.session.resume(thread)
+
+    def scene_of(self, stop: Stop) -> Scene | None:
+        """What a stop means; None when it is of no interest, and its thread then goes on."""
+        thread, actor = stop.thread, self._actor(stop.thread)
+        match stop.reason:
+            case Reason.BREAKPOINT:
+                acquire = self.acquire_at(thread.process, thread.registers.pc)
+                if acquire is not None:
+                    return Scene(Kind.SITE, thread, acquire, acquire.lock(thread.registers))
+            case Reason.SYSCALL:
+                if (scene := self._syscall(thread, actor)) is not None:
+                    return scene
+            case Reason.FORKED if stop.child is not None:
+                self._actor(stop.child).log.extend(f"(before the fork) {text}" for text in list(actor.log)[-_BEFORE:])
+                return Scene(Kind.FORKED, thread, child=stop.child, call=fork_call(thread))
+            case Reason.CLONED if stop.child is not None:
+                self._actor(stop.child)
+                return Scene(Kind.CLONED, thread, child=stop.child)
+            case Reason.EXECED:
+                self.modules.refresh(thread.process)
+                thread.follows_syscalls = False
+                return Scene(Kind.EXECED, thread)
+            case Reason.ENDED:
+                return Scene(Kind.ENDED, thread) if not thread.process.is_alive else None
+            case Reason.HALTED:
+                self.session.halt(thread)
+                return None
+        self.session.resume(thread)
+        return None
+
+    def _syscall(self, thread: Thread, actor: Actor) -> Scene | None:
+        call = thread.syscall
+        if call is None:
+            return None
+        if not call.is_entry:
+            actor.log.append(
+                f"[{actor.names[thread.tid]}] {syscalls.text(self.machine, call.number, call.arguments, call.result)}"
+            )
+            return None
+        is_pause = syscalls.is_pause(self.machine, call.number)
+        actor.busy[thread.tid] = actor.busy.get(thread.tid, 0) + 1 if is_pause else 0
+        made = fork_call(thread)
+        if made is None or not made.copies_memory:
+            return None
+        stack = self.modules.stack(thread)
+        return Scene(Kind.FORK, thread, call=made, stack=stack) if self._is_wanted(stack) else None
+
+    def _is_wanted(self, stack: tuple[Frame, ...]) -> bool:
+        """The fork is the finding's: the function that forks is on the stack."""
+        wanted = self.fork
+        return wanted is None or any((f.object, f.function) == (wanted.object, wanted.function) for f in stack)
+
+
+def decoded(sites: tuple[AcquireSite, ...]) -> tuple[Acquire, ...]:
+    """The sites whose instruction is understood."""
+    images = {path: load(Path(path)) for path in {site.object for site in sites}}
+    found = (decode_site(site, images[site.object]) for site in sites)
+    return tuple(acquire for acquire in found if acquire.form is not Form.UNKNOWN)
+
+
+def _entry(pid: int) -> int:
+    """AT_ENTRY of the auxiliary vector."""
+    raw = Path(f"/proc/{pid}/auxv").read_bytes()
+    words = memoryview(raw[: len(raw) // 16 * 16]).cast("Q").tolist()
+    return dict(zip(words[::2], words[1::2], strict=True))[_AT_ENTRY]

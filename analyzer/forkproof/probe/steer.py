@@ -1,0 +1,505 @@
+"""The dance: force the interleaving in which a fork copies a taken lock into a child that lacks its owner.
+
+Owns: one steered run, and its control run, which differs from it in one step.
+Takes: a `Stage` and a `Cast` (which fork, which locks, whether to hold). Gives: `Performance`.
+Must never: let time decide anything but when to give up.
+
+1. Run to the program's entry. From the second thread on, acquire sites have breakpoints.
+2. **Park** the first thread that comes to take a wanted lock and is not the leader, before the acquire, while the lock
+   is free. Breakpoints come out: the rest runs as fast as it can.
+   A program that waits for the parked thread never comes to fork: when nothing moves, the thread is let go, and the
+   next time a later acquire is taken.
+3. The forking thread comes to the system call that forks: its prepare handlers have run. It is stopped there, and
+   everything else is. If nobody is parked yet, the others run until one is: the forker waits for them.
+4. The parked thread goes over its acquire. If it gets the lock, **hold** it there.
+   If it does not, let all others run, so that whoever else had the lock gives it back. If it still does not, the
+   forker has the lock: the fork is protected, which is shown by letting the forker go on and seeing the parked thread
+   get through.
+5. Let the forker fork. The child starts with the lock taken, and without its owner. Then let everybody go.
+6. Watch the child (`watch`).
+In the control run step 4 is left out: the thread stays where it is, before the acquire.
+
+Rejected: holding first. The forker's prepare handlers, or any allocation, then block on the lock long before the fork.
+Rejected: repeating without steering. 140 daemonizing runs of a program that hangs in every steered run hung never.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import pairwise
+from typing import Final
+
+from forkproof.model import Frame, ProbeThread
+from forkproof.probe import syscalls, watch
+from forkproof.probe.session import Reason, Stop
+from forkproof.probe.sites import Acquire
+from forkproof.probe.stage import TICK, Kind, Scene, Stage
+from forkproof.probe.tracee import Process, Thread, where
+
+_SKIP: Final = 8
+"""Acquires that a thread is let through after it was let go for the first time; doubled each time."""
+_STUCK: Final = 15
+"""Samples in a row in which nothing but the parked thread could move, before it is let go."""
+_PATIENCE: Final = 600
+"""The same where others run: they may wait for it by spinning."""
+_PAUSES: Final = 200
+"""Pauses in a row of a thread that waits by sched_yield or nanosleep."""
+_PAUSE_TICKS: Final = 2
+"""Ticks that the forker waits at each of its system calls."""
+_LATE: Final = 250
+"""Ticks that the forker waits at its fork for another thread to come to a lock."""
+_SPINS: Final = 40
+"""Ticks in a row in which a thread is found running in a function that acquires, before it is taken for a waiter."""
+_WORD: Final = 4
+_SETTLING: Final = 50
+"""Ticks after the first hang in which others may come to hang too, or the process that hangs to end."""
+_TRIES: Final = 25
+"""Samples in which a thread must fail to get the lock, all others running, before the forker is said to have it."""
+
+
+class Outcome(Enum):
+    """How a run ended."""
+
+    HUNG = "the child waits for the lock"
+    PASSED = "the child did not hang"
+    PROTECTED = "the fork had the lock itself"
+    NO_FORK = "no such fork was reached"
+    NO_HOLDER = "no other thread came to take such a lock"
+    LOST = "the program ended before anything could be shown"
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """What a run is to force."""
+
+    number: int = 1
+    """Which of the finding's forks, from 1."""
+    locks: frozenset[int] = frozenset()
+    """Addresses worth holding; empty: whichever comes."""
+    holds: bool = True
+    """False: the control run."""
+    leader_too: bool = False
+    """The leader may be parked: another thread forks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Performance:
+    """What happened."""
+
+    outcome: Outcome
+    lock: watch.Lock | None = None
+    acquire: Acquire | None = None
+    place: tuple[str, int] = ("", 0)
+    """Object and rva of the lock's word, where it is in one."""
+    fork: tuple[Frame, ...] = ()
+    holder: ProbeThread | None = None
+    watched: watch.Watched | None = None
+    reached: str = ""
+    stops: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Parked:
+    """The thread that waits to take the lock."""
+
+    thread: Thread
+    acquire: Acquire | None
+    """None for a thread that waits for the lock already."""
+    lock: watch.Lock
+    stuck: int = 0
+    samples: int = 0
+
+
+def perform(stage: Stage, cast: Cast, seconds: float) -> Performance:
+    """One run."""
+    begun = time.monotonic()
+    dance = _Dance(stage, cast, begun + seconds)
+    found = dance.run()
+    return replace(found, stops=stage.session.stops, seconds=time.monotonic() - begun)
+
+
+class _Dance:
+    """The state of one steered run."""
+
+    def __init__(self, stage: Stage, cast: Cast, deadline: float) -> None:
+        self.stage, self.cast, self.deadline = stage, cast, deadline
+        self.session = stage.session
+        self.parked: _Parked | None = None
+        self.forks = 0
+        self.seen_sites = 0
+        self.skip, self.next_skip = 0, _SKIP
+        self.rest = watch.Rest(stage)
+
+    def run(self) -> Performance:
+        root = self.stage.start()
+        self.stage.go(*root.process.threads.values())
+        if len(root.process.threads) > 1:
+            self.stage.arm(root.process)
+        for scene in self.stage.scenes(self.deadline):
+            if scene.kind is Kind.FORK and scene.thread is not None:
+                self.forks += 1
+                if self.forks == self.cast.number:
+                    return self._at_fork(scene.thread, scene.stack)
+            self._note(scene)
+            if scene.kind is Kind.TICK and self._is_over(scene):
+                break
+        return self._unreached(root.process)
+
+    def _note(self, scene: Scene) -> None:
+        """Before the fork that matters."""
+        thread = scene.thread
+        if scene.kind is Kind.CLONED and thread is not None and self.parked is None:
+            self.stage.arm(thread.process)
+        if scene.kind is Kind.FORKED and scene.child is not None:
+            self.stage.disarm(scene.child.process) if scene.call and scene.call.copies_memory else None
+        if scene.kind is Kind.SITE and self._may_park(scene):
+            self._park(scene)
+            return
+        if scene.kind is Kind.TICK:
+            self._reconsider()
+        self.stage.go(thread, scene.child)
+
+    def _is_over(self, scene: Scene) -> bool:
+        """Everything rests, and no fork will come."""
+        return self.parked is None and self.rest.has_come(scene)
+
+    def _unreached(self, root: Process) -> Performance:
+        if self.forks:
+            reached = f"fork {self.cast.number} of the finding was not reached; {self.forks} were"
+        else:
+            reached = f"the finding's fork was not reached: the program {watch.fate(root)}"
+        return Performance(Outcome.NO_FORK, reached=reached)
+
+    # ---- parking ---------------------------------------------------------------------------
+
+    def _may_park(self, scene: Scene, forker: Thread | None = None) -> bool:
+        thread, acquire = scene.thread, scene.acquire
+        assert thread is not None
+        assert acquire is not None
+        if self.parked is not None or thread is forker:
+            return False
+        if thread.is_leader and forker is None and not self.cast.leader_too:
+            return False
+        if not acquire.is_acquire(thread.registers) or (self.cast.locks and scene.lock not in self.cast.locks):
+            return False
+        self.seen_sites += 1
+        if forker is None and not acquire.is_free(thread.registers, thread.process.memory):
+            return False
+        if self.skip > 0:
+            self.skip -= 1
+            return False
+        return True
+
+    def _park(self, scene: Scene) -> None:
+        thread, acquire = scene.thread, scene.acquire
+        assert thread is not None
+        assert acquire is not None
+        thread.is_frozen = True
+        lock = watch.Lock(scene.lock, acquire.width)
+        self.parked = _Parked(thread, acquire, lock)
+        self.stage.disarm(thread.process)
+
+    def _reconsider(self) -> None:
+        """Let the parked thread go where everybody seems to wait for it."""
+        parked = self.parked
+        if parked is None:
+            return
+        if parked.thread.tid not in self.session.threads:
+            self.parked = None
+            return
+        parked.samples += 1
+        parked.stuck = parked.stuck + 1 if self._others_wait(parked) else 0
+        if parked.stuck >= _STUCK or parked.samples >= _PATIENCE:
+            self._unpark()
+            self.skip, self.next_skip = self.next_skip, self.next_skip * 2
+            self.stage.arm(parked.thread.process)
+
+    def _others_wait(self, parked: _Parked) -> bool:
+        """Every other thread of the process is blocked, or does nothing but pause."""
+        process = parked.thread.process
+        busy = self.stage.actor_of(process).busy
+        for thread in process.threads.values():
+            if thread is parked.thread or busy.get(thread.tid, 0) >= _PAUSES:
+                continue
+            seen = where(process.pid, thread.tid)
+            if seen is not None and (seen.state == "R" or seen.syscall is None):
+                return False
+        return True
+
+    def _unpark(self) -> None:
+        parked, self.parked = self.parked, None
+        if parked is not None:
+            self.session.thaw([parked.thread])
+
+    # ---- at the fork -----------------------------------------------------------------------
+
+    def _at_fork(self, forker: Thread, stack: tuple[Frame, ...]) -> Performance:
+        """Steps 3 to 6; the forker is stopped at the entry of its system call."""
+        process = forker.process
+        if self.parked is not None and self.parked.thread.process is not process:
+            self._unpark()
+        if self.parked is None and not self._park_late(forker):
+            return self._no_holder(process, stack)
+        parked = self.parked
+        assert parked is not None
+        others = [t for t in process.threads.values() if t is not forker and t is not parked.thread]
+        self.session.freeze(others)
+        holder = ProbeThread(
+            f"{self.stage.title(parked.thread)} of the parent",
+            "about to take the lock" if parked.acquire is not None else "waiting for the lock",
+            self.stage.modules.stack(parked.thread),
+        )  # fmt: skip
+        found = self._described(parked, stack, holder)
+        if self.cast.holds and not self._takes(parked, others):
+            return self._protected(forker, parked, others, found)
+        if self.cast.holds:
+            inner = self.stage.modules.stack(parked.thread)
+            found = replace(found, holder=replace(holder, doing="has just taken the lock, and holds it", stack=inner))
+        return self._fork(forker, parked, others, found)
+
+    def _described(self, parked: _Parked, stack: tuple[Frame, ...], holder: ProbeThread) -> Performance:
+        place = self.stage.modules.address(parked.thread.process, parked.lock.address)
+        return Performance(
+            Outcome.LOST, parked.lock, parked.acquire, (place.object, place.rva), fork=stack, holder=holder
+        )  # fmt: skip
+
+    def _no_holder(self, process: Process, stack: tuple[Frame, ...]) -> Performance:
+        if len(process.threads) < 2:
+            reached = "the process had no other thread when it forked"
+        elif self.seen_sites:
+            reached = "other threads took the lock earlier, but none could be stopped before it"
+        else:
+            reached = f"none of {len(process.threads) - 1} other threads came to take such a lock"
+        return Performance(Outcome.NO_HOLDER, fork=stack, reached=reached)
+
+    def _park_late(self, forker: Thread) -> bool:
+        """The forker waits; run the others until one comes to a site, or waits for a lock already, or nothing moves."""
+        process = forker.process
+        if len(process.threads) < 2:
+            return False
+        self.skip = 0
+        self.stage.arm(process)
+        quiet = ticks = 0
+        spins: dict[int, int] = {}
+        for scene in self.stage.scenes(self.deadline):
+            if scene.kind is Kind.SITE and scene.thread is not None and scene.thread.process is process:
+                spins.clear()
+                if self._may_park(scene, forker):
+                    self._park(scene)
+                    return True
+            if scene.kind is Kind.TICK:
+                others = [t for t in process.threads.values() if t is not forker]
+                self.parked = self._waiter(others, spins)
+                if self.parked is not None:
+                    self.session.freeze([self.parked.thread])
+                    break
+                ticks += 1
+                quiet = 0 if any(self._moves(t) for t in others) else quiet + 1
+                if quiet >= _STUCK or ticks >= _LATE:
+                    break
+            self.stage.go(scene.thread, scene.child)
+        self.stage.disarm(process)
+        return self.parked is not None
+
+    def _waiter(self, others: list[Thread], spins: dict[int, int]) -> _Parked | None:
+        """A thread that waits for a wanted lock already: in futex on it, or by spinning in a function that acquires."""
+        for thread in others:
+            seen = where(thread.process.pid, thread.tid)
+            word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments) if seen else None
+            if word in self.cast.locks and word is not None:
+                return _Parked(thread, None, watch.Lock(word, _WORD))
+            spins[thread.tid] = spins.get(thread.tid, 0) + 1 if seen is not None and seen.state == "R" else 0
+            taken = [a for a in sorted(self.cast.locks) if thread.process.memory.word(a, _WORD)]
+            if spins[thread.tid] >= _SPINS and len(taken) == 1 and self._is_in_acquirer(thread):
+                return _Parked(thread, None, watch.Lock(taken[0], _WORD))
+        return None
+
+    def _is_in_acquirer(self, thread: Thread) -> bool:
+        """The innermost function of a running thread has an acquire site."""
+        self.session.freeze([thread])
+        try:
+            return thread.is_stopped and self.stage.is_acquirer(thread.process, thread.registers.pc)
+        finally:
+            self.session.thaw([thread])
+
+    def _moves(self, thread: Thread) -> bool:
+        seen = where(thread.process.pid, thread.tid)
+        return seen is not None and (seen.state == "R" or seen.syscall is None)
+
+    # ---- taking the lock -------------------------------------------------------------------
+
+    def _takes(self, parked: _Parked, others: list[Thread]) -> bool:
+        """Let the parked thread go over its acquire; afterwards it is frozen behind it, or waits in it."""
+        if parked.acquire is None:
+            return False
+        if parked.acquire.is_free(parked.thread.registers, parked.thread.process.memory):
+            return self._attempt(parked)
+        # Taken: by the forker, or by one of the others in the middle of its work. Let these finish.
+        self.session.thaw(others)
+        for _ in self._ticks(_TRIES):
+            if parked.acquire.is_free(parked.thread.registers, parked.thread.process.memory):
+                self.session.freeze(others)
+                if parked.acquire.is_free(parked.thread.registers, parked.thread.process.memory):
+                    return self._attempt(parked)
+                self.session.thaw(others)
+        self.session.freeze(others)
+        return False
+
+    def _attempt(self, parked: _Parked) -> bool:
+        """Over the acquiring instruction, alone; true when it got the lock."""
+        thread, acquire = parked.thread, parked.acquire
+        assert acquire is not None
+        process, before = thread.process, thread.registers
+        bias = before.pc - acquire.site.rva
+        exits = self._exits(acquire, thread, bias)
+        while True:
+            if not exits:
+                if not self.session.step(thread):
+                    return False
+            elif not self._out(thread, exits):
+                return False
+            got = acquire.got(before, thread.registers, bias)
+            if got is not None:
+                return got and process.is_alive
+
+    def _exits(self, acquire: Acquire, thread: Thread, bias: int) -> tuple[int, ...]:
+        if not acquire.is_tail_call:
+            return tuple(e + bias for e in acquire.exits)
+        machine, registers = self.session.machine, thread.registers
+        back = registers[machine.link] if machine.link else thread.process.memory.word(registers.sp)
+        return (back,) if back is not None else ()
+
+    def _out(self, thread: Thread, exits: tuple[int, ...]) -> bool:
+        """Run this thread alone to an exit; false when it waits instead."""
+        memory = thread.process.memory
+        with memory.breakpoints_at(exits):
+            thread.is_frozen = False
+            self.session.resume(thread)
+            waits = 0
+            while waits < _STUCK:
+                stop = self.session.wait(TICK)
+                if stop is None:
+                    waits = 0 if self._moves(thread) else waits + 1
+                elif stop.thread is thread and stop.reason is Reason.BREAKPOINT:
+                    thread.is_frozen = True
+                    return True
+                elif stop.thread is thread and stop.reason is Reason.ENDED:
+                    return False
+                else:
+                    self.stage.go(stop.thread, stop.child)
+            self.session.freeze([thread])
+        return False
+
+    def _ticks(self, number: int) -> Iterator[int]:
+        """Let time pass, a tick at a time, stops handled."""
+        for tick in range(number):
+            end = time.monotonic() + TICK
+            while (left := end - time.monotonic()) > 0:
+                stop = self.session.wait(left)
+                if stop is not None:
+                    self._pass_over(stop)
+            yield tick
+
+    # ---- protected -------------------------------------------------------------------------
+
+    def _protected(self, forker: Thread, parked: _Parked, others: list[Thread], found: Performance) -> Performance:
+        """The lock is not to be had while the forker waits at its fork: shown when it is, once the forker went on.
+
+        "Had" means that the thread returned from the function that wanted it. The forker goes on from system call to
+        system call, and waits at each for the thread: it may be about to end the process.
+        """
+        assert found.holder is not None
+        thread, back = parked.thread, self._return_address(parked.thread)
+        if back is None:
+            return replace(found, outcome=Outcome.NO_HOLDER, reached="where the thread would return to is not known")
+        with thread.process.memory.breakpoints_at((back,)):
+            self.session.thaw([*others, thread])
+            if self._comes_back(thread, _TRIES):
+                return replace(found, outcome=Outcome.NO_HOLDER, reached="another thread had the lock for a long time")
+            self.stage.go(forker)
+            came = self._comes_back_after(forker, thread)
+        if not came:
+            return replace(found, outcome=Outcome.NO_HOLDER, reached="after the fork it did not get the lock either")
+        return replace(
+            found, outcome=Outcome.PROTECTED,
+            holder=replace(found.holder, doing="could not take the lock: the forking thread had it"),
+            reached=f"the thread did not get it in {_TRIES} samples while the forking thread stood at its fork and all "
+            "others ran, and got it once the forking thread had gone on",
+        )  # fmt: skip
+
+    def _return_address(self, thread: Thread) -> int | None:
+        """Where the function that wants the lock returns to: the innermost one that is in an object with sites."""
+        frames = [pc for pc, _ in self.stage.modules.walk(thread, 16)]
+        objects = self.stage.objects
+        for pc, back in pairwise(frames):
+            if self.stage.modules.address(thread.process, pc).object in objects:
+                return back
+        return None
+
+    def _comes_back(self, thread: Thread, ticks: int) -> bool:
+        """Run everything that is not stopped; true when the thread comes to its return address, where it then is."""
+        end = time.monotonic() + ticks * TICK
+        while (left := end - time.monotonic()) > 0:
+            stop = self.session.wait(left)
+            if stop is None:
+                continue
+            if stop.thread is thread and stop.reason is Reason.BREAKPOINT:
+                return True
+            self._pass_over(stop)
+        return False
+
+    def _comes_back_after(self, forker: Thread, thread: Thread) -> bool:
+        """The same while the forker goes on, as slowly as the thread needs."""
+        while time.monotonic() < self.deadline and thread.tid in self.session.threads:
+            stop = self.session.wait(TICK)
+            if stop is None:
+                continue
+            if stop.thread is thread and stop.reason is Reason.BREAKPOINT:
+                return True
+            if stop.thread is forker and stop.reason is Reason.SYSCALL and self._comes_back(thread, _PAUSE_TICKS):
+                return True
+            self._pass_over(stop)
+        return False
+
+    def _pass_over(self, stop: Stop) -> None:
+        """A stop of no interest here; a child runs without breakpoints."""
+        if stop.reason is Reason.ENDED:
+            return
+        scene = self.stage.scene_of(stop)
+        if scene is None:
+            if stop.reason is Reason.BREAKPOINT:
+                self.stage.go(stop.thread)
+            return
+        if scene.child is not None and scene.call is not None and scene.call.copies_memory:
+            self.stage.disarm(scene.child.process)
+        self.stage.go(scene.thread, scene.child)
+
+    # ---- the fork --------------------------------------------------------------------------
+
+    def _fork(self, forker: Thread, parked: _Parked, others: list[Thread], found: Performance) -> Performance:
+        """Steps 5 and 6."""
+        self.stage.go(forker)
+        watched: watch.Watch | None = None
+        settling = 0
+        for scene in self.stage.scenes(self.deadline):
+            if scene.kind is Kind.FORKED and scene.thread is forker and scene.child is not None and watched is None:
+                watched = watch.Watch(self.stage, parked.lock, scene.child)
+                self.session.thaw([parked.thread, *others])
+            elif watched is not None:
+                watched.note(scene)
+            self.stage.go(scene.thread, scene.child)
+            if scene.kind is Kind.TICK and watched is not None:
+                watched.sample()
+                rests = self.rest.has_come(scene)
+                settling = settling + 1 if watched.hung is not None else 0
+                if watched.hung is not None and (rests or settling >= _SETTLING):
+                    return replace(found, outcome=Outcome.HUNG, watched=watched.result(watched.hung))
+                if watched.is_over or (not watched.is_waiting and rests):
+                    break
+        if watched is None:
+            return replace(found, outcome=Outcome.LOST, reached="the fork failed")
+        return replace(found, outcome=Outcome.PASSED, watched=watched.result(None))

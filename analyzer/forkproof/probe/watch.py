@@ -1,0 +1,295 @@
+"""What becomes of a child: does it wait for ever for a lock whose owner it does not have?
+
+Owns: the watch over the descendants of one fork, sample after sample, and the claim that a thread waits for a lock.
+Takes: a `Stage`, the lock's address in the child. Gives: `Watched`.
+Must never: call something a hang because time passed. A thread hangs here if it asked for the lock while it was taken,
+      in a process in which nobody had got it since the fork, and has not come back from asking in sample after sample,
+      while the word stayed taken.
+Wrong where: the program gives up waiting after longer than the samples last, or another process frees a shared lock.
+
+How a thread is known to wait, the strongest first:
+1. it is in futex(FUTEX_WAIT) on a word of the lock;
+2. it was refused at an acquire site, and in every sample its stack is at least as deep as there, and it does nothing
+   but run or pause: it spins.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from forkproof.model import ProbeThread
+from forkproof.probe import syscalls
+from forkproof.probe.ptrace import Gone, named
+from forkproof.probe.stage import TICK, Kind, Scene, Stage
+from forkproof.probe.tracee import Process, Thread, where
+
+SAMPLES: Final = 25
+"""In a row, before a wait is called one without end."""
+_SETTLED: Final = 12
+"""Samples in a row in which nothing runs, before a process is at rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock in memory: any wait on a word of it is a wait for it."""
+
+    address: int
+    size: int
+
+    @property
+    def word_size(self) -> int:
+        """Of the part that says whether it is taken: a mutex begins with it."""
+        return self.size if self.size <= 8 else 4
+
+    def contains(self, address: int | None) -> bool:
+        """The address is in it."""
+        return address is not None and self.address <= address < self.address + max(self.size, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the watch saw."""
+
+    hung: Process | None = None
+    waiters: tuple[ProbeThread, ...] = ()
+    samples: int = 0
+    milliseconds: int = 0
+    syscalls: tuple[str, ...] = ()
+    story: str = ""
+    """In words: what the children did."""
+    was_asked: bool = False
+    """A child came to ask for the lock at all."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A thread that asked for the lock and was refused."""
+
+    sp: int
+    in_row: int = 0
+    since: float = 0.0
+
+
+@dataclass(slots=True)
+class _Child:
+    """One watched process."""
+
+    process: Process
+    asked: dict[int, _Asked] = field(default_factory=dict)
+    futex: dict[int, int] = field(default_factory=dict)
+    """By thread: samples in a row in futex on the lock."""
+    since: dict[int, float] = field(default_factory=dict)
+    got: bool = False
+    """Somebody found the lock free there: what was inherited is over."""
+    is_foreign: bool = False
+    """It runs another program."""
+
+
+class Watch:
+    """The watch over the descendants of one fork."""
+
+    def __init__(self, stage: Stage, lock: Lock, child: Thread) -> None:
+        self.stage, self.lock = stage, lock
+        self.children: dict[int, _Child] = {}
+        self.was_asked = False
+        self.add(child.process)
+
+    def add(self, process: Process) -> None:
+        """Watch a process, just forked: its acquire sites stay armed until somebody asks for the lock."""
+        self.children[process.pid] = _Child(process)
+        self.stage.disarm(process)
+        self.stage.arm(process)
+
+    def watches(self, process: Process) -> bool:
+        """It is one of them."""
+        return process.pid in self.children
+
+    def note(self, scene: Scene) -> None:
+        """What a scene says of the watched processes."""
+        thread = scene.thread
+        if thread is None or thread.process.pid not in self.children:
+            return
+        child = self.children[thread.process.pid]
+        match scene.kind:
+            case Kind.SITE if self.lock.contains(scene.lock):
+                self._asked(child, thread)
+            case Kind.FORKED if scene.child is not None and scene.call is not None and scene.call.copies_memory:
+                self.add(scene.child.process)
+                self.children[scene.child.process.pid].got = child.got
+            case Kind.EXECED:
+                child.is_foreign = True
+
+    def _asked(self, child: _Child, thread: Thread) -> None:
+        """Somebody asks for the lock: taken, or free?"""
+        self.was_asked = True
+        if self._is_free(child):
+            child.got = True
+        else:
+            child.asked[thread.tid] = _Asked(thread.registers.sp, since=time.monotonic())
+        self.stage.disarm(child.process)
+
+    def _is_free(self, child: _Child) -> bool:
+        return child.process.memory.word(self.lock.address, self.lock.word_size) == 0
+
+    # ---- samples ---------------------------------------------------------------------------
+
+    def sample(self) -> None:
+        """Look at everybody once."""
+        for child in self.children.values():
+            if not child.process.is_alive or child.is_foreign or child.got:
+                continue
+            if self._is_free(child):
+                child.asked.clear()
+                child.futex.clear()
+                continue
+            self._sample(child)
+
+    @property
+    def hung(self) -> Process | None:
+        """The process that hangs: of several the one with the most waiting threads, then the youngest.
+
+        A daemon's first child may have a thread that waits, and be gone a moment later.
+        """
+        hanging = [c for c in self.children.values() if c.process.is_alive and not c.is_foreign and self._hangs(c)]
+        best = max(hanging, key=lambda c: (len(c.futex.keys() | c.asked.keys()), c.process.pid), default=None)
+        return best.process if best is not None else None
+
+    def _sample(self, child: _Child) -> None:
+        process = child.process
+        for thread in list(process.threads.values()):
+            seen = where(process.pid, thread.tid)
+            word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments) if seen else None
+            if self.lock.contains(word):
+                self.was_asked = True
+                child.since.setdefault(thread.tid, time.monotonic())
+                child.futex[thread.tid] = child.futex.get(thread.tid, 0) + 1
+            elif seen is None or not self._is_between(thread, seen.syscall, child):
+                child.futex.pop(thread.tid, None)
+            asked = child.asked.get(thread.tid)
+            if asked is not None:
+                asked.in_row = asked.in_row + 1 if self._still_asks(thread, asked) else 0
+                if not asked.in_row:
+                    del child.asked[thread.tid]
+
+    def _is_between(self, thread: Thread, syscall: int | None, child: _Child) -> bool:
+        """A lock that waits with a time limit looks at its word now and then: what counts is that it comes back."""
+        return thread.tid in child.futex and (syscall is None or syscalls.is_pause(self.stage.machine, syscall))
+
+    def _still_asks(self, thread: Thread, asked: _Asked) -> bool:
+        """The thread has not returned from the function that asked, and does not wait for anything else."""
+        seen = where(thread.process.pid, thread.tid)
+        if seen is None:
+            return False
+        word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments)
+        if seen.syscall is not None and not syscalls.is_pause(self.stage.machine, seen.syscall):
+            return self.lock.contains(word)
+        return self._sp(thread) <= asked.sp
+
+    def _sp(self, thread: Thread) -> int:
+        """Stop the thread for a moment and look."""
+        session = self.stage.session
+        if thread.is_stopped:
+            return thread.registers.sp
+        session.freeze([thread])
+        try:
+            return thread.registers.sp
+        except Gone:
+            return 1 << 63
+        finally:
+            session.thaw([thread])
+
+    def _hangs(self, child: _Child) -> bool:
+        if max(child.futex.values(), default=0) >= SAMPLES:
+            return True
+        return any(asked.in_row >= SAMPLES for asked in child.asked.values())
+
+    @property
+    def is_waiting(self) -> bool:
+        """Somebody is seen to wait at this moment, if not for long enough yet."""
+        return any(c.futex or c.asked for c in self.children.values() if c.process.is_alive and not c.got)
+
+    @property
+    def is_over(self) -> bool:
+        """Nobody is left who could come to wait."""
+        return all(not c.process.is_alive or c.is_foreign or c.got for c in self.children.values())
+
+    # ---- the result ------------------------------------------------------------------------
+
+    def result(self, hung: Process | None) -> Watched:
+        """What was seen; the waiting threads are stopped for their stacks, and stay so."""
+        if hung is None:
+            return Watched(story=self.story(), was_asked=self.was_asked)
+        child = self.children[hung.pid]
+        tids = sorted(child.futex.keys() | child.asked.keys())
+        doing = {tid: self._doing(child, tid) for tid in tids}
+        self.stage.session.freeze(list(hung.threads.values()))
+        waiters = tuple(
+            ProbeThread(f"{self.stage.title(t)} of the child", doing[tid], self.stage.modules.stack(t))
+            for tid in tids
+            if (t := hung.threads.get(tid)) is not None and t.is_stopped
+        )
+        counts = [child.futex.get(tid, 0) for tid in tids] + [a.in_row for a in child.asked.values()]
+        begun = min([*child.since.values(), *(a.since for a in child.asked.values())])
+        return Watched(
+            hung, waiters, max(counts), int((time.monotonic() - begun) * 1000),
+            tuple(self.stage.actor_of(hung).log), self.story(), was_asked=True,
+        )  # fmt: skip
+
+    def _doing(self, child: _Child, tid: int) -> str:
+        seen = where(child.process.pid, tid)
+        if seen is not None and seen.syscall is not None:
+            return syscalls.text(self.stage.machine, seen.syscall, seen.arguments)
+        return "spinning"
+
+    def story(self) -> str:
+        """What the children did, each in a few words."""
+        return "; ".join(dict.fromkeys(self._fate(c) for c in self.children.values()))
+
+    def _fate(self, child: _Child) -> str:
+        if child.is_foreign:
+            return "a child ran another program"
+        if not child.process.is_alive:
+            return f"a child {fate(child.process)}"
+        if child.got:
+            return "a child found the lock free"
+        if child.futex or child.asked:
+            return "a child waited for the lock"
+        return "a child went on living without asking for the lock"
+
+
+def fate(process: Process) -> str:
+    """How a process ended."""
+    status = process.ended
+    if status is None:
+        return "was still running"
+    if status.kind.value == "killed":
+        return f"was killed by {named([status.code])}"
+    return f"ended with status {status.code}"
+
+
+class Rest:
+    """Tells when everything that runs has come to rest: nothing but waits, sample after sample."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self._in_row = 0
+
+    def has_come(self, scene: Scene) -> bool:
+        """At a TICK: has everything that is alive been waiting for a while?"""
+        if scene.kind is not Kind.TICK:
+            return False
+        self._in_row = self._in_row + 1 if self._is_quiet() else 0
+        return self._in_row >= _SETTLED
+
+    def _is_quiet(self) -> bool:
+        for process in self.stage.session.processes.values():
+            for thread in process.threads.values() if process.is_alive else ():
+                seen = where(process.pid, thread.tid)
+                if seen is not None and not thread.is_frozen and (seen.state == "R" or seen.syscall is None):
+                    return False
+        return True
+
+
+__all__ = ["SAMPLES", "TICK", "Lock", "Rest", "Watch", "Watched", "fate"]
