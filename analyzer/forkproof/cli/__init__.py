@@ -28,8 +28,7 @@ class Commands(LazyGroup):
         "probe": Entry(
             "forkproof.cli.probe:probe_command", "Run a program and show the hang, or that it is protected."
         ),
-            "forkproof.cli.mitigate:mitigate_command", "Build a library that registers missing handlers."
-        ),
+        "observe": Entry("forkproof.cli.observe:observe_command", "Run a program and show its forks and threads."),
         "report": Entry("forkproof.cli.report:report_command", "Show a saved report in another format."),
         "closure": Entry("forkproof.cli.closure:closure_command", "Show what ld.so would load, and bind to what."),
         "graph": Entry("forkproof.cli.graph:graph_command", "Show the call graph of a program and its libraries."),

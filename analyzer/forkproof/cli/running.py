@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from forkproof.errors import NotElf, UnreadableFile
+from forkproof.errors import InputError, NotElf, UnreadableFile
 
 if TYPE_CHECKING:
+    from forkproof.facts import Facts
+    from forkproof.model import Finding
+    from forkproof.probe.census import Census
+    from forkproof.probe.plan import Plan
+    from forkproof.probe.sites import AcquireSite
     from forkproof.probe.stage import Command
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -93,3 +98,33 @@ def _program(name: str) -> str:
     if head != b"\x7fELF":
         raise NotElf(path, "not an ELF file", next_step="Give an ELF program.")
     return path
+
+
+def plan_of(what: Command, library_path: Sequence[str]) -> Plan:
+    """Scan the program, and say where its locks are taken."""
+    from forkproof import pipeline
+    from forkproof.options import QUIET, ScanOptions
+    from forkproof.probe import plan
+
+    made: list[Plan] = []
+
+    def note(facts: Facts, findings: list[Finding]) -> list[Finding]:
+        made.append(plan.make(facts))
+        return findings
+
+    options = ScanOptions(library_path=tuple(library_path), preload=what.preload)
+    report = pipeline.scan((what.arguments[0],), options, QUIET, note)
+    if not made:
+        raise InputError(what.arguments[0], "; ".join(report.errors), next_step="See forkproof scan.")
+    return made[0]
+
+
+def census_of(
+    what: Command, sites: tuple[AcquireSite, ...], known: Mapping[tuple[str, int], str], seconds: float
+) -> Census:
+    """Which locks a run takes."""
+    from forkproof.probe import census
+    from forkproof.probe.stage import Stage
+
+    with Stage(what, sites, None, known) as stage:
+        return census.take(stage, seconds)

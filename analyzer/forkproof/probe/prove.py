@@ -293,10 +293,10 @@ def census_lines(census: Census) -> Iterable[str]:
     """The census in words, a line for each lock."""
     words = {"other": "other threads before a fork", "leader": "the first thread", "child": "children"}
     for taken in census.taken():
-        yield f"{_place(taken.place, taken.lock)}: {words[taken.by]}, {taken.times} times"
+        yield f"{place_name(taken.place, taken.lock)}: {words[taken.by]}, {taken.times} times"
 
 
-def _place(place: Address, lock: int) -> str:
+def place_name(place: Address, lock: int) -> str:
     if not place.object:
         return f"{lock:#x}"
     module = Module.of(place.object)

@@ -1,0 +1,69 @@
+"""`forkproof observe`: run a program and show its forks, beside which threads, and what the children did.
+
+Owns: the command's options. Takes: a command line. Gives: text or JSON.
+Must never: judge, or hold anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from forkproof.cli import output, running
+from forkproof.report.layout import WIDTH
+
+
+@click.command("observe", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@running.options
+@click.option("--follow", is_flag=True, help="Go on in programs that its children exec.")
+@click.option("--locks", is_flag=True, help="Scan it first, and say which allocator locks are taken at each fork.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
+@click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
+@click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
+def observe_command(
+    command: tuple[str, ...],
+    preload: tuple[str, ...],
+    library_path: tuple[str, ...],
+    env: tuple[str, ...],
+    stdin: str,
+    timeout: float,
+    follow: bool,
+    locks: bool,
+    form: str,
+    file: Path | None,
+    verbose: bool,
+    no_color: bool,
+) -> None:
+    """Run CMD under ptrace and count: processes, forks with the stacks of all threads, execs, endless waits.
+
+    Nothing is steered. The run is over when all of it has ended or come to rest, or after --timeout; what is still
+    there then is killed.
+
+    \b
+    Examples:
+      forkproof observe -- ./server --daemonize
+      forkproof observe --follow -- /bin/bash -c "ls | wc"
+      forkproof observe --locks --format json -- ./server
+    """
+    from forkproof.probe.observe import Observer
+    from forkproof.probe.stage import Stage
+    from forkproof.report import observation
+
+    what = running.command(command, preload=preload, library_path=library_path, env=env, stdin=stdin)
+    if file is not None:
+        output.check(file)
+    plan = running.plan_of(what, library_path) if locks else None
+    sites = tuple(site for name in plan.active for site in plan.sites[name]) if plan is not None else ()
+    known = plan.known if plan is not None else {}
+    census = running.census_of(what, sites, known, timeout) if sites else None
+    with Stage(what, (), None, known) as stage:
+        seen = Observer(stage, census, follow=follow).run(timeout)
+    if form == "json":
+        text = observation.render_json(seen)
+    else:
+        width = WIDTH if file is not None else output.width()
+        color = file is None and output.wants_color(no_color)
+        text = observation.render(seen, width=width, color=color, verbose=verbose)
+    output.deliver(text, file)
