@@ -16,6 +16,8 @@ from typing import Final
 
 _MADE_UP: Final = re.compile(r"\b(?:sub|lock|data)_[0-9a-f]+\b|0x[0-9a-f]+")
 """Names that change with every build, since an address is in them."""
+_VERSION: Final = re.compile(r" \d+(?:\.\d+)+")
+"""As in "a lock of tcmalloc 2.10"."""
 
 
 class Verdict(Enum):
@@ -87,8 +89,8 @@ class Hooks(Enum):
 
 
 def named(function: str) -> str:
-    """The name, or nothing where it is one that the analyzer made of an address."""
-    return "" if _MADE_UP.search(function) else function
+    """The name without the version of a release, or nothing where the analyzer made it of an address."""
+    return "" if _MADE_UP.search(function) else _VERSION.sub("", function)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Commands(LazyGroup):
         ),
         "observe": Entry("forkproof.cli.observe:observe_command", "Run a program and show its forks and threads."),
         "report": Entry("forkproof.cli.report:report_command", "Show a saved report in another format."),
+        "diff": Entry("forkproof.cli.diff:diff_command", "Compare two reports, programs, packages or images."),
         "closure": Entry("forkproof.cli.closure:closure_command", "Show what ld.so would load, and bind to what."),
         "graph": Entry("forkproof.cli.graph:graph_command", "Show the call graph of a program and its libraries."),
         "rules": Entry("forkproof.cli.rules:rules_command", "List the rules, or show what one of them means."),

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import click
 
-from forkproof.cli import output
-from forkproof.cli.gate import FAIL_ON, exit_code, limit
+from forkproof.cli import gate, output
 from forkproof.cli.saved import known_findings, read
 from forkproof.report import formats
 from forkproof.report.layout import WIDTH
@@ -25,7 +24,7 @@ from forkproof.report.layout import WIDTH
 )
 @click.option("--finding", metavar="ID", help="This finding only.")
 @click.option("--output", "-o", "target", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
-@FAIL_ON
+@gate.options
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
 @click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
 @click.pass_context
@@ -36,11 +35,16 @@ def report_command(
     form: str,
     finding: str | None,
     target: Path | None,
-    fail_on: str,
+    fail_on: str | None,
+    config: Path | None,
+    no_config: bool,
+    baseline: Path | None,
     verbose: bool,
     no_color: bool,
 ) -> None:
     """Show a report that `forkproof scan --format json` has saved in another format.
+
+    Its suppressions and severities are those of the scan; --config applies others, --baseline another baseline.
 
     \b
     Examples:
@@ -50,14 +54,16 @@ def report_command(
     """
     if target is not None:
         output.check(target)
-    report = read(file)
+    judged = gate.Gate(fail_on, config, no_config, baseline, looks_around=False)
+    judged.check()
+    report = judged.marked(read(file))
     if finding is not None:
         report = replace(report, findings=tuple(known_findings(report, finding)))
     look = formats.Look(
         verbose=verbose,
         width=WIDTH if target is not None else output.width(),
         color=target is None and output.wants_color(no_color),
-        fail_on=limit(fail_on),
+        fail_on=judged.limit,
     )
     output.deliver(formats.render(report, form, look), target)
-    context.exit(exit_code(report, fail_on))
+    context.exit(judged.exit_code(report))

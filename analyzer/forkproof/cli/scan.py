@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from forkproof import rules
-from forkproof.cli import output, running
-from forkproof.cli.gate import FAIL_ON, exit_code, limit
+from forkproof.cli import gate, output, running, world
 from forkproof.cli.progress import progress
 from forkproof.cli.rules import unknown
 from forkproof.cli.saved import known_findings, read_if_report
 from forkproof.model import Report
-from forkproof.options import Progress, ScanOptions
+from forkproof.options import Progress
 from forkproof.report import formats
 from forkproof.report.explain import explanation, page_lines
 from forkproof.report.layout import WIDTH, Line, painted
@@ -38,16 +37,7 @@ _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
 
 @click.command("scan")
 @click.argument("targets", nargs=-1, metavar="TARGET...")
-@click.option(
-    "--sysroot",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="The directory that is / for the targets: an unpacked image, packages of another machine.",
-)
-@click.option("--library-path", multiple=True, metavar="DIR", help="A directory of LD_LIBRARY_PATH; repeatable.")
-@click.option("--preload", multiple=True, metavar="LIB", help="A library of LD_PRELOAD; repeatable.")
-@click.option("--also", multiple=True, metavar="LIB", help="A library that the program dlopens; repeatable.")
-@click.option("--only", multiple=True, metavar="PATTERN", help="Of packages, images, trees: these paths; repeatable.")
+@world.options
 @click.option(
     "--format",
     "form",
@@ -64,8 +54,8 @@ _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
     metavar="FILE",
     help="Write there instead: the complete report, or nothing.",
 )
-@FAIL_ON
 @click.option("--probe", metavar="CMD", help="Run this command line under ptrace and confirm or refute the findings.")
+@gate.options
 @click.option("--explain", metavar="ID|RULE", help="All the evidence of one finding, or the page of a rule.")
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
 @click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
@@ -99,7 +89,9 @@ def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN4
       3  something could not be analysed, or the result not be written; the rest was
       4  internal error: a bug in forkproof
     """
-    request = Request(**asked)
+    scanned = world.World(*(asked.pop(name) for name in ("sysroot", "library_path", "preload", "also", "only")))
+    judged = gate.Gate(*(asked.pop(name) for name in ("fail_on", "config", "no_config", "baseline")))
+    request = Request(world=scanned, gate=judged, **asked)
     rule = rules.find(request.explain) if request.explain is not None else None
     request.check(rule)
     if rule is not None:
@@ -108,7 +100,7 @@ def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN4
     report = request.report()
     request.deliver(request.rendered(report))
     gc.freeze()  # the process ends: nothing is worth a search for cycles, which takes 0.04 s
-    context.exit(exit_code(report, request.fail_on))
+    context.exit(judged.exit_code(report))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +108,10 @@ class Request:
     """The command line; a field for each option."""
 
     targets: tuple[str, ...]
-    sysroot: Path | None
-    library_path: tuple[str, ...]
-    preload: tuple[str, ...]
-    also: tuple[str, ...]
-    only: tuple[str, ...]
+    world: world.World
+    gate: gate.Gate
     form: str
     file: Path | None
-    fail_on: str
     probe: str | None
     explain: str | None
     verbose: bool
@@ -147,10 +135,11 @@ class Request:
             raise unknown(self.explain)
         if not self.targets and rule is None:
             raise click.UsageError("Missing argument 'TARGET...'.")
-        if self.probe is not None and (len(self.targets) != 1 or self.sysroot is not None):
+        if self.probe is not None and (len(self.targets) != 1 or self.world.sysroot is not None):
             raise click.UsageError("--probe runs one TARGET, on this machine: give one, and no --sysroot.")
         if self.file is not None:
             output.check(self.file)
+        self.gate.check()
 
     def report(self) -> Report:
         """Of a scan, or a saved one where one finding of it is to be explained."""
@@ -160,18 +149,21 @@ class Request:
                 return saved
         from forkproof import pipeline
 
-        options = ScanOptions(self.sysroot, self.library_path, self.preload, self.also, self.only)
+        options = self.world.asked(self.gate.policy)
         with progress() as watched:
             targets = tuple(dict.fromkeys(self.targets))
             if self.probe is None:
-                return pipeline.scan(targets, options, watched)
-            return pipeline.scan(targets, options, watched, self.prover(self.probe, watched))
+                found = pipeline.scan(targets, options, watched)
+            else:
+                found = pipeline.scan(targets, options, watched, self.prover(self.probe, watched))
+        return self.gate.marked(found)
 
     def prover(self, command_line: str, watched: Progress) -> Prove:
         """What runs the command of --probe."""
         from forkproof.probe.prove import Prover, Wanted
 
-        command = running.command(shlex.split(command_line), preload=self.preload, library_path=self.library_path)
+        asked = self.world.asked(self.gate.policy)
+        command = running.command(shlex.split(command_line), preload=asked.preload, library_path=asked.library_path)
         return Prover(Wanted(command), watched)
 
     def rendered(self, report: Report) -> str:
@@ -179,7 +171,7 @@ class Request:
         if self.explain is not None:
             lines = explained(report, self.explain, self.width)
             return painted(lines, color=self.color)
-        look = formats.Look(self.verbose, self.width, self.color, limit(self.fail_on))
+        look = formats.Look(self.verbose, self.width, self.color, self.gate.limit)
         return formats.render(report, self.form, look)
 
     def deliver(self, result: str) -> None:

@@ -38,22 +38,22 @@ def _lines(report: Report) -> Iterator[str]:
         yield ""
     for target in report.targets:
         if not any(finding.target == target.path for finding in findings):
-            yield f"- {_text(target.path)}: no finding ({len(target.closure)} objects, {len(target.windows)} forks)"
+            yield f"- {escaped(target.path)}: no finding ({len(target.closure)} objects, {len(target.windows)} forks)"
     for finding in findings[:FULL]:
         yield from _details(finding)
     if len(findings) > FULL:
         yield f"\n{len(findings) - FULL} more are in the table; `forkproof report` shows all of them in other formats."
     if report.errors:
         yield "\n### Not analysed\n"
-        yield from (f"- {_text(message.splitlines()[0] if message else '')}" for message in report.errors)
+        yield from (f"- {escaped(message.splitlines()[0] if message else '')}" for message in report.errors)
 
 
 def _row(finding: Finding) -> str:
     severity = finding.severity.value
     name = finding.target.rsplit("/", 1)[-1]
     return (
-        f"| {_MARKS[severity]} {severity} | `{finding.id}` | {_text(name)} | {_text(finding.message)} | "
-        f"{_text(state(finding))} |"
+        f"| {_MARKS[severity]} {severity} | `{finding.id}` | {escaped(name)} | {escaped(finding.message)} | "
+        f"{escaped(state(finding))} |"
     )
 
 
@@ -61,15 +61,15 @@ def _details(finding: Finding) -> Iterator[str]:
     yield ""
     yield f"<details><summary><code>{finding.id}</code> {_html(finding.message)}</summary>"
     yield ""
-    yield f"{_text(finding.target)}: **{finding.rule}**, {finding.severity.value}, {finding.verdict.value}"
+    yield f"{escaped(finding.target)}: **{finding.rule}**, {finding.severity.value}, {finding.verdict.value}"
     if finding.conditions is not None:
         yield from _conditions(finding.conditions)
     if finding.why:
-        yield f"\n{_text(finding.why)}"
+        yield f"\n{escaped(finding.why)}"
     if finding.lock is not None:
-        yield f"\nLock: {_text(lock_words(finding.lock))}"
+        yield f"\nLock: {escaped(lock_words(finding.lock))}"
     if finding.fork is not None:
-        yield f"\nFork: {_text(stacks.place(finding.fork))}"
+        yield f"\nFork: {escaped(stacks.place(finding.fork))}"
     yield from _stack("Holder: another thread, which can have the lock when the fork comes", finding.holder)
     yield from _stack("Requester: the child, which wants it and waits", finding.requester)
     if finding.holder or finding.requester:
@@ -77,7 +77,7 @@ def _details(finding: Finding) -> Iterator[str]:
         yield from flowchart(slice_of([finding]))
         yield "```"
     if finding.fix:
-        yield f"\n**What to do:** {_text(finding.fix)}"
+        yield f"\n**What to do:** {escaped(finding.fix)}"
     yield "\n</details>"
 
 
@@ -86,7 +86,7 @@ def _conditions(conditions: Conditions) -> Iterator[str]:
     yield "\n| condition | | evidence |"
     yield "|---|---|---|"
     for label, answer, sentence in zip(LABELS, conditions.answers, sentences, strict=True):
-        yield f"| {label} | {answer.value} | {_text(sentence)} |"
+        yield f"| {label} | {answer.value} | {escaped(sentence)} |"
 
 
 def _stack(title: str, frames: Sequence[Frame]) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _stack(title: str, frames: Sequence[Frame]) -> Iterator[str]:
     yield "```"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Running text in which nothing acts."""
     return "".join(
         _ENTITIES.get(char, f"\\{char}") if char in _ACTIVE else char for char in clean(" ".join(text.split()))

@@ -139,9 +139,8 @@ def _findings(findings: Sequence[Finding], view: View) -> Iterator[Line]:
 def _brief(finding: Finding, view: View) -> Iterator[Line]:
     """A finding in one or two lines, for the many that come after the first."""
     severity = finding.severity.value
-    known = "" if finding.is_open else f"  {state(finding)}"
-    first = line(Span(severity.upper(), severity), f"  {finding.id}")
-    yield from wrapped(known, view.width, first=first, indent=4, style="quiet") if known else [first]
+    first = line(Span(severity.upper(), severity), f"  {finding.id}  ")
+    yield from wrapped(state(finding), view.width, first=first, indent=4, style="quiet")
     yield line("    ", shorten(finding.message, view.width - 4))
 
 

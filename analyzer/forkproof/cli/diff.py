@@ -1,0 +1,83 @@
+"""`forkproof diff`: did this upgrade make it worse?
+
+Owns: the command. Takes: two saved reports, or two targets to scan. Gives: what came, what went, what stayed; exit
+code 1 if something came that `--fail-on` counts.
+Must never: compare findings; `forkproof.policy.compare` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from forkproof.cli import gate, output, world
+from forkproof.cli.progress import progress
+from forkproof.cli.saved import read_if_report
+from forkproof.model import Report
+from forkproof.report.layout import WIDTH
+
+
+@click.command("diff")
+@click.argument("old")
+@click.argument("new")
+@click.option("--with", "beside", multiple=True, metavar="ARTIFACT", help="Scan both beside this one; repeatable.")
+@world.options
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
+@gate.options
+@click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
+@click.pass_context
+def diff_command(
+    context: click.Context,
+    /,
+    old: str,
+    new: str,
+    beside: tuple[str, ...],
+    form: str,
+    file: Path | None,
+    no_color: bool,
+    **asked: Any,  # noqa: ANN401 - the shared options
+) -> None:
+    """Compare OLD and NEW: saved reports, programs, packages, images or directories.
+
+    A finding is the same in both if a rebuild would not tell them apart; one that has become more severe is introduced.
+
+    \b
+    Examples:
+      forkproof diff old.json new.json
+      forkproof diff gperftools_2.10.deb gperftools_2.15.deb --with qemu.deb --preload libtcmalloc.so.4 --sysroot /srv/r
+      forkproof diff image-old.tar image-new.tar --format markdown
+
+    \b
+    Exit codes: 0 nothing introduced at or above --fail-on; 1 something; 3 something could not be analysed.
+    """
+    scanned = world.World(*(asked.pop(name) for name in ("sysroot", "library_path", "preload", "also", "only")))
+    judged = gate.Gate(*(asked.pop(name) for name in ("fail_on", "config", "no_config", "baseline")))
+    if file is not None:
+        output.check(file)
+    judged.check()
+    before, after = (_report(name, beside, scanned, judged) for name in (old, new))
+
+    from forkproof.policy import compare
+    from forkproof.report import comparison
+
+    found = compare(before, after)
+    width = WIDTH if file is not None else output.width()
+    color = file is None and output.wants_color(no_color)
+    output.deliver(comparison.render(found, form, width, color=color), file)
+    context.exit(judged.exit_code(replace(after, findings=found.introduced)))
+
+
+def _report(name: str, beside: tuple[str, ...], scanned: world.World, judged: gate.Gate) -> Report:
+    """Saved, or scanned now."""
+    saved = read_if_report(Path(name))
+    if saved is not None:
+        return judged.marked(saved)
+    from forkproof import pipeline
+
+    with progress() as watched:
+        found = pipeline.scan((name, *beside), scanned.asked(judged.policy), watched)
+    return judged.marked(found)

@@ -1,0 +1,65 @@
+"""In which world programs would be started: the options that all commands share which scan.
+
+Owns: `--sysroot`, `--library-path`, `--preload`, `--also`, `--only`, and how forkproof.toml's defaults meet them.
+Takes: the command line's values. Gives: `ScanOptions`.
+Must never: look at a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from forkproof.errors import UsageError
+from forkproof.options import ScanOptions
+
+if TYPE_CHECKING:
+    from forkproof.policy import Policy
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def options(command: _Command) -> _Command:
+    """The options, for a command that gives a `World` their values."""
+    for option in (
+        click.option("--only", multiple=True, metavar="PATTERN", help="Of packages, images, trees: these; repeatable."),
+        click.option("--also", multiple=True, metavar="LIB", help="A library that the program dlopens; repeatable."),
+        click.option("--preload", multiple=True, metavar="LIB", help="A library of LD_PRELOAD; repeatable."),
+        click.option("--library-path", multiple=True, metavar="DIR", help="Of LD_LIBRARY_PATH; repeatable."),
+        click.option(
+            "--sysroot",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="The directory that is / for the targets: an unpacked image, packages of another machine.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The options' values."""
+
+    sysroot: Path | None
+    library_path: tuple[str, ...]
+    preload: tuple[str, ...]
+    also: tuple[str, ...]
+    only: tuple[str, ...]
+
+    def asked(self, policy: Policy) -> ScanOptions:
+        """An option that was given stands for itself; one that was not, for what forkproof.toml says."""
+        sysroot = self.sysroot or policy.sysroot
+        if sysroot is not None and not sysroot.is_dir():
+            raise UsageError(f"{policy.path}: scan.sysroot {sysroot} is no directory", next_step="Correct it.")
+        return ScanOptions(
+            sysroot,
+            self.library_path or policy.library_path,
+            self.preload or policy.preload,
+            self.also or policy.also,
+            self.only or policy.only,
+        )
