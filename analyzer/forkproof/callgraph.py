@@ -523,6 +523,15 @@ def string_arguments(program: Program, obj: int, sites: Columns, argument: int) 
     return result
 
 
+def data_arguments(program: Program, obj: int, sites: Columns, argument: int) -> dict[int, tuple[int, bool]]:
+    """Site to the address that is passed there, and whether it is loaded from there, found in the same way."""
+    passed = _addresses_passed(program, obj, sites, argument)
+    return {
+        int(sites[passed.row[found]]): (int(passed.word[found]), bool(passed.is_load[found]))
+        for found in passed.kept(np.arange(len(passed.row))).tolist()
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class _Passed:
     """Instructions that put an address into an argument register shortly before a call, as parallel columns."""

@@ -21,12 +21,15 @@ from typing import Any, Final, Literal, TypeVar
 import yaml
 
 from forkproof.signatures import (
+    EDITIONS,
     RULES,
     AllocatorSignature,
     Builtin,
     Callback,
     Fix,
     Forker,
+    LibcArea,
+    LibcLockNames,
     LibcSignature,
     LockFunction,
     MallocNames,
@@ -36,6 +39,7 @@ from forkproof.signatures import (
     Problem,
     ProcessSyscall,
     Recognise,
+    SignalSafe,
     ThreadStarter,
     VersionRange,
     WaitSyscall,
@@ -320,6 +324,36 @@ KINDS: Final[Mapping[str, Kind]] = {
             "version": Field(_list(_version_regex), required=False),
         },
         lambda libc: f"id {libc.id!r}",
+    ),
+    "libc-locks": Kind(
+        "libc",
+        "entries",
+        LibcLockNames,
+        {
+            "name": Field(_text),
+            "libc": Field(_text),
+            "versions": Field(_versions),
+            "functions": Field(_names),
+            "quiesced": Field(_text, required=False),
+        },
+        # Versions may differ under one name.
+    ),
+    "libc-areas": Kind(
+        "libc",
+        "entries",
+        LibcArea,
+        {"area": Field(_text), "names": Field(_list(_text))},
+        lambda entry: f"area {entry.area!r}",
+    ),
+    "signal-safe": Kind(
+        "posix",
+        "entries",
+        SignalSafe,
+        {
+            "names": Field(_list(_text)),
+            "since": Field(_choice(*EDITIONS)),
+            "until": Field(_choice(*EDITIONS), required=False),
+        },
     ),
     "forkers": Kind(
         "forkers",

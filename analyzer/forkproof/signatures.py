@@ -34,6 +34,9 @@ Contains = Callable[["re.Pattern[bytes]"], "re.Match[bytes] | None"]
 CLONE_VM: Final = 0x100
 CLONE_THREAD: Final = 0x10000
 
+EDITIONS: Final = ("2008", "2017", "2024")
+"""Editions of POSIX whose lists of async-signal-safe functions are known; 2008 with its second corrigendum."""
+
 RULES: Final = (
     "atfork-unbound",
     "atfork-absent",
@@ -465,6 +468,45 @@ class LockFunction:
     mutex: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LibcLockNames:
+    """A lock of a libc that its code does not show as such.
+
+    `functions` take it; `quiesced` says how fork does it, and is empty when it does not.
+    """
+
+    name: str
+    libc: str
+    versions: VersionRange
+    functions: NameSet
+    origin: Origin
+    quiesced: str = ""
+
+    def applies_to(self, libc: str | None, version: str | None) -> bool:
+        """An unknown version counts as the newest."""
+        contains = self.versions.contains(version)
+        return self.libc == libc and (self.versions.is_open if contains is None else contains)
+
+
+@dataclass(frozen=True, slots=True)
+class LibcArea:
+    """What the locks that these functions of a libc take have to do with."""
+
+    area: str
+    names: tuple[str, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSafe:
+    """Functions that POSIX calls async-signal-safe, since an edition and perhaps until one."""
+
+    names: tuple[str, ...]
+    since: str
+    origin: Origin
+    until: str | None = None
+
+
 MallocRole = Literal["allocate", "resize", "release", "query"]
 
 
@@ -595,6 +637,23 @@ class Signatures:
     def wait_syscalls(self, machine: str) -> Mapping[int, WaitSyscall]:
         found: list[WaitSyscall] = self._values("wait-syscalls")
         return MappingProxyType({call.number: call for call in found if call.machine == machine})
+
+    def libc_locks_for(self, libc: str | None, version: str | None) -> tuple[LibcLockNames, ...]:
+        """Locks of that libc that its code does not show."""
+        found: list[LibcLockNames] = self._values("libc-locks")
+        return tuple(each for each in found if each.applies_to(libc, version))
+
+    @cached_property
+    def libc_areas(self) -> Mapping[str, str]:
+        """What the lock of a libc's function has to do with: time zone, locale, …"""
+        found: list[LibcArea] = self._values("libc-areas")
+        return MappingProxyType({name: each.area for each in found for name in each.names})
+
+    def signal_safe(self, edition: str) -> frozenset[str]:
+        """The async-signal-safe functions of one edition of POSIX."""
+        found: list[SignalSafe] = self._values("signal-safe")
+        valid = (each for each in found if each.since <= edition and (each.until is None or edition < each.until))
+        return frozenset(name for each in valid for name in each.names)
 
     @cached_property
     def noreturn(self) -> NameSet:

@@ -114,6 +114,10 @@ class CodeIndex:
         return np.bincount(owner[owner >= 0], minlength=len(self.start))
 
 
+_GAP = 32
+"""Bytes between two known functions that may hold another."""
+
+
 def index_code(image: Image) -> CodeIndex:
     """Functions, stubs and sites of one object."""
     slots = _slot_map(image)
@@ -266,13 +270,13 @@ def _with_called_gaps(image: Image, start: I64, size: I64, stubs: Stubs) -> tupl
 
 
 def _gaps(image: Image, start: I64, size: I64, stubs: Stubs) -> list[tuple[int, int]]:
-    """Aligned holes of at least 256 bytes between known functions."""
+    """Aligned holes between known functions that are larger than padding (musl has small functions without tables)."""
     result = []
     for rva, length in image.code_ranges:
         inside = (start >= rva) & (start < rva + length)
         begins = np.append(start[inside], rva + length)
         ends = np.maximum.accumulate(np.concatenate([[rva], (start + size)[inside]]))
-        for gap in np.flatnonzero(begins - ends >= 256).tolist():
+        for gap in np.flatnonzero(begins - ends >= _GAP).tolist():
             low = (int(ends[gap]) + 15) & ~15
             if not np.any((stubs.start >= low) & (stubs.start < begins[gap])):
                 result.append((low, int(begins[gap]) - low))

@@ -1,0 +1,505 @@
+"""The locks inside a C library: which of its functions take which, and which of them its fork quiesces.
+
+Owns: the locks that are words in libc's own data, found from libc's code: who takes them, what they are
+      called, and whether fork takes or re-initialises them; with what only signatures can say (a FILE's
+      lock, functions of the dynamic linker that libc calls through pointers).
+Takes: `Flow`, the target's libc. Gives: `LibcLocks`, which computes what it is asked for, once.
+Must never: decide by a function's name whether fork quiesces its lock: fork's code says that. Where the
+      code cannot, the signature names its source.
+Wrong where: a lock is taken through a pointer that the code computes; where fork quiesces a lock in a way
+      that is neither an acquire, a store to the lock, nor a table that leads to it.
+
+How a lock is found: libc's functions wait in the kernel in a handful of places, each of which waits on its
+own first parameter (`__lll_lock_wait_private`, musl's `__lock`) or has a name (`pthread_mutex_lock`). Whoever
+calls one of these with an address in writable data takes the lock at that address. An inlined lock's fast
+side is the block that leads to the call.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from forkproof.callgraph import CALLS, CERTAIN, Function, Reach, data_arguments
+from forkproof.code.decode import Instruction
+from forkproof.code.explore import Entry, Exploration, Value, Word, explore
+from forkproof.code.index import SCANNERS
+from forkproof.code.operations import Atomic, Memory, Return, Set
+from forkproof.elf.names import plainness
+
+if TYPE_CHECKING:
+    from forkproof.allocators import LibcFacts
+    from forkproof.flow import Flow
+
+_NUMBER_REACH: Final = 192
+"""Bytes before a system call in which its number must stand."""
+_FUTEX_OPERATION: Final = 0x7F
+_FUTEX_WAITS: Final = frozenset({0, 6, 9, 11, 13})
+"""WAIT, LOCK_PI, WAIT_BITSET, WAIT_REQUEUE_PI, LOCK_PI2 (linux/futex.h)."""
+_SIZES: Final[Mapping[str, int]] = {"mutex": 40, "rwlock": 56, "spin": 4, "sem": 32}
+"""Bytes of the libc's lock objects: a store anywhere inside re-initialises them."""
+_BARE: Final = 4
+"""Bytes of a lock that is one word."""
+_FORK_DEPTH: Final = 3
+"""Calls below fork in which stores to locks are looked for."""
+_TABLE: Final = 512
+"""Bytes of a table that are followed, if nothing else begins before."""
+_TABLE_DEPTH: Final = 2
+"""Pointers from an entry of a table to a lock."""
+_HELPER: Final = 64
+"""Bytes of the largest out-of-line atomic operation."""
+_RARE: Final = 0.5
+"""A lock is taken as a matter of course when less than this part of a function can run without it."""
+_WRAPPER: Final = 64
+"""Instructions of a function that does little else than to check its arguments."""
+_DEPTH: Final = 8
+"""Calls inside libc to a lock that is taken as a matter of course."""
+
+
+class Address(NamedTuple):
+    """Where a lock lies: an object of the closure and an address in it."""
+
+    object: int
+    rva: int
+
+
+@dataclass(frozen=True, eq=False)
+class LibcLock:
+    """One lock of libc's, or one that a signature describes (then it has no address)."""
+
+    address: Address | None
+    name: str
+    takers: frozenset[Function]
+    """Functions that take it themselves."""
+    writers: frozenset[Function]
+    """Those of them that do not only read under it: a reader waits for no other reader."""
+    quiesced: str
+    """How fork quiesces it; empty when nothing does."""
+
+
+class _Method(NamedTuple):
+    """A function that waits for a lock until it has it."""
+
+    kind: str
+    shared: bool
+    """A reader's lock, which waits for writers only."""
+
+
+class LibcLocks:
+    """The locks of one libc."""
+
+    def __init__(self, flow: Flow, libc: LibcFacts) -> None:
+        self.flow, self.libc = flow, libc
+        self.graph, self.program = flow.graph, flow.program
+        self._explored: dict[Function, Exploration] = {}
+        self._usual: dict[tuple[Function, int], bool] = {}
+
+    # ---- who takes what --------------------------------------------------------------------
+
+    @cached_property
+    def methods(self) -> Mapping[Function, _Method]:
+        """Functions of libc that wait for the lock that their first parameter points to."""
+        found = {function: _Method("", shared=False) for function in self._waits_on_parameter()}
+        known = self.flow.signatures.locks
+        names = [n for n, f in known.items() if f.op == "acquire" and f.kind in _SIZES and not f.bounded]
+        for function, name in self.program.called(sorted(names, key=plainness), self.libc.objects).items():
+            found[function] = _Method(known[name].kind, known[name].shared)
+        return found
+
+    def _waits_on_parameter(self) -> Iterator[Function]:
+        """Functions that hand their first parameter to futex(2) to wait on."""
+        flow, (pointer, operation) = self.flow, self.flow.convention.arguments[:2]
+        for function, site in self._futex_sites():
+            state = flow.states(function, [site]).get(site)
+            if state is None or not _is_wait(state.register(operation)):
+                continue
+            address = state.register(pointer)
+            if address == Value(Entry(pointer), 0):
+                yield function
+
+    def _futex_sites(self) -> Iterator[tuple[Function, int]]:
+        flow, core = self.flow, self.libc.core
+        if core is None:
+            return
+        numbers = [n for n, call in flow.signatures.wait_syscalls(flow.machine.value).items() if call.name == "futex"]
+        image, code, base = self.program.image(core), self.program.codes[core], int(self.program.base[core])
+        sites = code.sites.syscalls
+        for site, owner in zip(sites.tolist(), code.owners(sites).tolist(), strict=True):
+            before = image.read(max(site - _NUMBER_REACH, 0), min(site, _NUMBER_REACH)).tobytes()
+            if owner < 0 or not SCANNERS[flow.machine].mentions(before, numbers):
+                continue
+            function = flow.whole(Function(base + owner))
+            if flow.constant_before(function, site, flow.convention.syscall_number) in numbers:
+                yield function, site
+
+    @cached_property
+    def _acquires(self) -> Mapping[Address, dict[Function, list[int]]]:
+        """For every lock in data, the functions that take it, with the sites of the calls that wait."""
+        found: dict[Address, dict[Function, list[int]]] = {}
+        for function, site, address in self._method_calls():
+            if address is not None:
+                found.setdefault(address, {}).setdefault(function, []).append(site)
+        return dict(sorted(found.items()))
+
+    def _method_calls(self) -> Iterator[tuple[Function, int, Address | None]]:
+        graph, core = self.graph, self.libc.core
+        calls = [
+            (Function(int(graph.source[e])), int(graph.site[e]))
+            for method in sorted(self.methods)
+            for e in graph.edges_to(method)
+            if graph.kind[e] in CALLS and self.program.object_of(Function(int(graph.source[e]))) == core
+        ]
+        calls = [(f, site) for f, site in dict.fromkeys(calls) if f not in self.methods]
+        if core is None or not calls:
+            return
+        passed = data_arguments(self.program, core, np.array([site for _, site in calls], np.int64), 0)
+        for function, site in calls:
+            whole = self.flow.whole(function)
+            if site in passed:
+                word, is_load = passed[site]
+                address = self._loaded(core, word, 0) if is_load else self._in_data(core, word)
+            else:
+                address = self._argument(whole, site)
+            yield whole, site, address
+
+    def _argument(self, function: Function, site: int) -> Address | None:
+        """The first argument of a call, followed through the function."""
+        state = self.flow.states(function, [site]).get(site)
+        return None if state is None else self._address(state.register(self.flow.convention.arguments[0]))
+
+    def _address(self, value: Value | None) -> Address | None:
+        core = self.libc.core
+        if value is None or core is None:
+            return None
+        if isinstance(value.base, Word):
+            return self._loaded(core, value.base.address, value.offset)
+        return self._in_data(core, value.offset) if value.base is None else None
+
+    def _loaded(self, obj: int, slot: int, offset: int) -> Address | None:
+        """The address that a loader-filled word holds, and `offset` bytes on."""
+        image = self.program.image(obj)
+        if (symbol := image.slot_symbols.get(slot)) is not None:
+            binding = self.program.bindings.resolve(obj, symbol)
+            return None if binding is None else Address(binding.object, binding.rva + offset)
+        target = image.pointer_at(slot)
+        return None if target is None else self._in_data(obj, target + offset)
+
+    def _in_data(self, obj: int, rva: int) -> Address | None:
+        segments = self.program.image(obj).segments
+        inside = any(s.writable and s.rva <= rva < s.rva + s.memory_size for s in segments)
+        return Address(obj, rva) if inside else None
+
+    # ---- what fork does ----------------------------------------------------------------------
+
+    @cached_property
+    def forks(self) -> tuple[Function, ...]:
+        """libc's own functions that fork, handlers and all; not those that call one of them (forkpty)."""
+        found = {f for f, forker in self.flow.forkers.items() if forker.kind == "fork" and forker.handlers_run}
+        graph = self.graph
+        callers = {f for f in found if any(int(graph.target[e]) in found - {f} for e in graph.edges_from(f))}
+        return tuple(sorted(found - callers or found))
+
+    @cached_property
+    def _below_fork(self) -> Mapping[Function, int]:
+        """What fork calls on its way, with the number of calls between; not what it calls to die."""
+        found = dict.fromkeys(self.forks, 0)
+        pending = list(self.forks)
+        for function in pending:
+            for edge in self.flow.outgoing(function):
+                target = Function(int(self.graph.target[edge]))
+                if self.graph.kind[edge] in CERTAIN and target not in found and self.flow.returns(target):
+                    found[target] = found[function] + 1
+                    pending.append(target)
+        return found
+
+    def _quiesced(self, address: Address, takers: Mapping[Function, list[int]]) -> str:
+        title = self.libc.title
+        if any(f in self._below_fork for f in takers):
+            return f"the fork of {title} takes it before it forks"
+        methods = [m for f, sites in takers.items() for m in self._methods_of(f, sites)]
+        size = max((_SIZES.get(m.kind, _BARE) for m in methods), default=_BARE)
+        if any(obj == address.object and address.rva <= rva < address.rva + size for obj, rva in self._stores):
+            return f"the fork of {title} re-initialises it in the child"
+        if address in self._in_fork_tables:
+            return f"the fork of {title} takes it, through a table, before it forks"
+        return ""
+
+    def _methods_of(self, function: Function, sites: Iterable[int]) -> list[_Method]:
+        """What is called at these sites to wait."""
+        targets = [Function(int(self.graph.target[e])) for site in sites for e in self.flow.edges_at(function, site)]
+        return [self.methods[target] for target in targets if target in self.methods]
+
+    @cached_property
+    def _stores(self) -> frozenset[Address]:
+        """Addresses in data that fork's own code stores to."""
+        found: set[Address] = set()
+        for function, depth in self._below_fork.items():
+            if depth <= _FORK_DEPTH and self.program.object_of(function) == self.libc.core:
+                found |= self._stored_by(function)
+        return frozenset(found)
+
+    def _stored_by(self, function: Function) -> set[Address]:
+        body = self.flow.body(function)
+        places = {
+            i.address: (o.destination, i.end)
+            for i in body.instructions
+            for o in i.operations
+            if isinstance(o, Set)
+            and isinstance(o.destination, Memory)
+            and o.destination.base != self.flow.convention.stack
+        }
+        found = set()
+        for site, state in self.flow.states(function, places).items() if places else ():
+            cell, end = places[site]
+            if cell.indexed:
+                continue
+            if cell.base is None or cell.base == "pc":
+                value: Value | None = Value(None, cell.displacement + (end if cell.base == "pc" else 0))
+            else:
+                base = state.register(cell.base)
+                value = None if base is None else Value(base.base, base.offset + cell.displacement)
+            address = self._address(value)
+            if address is not None:
+                found.add(address)
+        return found
+
+    @cached_property
+    def _in_fork_tables(self) -> frozenset[Address]:
+        """What the constant tables of a fork that takes locks in a loop lead to (musl: atfork_locks)."""
+        core = self.libc.core
+        loops = {f for f, _, address in self._method_calls() if address is None and f in self.forks}
+        if core is None or not loops:
+            return frozenset()
+        code, base = self.program.codes[core], int(self.program.base[core])
+        starts = np.unique(code.sites.data_target)
+        owned = np.unique(code.sites.data_target[np.isin(code.data_owner + base, sorted(loops))])
+        ends = np.append(starts, np.iinfo(np.int64).max)[np.searchsorted(starts, owned) + 1]
+        image, found = self.program.image(core), set[Address]()
+        pending = [
+            (slot, _TABLE_DEPTH)
+            for start, end in zip(owned.tolist(), ends.tolist(), strict=True)
+            for slot in range(start, min(end, start + _TABLE), 8)
+        ]
+        while pending:
+            slot, depth = pending.pop()
+            target = image.pointer_at(slot)
+            if target is None:
+                continue
+            found.add(Address(core, target))
+            if depth:
+                pending.append((target, depth - 1))
+        return frozenset(found)
+
+    # ---- the catalogue -----------------------------------------------------------------------
+
+    @cached_property
+    def all(self) -> tuple[LibcLock, ...]:
+        """Every lock: those found in the code, then those that signatures describe."""
+        return (*(self._lock(address, takers) for address, takers in self._acquires.items()), *self._described())
+
+    def _lock(self, address: Address, takers: Mapping[Function, list[int]]) -> LibcLock:
+        functions = frozenset(takers)
+        readers = {f for f, sites in takers.items() if all(m.shared for m in self._methods_of(f, sites))}
+        return LibcLock(
+            address, self._name(address, functions), functions, functions - readers, self._quiesced(address, takers)
+        )
+
+    def _described(self) -> Iterator[LibcLock]:
+        for entry in self.flow.signatures.libc_locks_for(self.libc.id, self.libc.version):
+            takers = frozenset(self.program.called(entry.functions.exact, self.libc.objects))
+            if takers:
+                yield LibcLock(None, entry.name, takers, takers, entry.quiesced)
+
+    @cached_property
+    def inherited(self) -> tuple[LibcLock, ...]:
+        """The locks that nothing quiesces: a child gets them as they are."""
+        return tuple(lock for lock in self.all if not lock.quiesced)
+
+    def _name(self, address: Address, takers: frozenset[Function]) -> str:
+        """What the lock guards, by the areas that signatures name; else the function that takes it."""
+        exported = self._exported(takers)
+        areas = self.flow.signatures.libc_areas
+        for name in exported:
+            if name in areas:
+                return f"the {areas[name]} lock of {name}"
+        return f"the lock of {exported[0]}" if exported else f"a lock at {address.rva:#x}"
+
+    def _exported(self, takers: frozenset[Function]) -> list[str]:
+        """Public names of functions that take a lock, or that lead to one that does; the nearest first."""
+        distance = self.graph.distances(takers, backward=True, blocked=self.flow.dying)
+        near = [(int(distance[f]), plainness(name), name) for f, name in self._public.items() if distance[f] >= 0]
+        least = min((d for d, _, _ in near), default=0)
+        return [name for d, _, name in sorted(near) if d == least]
+
+    @cached_property
+    def _public(self) -> Mapping[Function, str]:
+        """libc's functions that programs call, with their plainest names."""
+        core = self.libc.core
+        if core is None:
+            return {}
+        table = self.program.image(core).dynamic_symbols
+        names = sorted({n for n, d in zip(table.names, table.defined.tolist(), strict=True) if d and n}, key=plainness)
+        return self.program.called(names, [core])
+
+    # ---- how usual it is ---------------------------------------------------------------------
+
+    def to(self, lock: LibcLock) -> Reach:
+        """Distance of every function to one that takes the lock, ways to die left out."""
+        return self.graph.distances(lock.takers - self.flow.dying, backward=True, blocked=self.flow.dying)
+
+    def is_usual(self, function: Function, lock: LibcLock, reach: Reach, depth: int = _DEPTH) -> bool:
+        """A call of this function of libc takes the lock as a matter of course.
+
+        So it is when less than half of the function can run without taking it; what is left are checks of
+        arguments and ways out. Where the lock is taken in a callee, the callee must do so as a matter of
+        course too.
+        """
+        key = function, id(lock)
+        known = self._usual.get(key)
+        if known is None:
+            self._usual[key] = False  # a recursive call: the other way must show it
+            known = self._usual[key] = self._decide_usual(function, lock, reach, depth)
+        return known
+
+    def _decide_usual(self, function: Function, lock: LibcLock, reach: Reach, depth: int) -> bool:
+        if reach[function] < 0 or not depth:
+            return False
+        if lock.address is None:
+            return function in lock.takers
+        own = self._acquires.get(lock.address, {}).get(function, ())
+        sites = set(own)
+        for edge in self.flow.outgoing(function):
+            target = Function(int(self.graph.target[edge]))
+            # A detour may be longer than the shortest way, but not by much: this keeps the search small.
+            is_near = 0 <= reach[target] <= reach[function] + 1
+            if self.graph.kind[edge] in CERTAIN and is_near and self.is_usual(target, lock, reach, depth - 1):
+                sites.add(int(self.graph.site[edge]))
+        return bool(sites) and self._left_without(function, sites, set(own)) < _RARE
+
+    def _left_without(self, function: Function, sites: set[int], own: set[int]) -> float:
+        """The part of a function that runs when it returns without passing any of these sites.
+
+        In a small function, what runs before it is decided does not count: a wrapper that checks its arguments.
+        """
+        run = self._exploration(function)
+        blocks = _Blocks(run)
+        slow = {blocks.of(site) for site in own if site in run.visited}
+        cut = {blocks.of(site) for site in sites if site in run.visited}
+        cut |= {before for block in slow for before in self._fast_sides(function, run, block)}
+        if not cut:
+            return 1.0
+        start = blocks.of(self.program.rva_of(function))
+        ways = blocks.reached([start], cut) & blocks.reached(self._exits(function, run), cut, backward=True)
+        if len(run.visited) <= _WRAPPER:
+            ways -= blocks.dominators(start, cut)
+        return sum(blocks.size(b) for b in ways) / max(len(run.visited), 1)
+
+    def _exits(self, function: Function, run: Exploration) -> list[int]:
+        """The blocks that end in a return or a tail call."""
+        body = self.flow.body(function)
+        leaving = {t.site for t in run.transfers if t.is_jump}
+        found = []
+        for block in run.successors:
+            first = body.index[block]
+            last = body.instructions[body.block_end(first) - 1]
+            if last.address in leaving or any(isinstance(o, Return) for o in last.operations):
+                found.append(block)
+        return found
+
+    def _fast_sides(self, function: Function, run: Exploration, slow: int) -> Iterator[int]:
+        """The blocks whose atomic operation, when it fails, leads to the block that waits."""
+        body = self.flow.body(function)
+        for block, following in run.successors.items():
+            if slow in following and block != slow:
+                first = body.index[block]
+                inside = body.instructions[first : body.block_end(first)]
+                if any(_is_atomic(i) or self._is_atomic_helper(function, i.address) for i in inside):
+                    yield block
+
+    def _is_atomic_helper(self, function: Function, site: int) -> bool:
+        for edge in self.flow.edges_at(function, site):
+            target = Function(int(self.graph.target[edge]))
+            obj = self.program.object_of(target)
+            size = int(self.program.codes[obj].size[target - int(self.program.base[obj])])
+            if 0 < size <= _HELPER and any(_is_atomic(i) for i in self.flow.body(target).instructions):
+                return True
+        return False
+
+    def _exploration(self, function: Function) -> Exploration:
+        found = self._explored.get(function)
+        if found is None:
+            found = self._explored[function] = explore(
+                self.flow.body(function),
+                self.flow.machine,
+                self.program.rva_of(function),
+                effects=self.flow.effects(function),
+            )
+        return found
+
+
+class _Blocks:
+    """The feasible blocks of one function."""
+
+    def __init__(self, run: Exploration) -> None:
+        self.starts = sorted(run.successors)
+        self.addresses = sorted(run.visited)
+        self.after: dict[int, list[int]] = {b: list(run.successors[b]) for b in self.starts}
+        self.before: dict[int, list[int]] = {b: [] for b in self.starts}
+        for block, following in self.after.items():
+            for other in following:
+                self.before.setdefault(other, []).append(block)
+
+    def of(self, address: int) -> int:
+        return self.starts[max(bisect_right(self.starts, address) - 1, 0)]
+
+    def size(self, block: int) -> int:
+        """Instructions of a block."""
+        position = bisect_right(self.starts, block)
+        end = self.starts[position] if position < len(self.starts) else 1 << 62
+        return bisect_left(self.addresses, end) - bisect_left(self.addresses, block)
+
+    def reached(self, starts: Iterable[int], cut: Collection[int], *, backward: bool = False) -> set[int]:
+        """Blocks that can be reached from these without entering one that is cut."""
+        steps = self.before if backward else self.after
+        seen: set[int] = set()
+        pending = list(starts)
+        while pending:
+            block = pending.pop()
+            if block not in seen and block not in cut:
+                seen.add(block)
+                pending += steps.get(block, ())
+        return seen
+
+    def dominators(self, start: int, goals: Collection[int]) -> set[int]:
+        """Blocks on every way from `start` to any of the goals: those of one shortest way that no other avoids."""
+        came: dict[int, int | None] = {start: None}
+        pending = [start]
+        for block in pending:
+            if block in goals:
+                break
+            for following in self.after.get(block, ()):
+                if following not in came:
+                    came[following] = block
+                    pending.append(following)
+        way: list[int] = []
+        here = next((b for b in came if b in goals), None)
+        while here is not None:
+            way.append(here)
+            here = came[here]
+        return {b for b in way if b == start or not self.reached([start], {b}) & set(goals)}
+
+
+def _is_atomic(instruction: Instruction) -> bool:
+    return any(isinstance(operation, Atomic) for operation in instruction.operations)
+
+
+def _is_wait(operation: Value | None) -> bool:
+    """A futex operation that waits, or one that is not known."""
+    if operation is None or operation.base is not None:
+        return True
+    return operation.offset & _FUTEX_OPERATION in _FUTEX_WAITS
