@@ -17,6 +17,7 @@ from forkproof.atfork import Registration, find_registrations
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
+from forkproof.libc_locks import LibcLocks
 from forkproof.model import Answer
 from forkproof.signatures import Signatures
 from forkproof.tables import addresses_held, table_targets
@@ -53,6 +54,11 @@ class Facts:
     allocators: tuple[AllocatorFacts, ...]
     windows: tuple[WindowFacts, ...]
     is_program: bool
+
+    @cached_property
+    def libc_locks(self) -> LibcLocks:
+        """The locks inside the C library; computed when a rule asks."""
+        return LibcLocks(self.flow, self.libc)
 
     @cached_property
     def gaps(self) -> tuple[str, ...]:

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from forkproof.callgraph import CALLS, CERTAIN, Function, Reach, data_arguments
+from forkproof.callgraph import CALLS, CERTAIN, Function, data_arguments
 from forkproof.code.decode import Instruction
 from forkproof.code.explore import Entry, Exploration, Value, Word, explore
 from forkproof.code.index import SCANNERS
-from forkproof.code.operations import Atomic, Memory, Return, Set
+from forkproof.code.operations import Atomic, Memory, Register, Return, Set
 from forkproof.elf.names import plainness
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ _SIZES: Final[Mapping[str, int]] = {"mutex": 40, "rwlock": 56, "spin": 4, "sem":
 """Bytes of the libc's lock objects: a store anywhere inside re-initialises them."""
 _BARE: Final = 4
 """Bytes of a lock that is one word."""
+_LOOK_BACK: Final = 8
+"""Instructions before a call that may set its first argument."""
 _FORK_DEPTH: Final = 3
 """Calls below fork in which stores to locks are looked for."""
 _TABLE: Final = 512
@@ -55,8 +57,11 @@ _HELPER: Final = 64
 """Bytes of the largest out-of-line atomic operation."""
 _RARE: Final = 0.5
 """A lock is taken as a matter of course when less than this part of a function can run without it."""
+_CHECKS: Final = 1
+"""Calls that a check of arguments may need."""
 _WRAPPER: Final = 64
 """Instructions of a function that does little else than to check its arguments."""
+_ANY: Final = 1
 _DEPTH: Final = 8
 """Calls inside libc to a lock that is taken as a matter of course."""
 
@@ -80,6 +85,8 @@ class LibcLock:
     """Those of them that do not only read under it: a reader waits for no other reader."""
     quiesced: str
     """How fork quiesces it; empty when nothing does."""
+    rare: str = ""
+    """Why running programs hardly ever take it; empty where nothing is known."""
 
 
 class _Method(NamedTuple):
@@ -97,7 +104,7 @@ class LibcLocks:
         self.flow, self.libc = flow, libc
         self.graph, self.program = flow.graph, flow.program
         self._explored: dict[Function, Exploration] = {}
-        self._usual: dict[tuple[Function, int], bool] = {}
+        self._usual: dict[tuple[Function, int, bool], bool] = {}
 
     # ---- who takes what --------------------------------------------------------------------
 
@@ -141,10 +148,14 @@ class LibcLocks:
     def _acquires(self) -> Mapping[Address, dict[Function, list[int]]]:
         """For every lock in data, the functions that take it, with the sites of the calls that wait."""
         found: dict[Address, dict[Function, list[int]]] = {}
-        for function, site, address in self._method_calls():
+        for function, site, address in self._method_calls_seen:
             if address is not None:
                 found.setdefault(address, {}).setdefault(function, []).append(site)
         return dict(sorted(found.items()))
+
+    @cached_property
+    def _method_calls_seen(self) -> tuple[tuple[Function, int, Address | None], ...]:
+        return tuple(self._method_calls())
 
     def _method_calls(self) -> Iterator[tuple[Function, int, Address | None]]:
         graph, core = self.graph, self.libc.core
@@ -168,9 +179,24 @@ class LibcLocks:
             yield whole, site, address
 
     def _argument(self, function: Function, site: int) -> Address | None:
-        """The first argument of a call, followed through the function."""
+        """The first argument of a call, followed through the function.
+
+        What was just loaded from an object that a register points to is no address that libc's data has.
+        """
+        if self._is_loaded_from_object(function, site):
+            return None
         state = self.flow.states(function, [site]).get(site)
         return None if state is None else self._address(state.register(self.flow.convention.arguments[0]))
+
+    def _is_loaded_from_object(self, function: Function, site: int) -> bool:
+        body, argument = self.flow.body(function), Register(self.flow.convention.arguments[0])
+        position = body.position(site) or 0
+        for instruction in reversed(body.instructions[max(position - _LOOK_BACK, 0) : position]):
+            for operation in reversed(instruction.operations):
+                if getattr(operation, "destination", None) == argument:
+                    source = operation.source if isinstance(operation, Set) else None
+                    return isinstance(source, Memory) and source.base not in (None, "pc")
+        return False
 
     def _address(self, value: Value | None) -> Address | None:
         core = self.libc.core
@@ -225,6 +251,8 @@ class LibcLocks:
         size = max((_SIZES.get(m.kind, _BARE) for m in methods), default=_BARE)
         if any(obj == address.object and address.rva <= rva < address.rva + size for obj, rva in self._stores):
             return f"the fork of {title} re-initialises it in the child"
+        if address in self._begin_fork_loops:
+            return f"the fork of {title} takes it, in a loop that begins with it, before it forks"
         if address in self._in_fork_tables:
             return f"the fork of {title} takes it, through a table, before it forks"
         return ""
@@ -269,10 +297,25 @@ class LibcLocks:
         return found
 
     @cached_property
+    def _fork_loops(self) -> frozenset[Function]:
+        """Functions below fork that take locks whose addresses the code does not name: those of a list or table."""
+        return frozenset(f for f, _, address in self._method_calls_seen if address is None and f in self._below_fork)
+
+    @cached_property
+    def _begin_fork_loops(self) -> frozenset[Address]:
+        """Addresses in data from which such functions set out (glibc: main_arena)."""
+        core = self.libc.core
+        if core is None:
+            return frozenset()
+        code, base = self.program.codes[core], int(self.program.base[core])
+        owned = np.isin(code.data_owner + base, sorted(self._fork_loops))
+        return frozenset(Address(core, rva) for rva in code.sites.data_target[owned].tolist())
+
+    @cached_property
     def _in_fork_tables(self) -> frozenset[Address]:
         """What the constant tables of a fork that takes locks in a loop lead to (musl: atfork_locks)."""
         core = self.libc.core
-        loops = {f for f, _, address in self._method_calls() if address is None and f in self.forks}
+        loops = self._fork_loops & set(self.forks)
         if core is None or not loops:
             return frozenset()
         code, base = self.program.codes[core], int(self.program.base[core])
@@ -305,39 +348,82 @@ class LibcLocks:
     def _lock(self, address: Address, takers: Mapping[Function, list[int]]) -> LibcLock:
         functions = frozenset(takers)
         readers = {f for f, sites in takers.items() if all(m.shared for m in self._methods_of(f, sites))}
-        return LibcLock(
-            address, self._name(address, functions), functions, functions - readers, self._quiesced(address, takers)
-        )
+        name, rare = self._name(address, functions)
+        return LibcLock(address, name, functions, functions - readers, self._quiesced(address, takers), rare)
 
     def _described(self) -> Iterator[LibcLock]:
         for entry in self.flow.signatures.libc_locks_for(self.libc.id, self.libc.version):
             takers = frozenset(self.program.called(entry.functions.exact, self.libc.objects))
             if takers:
-                yield LibcLock(None, entry.name, takers, takers, entry.quiesced)
+                yield LibcLock(None, entry.name, takers, takers, entry.quiesced, entry.rare)
 
     @cached_property
     def inherited(self) -> tuple[LibcLock, ...]:
         """The locks that nothing quiesces: a child gets them as they are."""
         return tuple(lock for lock in self.all if not lock.quiesced)
 
-    def _name(self, address: Address, takers: frozenset[Function]) -> str:
-        """What the lock guards, by the areas that signatures name; else the function that takes it."""
+    def _name(self, address: Address, takers: frozenset[Function]) -> tuple[str, str]:
+        """What the lock guards, by the areas that signatures name, and why it is rare; else who takes it."""
         exported = self._exported(takers)
         areas = self.flow.signatures.libc_areas
         for name in exported:
             if name in areas:
-                return f"the {areas[name]} lock of {name}"
-        return f"the lock of {exported[0]}" if exported else f"a lock at {address.rva:#x}"
+                return f"the {areas[name].area} lock of {name}", areas[name].rare
+        return (f"the lock of {exported[0]}" if exported else f"a lock at {address.rva:#x}"), ""
 
     def _exported(self, takers: frozenset[Function]) -> list[str]:
         """Public names of functions that take a lock, or that lead to one that does; the nearest first."""
         distance = self.graph.distances(takers, backward=True, blocked=self.flow.dying)
-        near = [(int(distance[f]), plainness(name), name) for f, name in self._public.items() if distance[f] >= 0]
+        near = [(int(distance[f]), plainness(name), name) for f, name in self.public.items() if distance[f] >= 0]
         least = min((d for d, _, _ in near), default=0)
         return [name for d, _, name in sorted(near) if d == least]
 
     @cached_property
-    def _public(self) -> Mapping[Function, str]:
+    def _may_take(self) -> Mapping[Function, int]:
+        """For libc's functions, a bit for each of `all` that a call may take; `_ANY` for any lock at all.
+
+        Ways to die are left out. One pass over libc's own calls, repeated until nothing changes.
+        """
+        graph, core = self.graph, self.libc.core
+        found: dict[Function, int] = {}
+        for function, _, _ in self._method_calls_seen:
+            found[function] = _ANY
+        for method in self.methods:
+            found[method] = _ANY
+        for bit, lock in enumerate(self.all, 1):
+            for function in lock.takers:
+                found[function] = found.get(function, 0) | 1 << bit
+        pending = [f for f in found if f not in self.flow.dying]
+        while pending:
+            function = pending.pop()
+            mask = found[function]
+            for edge in graph.edges_to(function):
+                source = self.flow.whole(Function(int(graph.source[edge])))
+                inside = self.program.object_of(source) == core and source not in self.flow.dying
+                if inside and graph.kind[edge] in CERTAIN and mask & ~found.get(source, 0):
+                    found[source] = found.get(source, 0) | mask
+                    pending.append(source)
+        return found
+
+    def taken_by(self, function: Function) -> list[LibcLock]:
+        """The locks that a call of this function of libc may take."""
+        mask = self._may_take.get(function, 0)
+        return [lock for bit, lock in enumerate(self.all, 1) if mask >> bit & 1]
+
+    def takes_inherited(self, function: Function) -> bool:
+        """A call of this function of libc may take a lock that nothing quiesces."""
+        return bool(self._may_take.get(function, 0) & self._inherited_bits)
+
+    @cached_property
+    def _inherited_bits(self) -> int:
+        return sum(self._bit(lock) for lock in self.inherited)
+
+    def takes_any(self, function: Function) -> bool:
+        """A call of this function of libc may take some lock, quiesced or not."""
+        return bool(self._may_take.get(function, 0))
+
+    @cached_property
+    def public(self) -> Mapping[Function, str]:
         """libc's functions that programs call, with their plainest names."""
         core = self.libc.core
         if core is None:
@@ -348,43 +434,58 @@ class LibcLocks:
 
     # ---- how usual it is ---------------------------------------------------------------------
 
-    def to(self, lock: LibcLock) -> Reach:
-        """Distance of every function to one that takes the lock, ways to die left out."""
-        return self.graph.distances(lock.takers - self.flow.dying, backward=True, blocked=self.flow.dying)
+    def usual_takers(self, lock: LibcLock, *, writing: bool) -> list[Function]:
+        """libc's public functions whose call takes the lock as a matter of course."""
+        bit = self._bit(lock)
+        able = sorted(f for f, mask in self._may_take.items() if mask & bit and f in self.public)
+        return [f for f in able if self.is_usual(f, lock, writing=writing)]
 
-    def is_usual(self, function: Function, lock: LibcLock, reach: Reach, depth: int = _DEPTH) -> bool:
-        """A call of this function of libc takes the lock as a matter of course.
+    def is_usual(self, function: Function, lock: LibcLock, *, writing: bool = False, depth: int = _DEPTH) -> bool:
+        """A call of this function of libc takes the lock as a matter of course; `writing`: not only to read.
 
         So it is when less than half of the function can run without taking it; what is left are checks of
         arguments and ways out. Where the lock is taken in a callee, the callee must do so as a matter of
         course too.
         """
-        key = function, id(lock)
+        key = function, self._bit(lock), writing
         known = self._usual.get(key)
         if known is None:
             self._usual[key] = False  # a recursive call: the other way must show it
-            known = self._usual[key] = self._decide_usual(function, lock, reach, depth)
+            known = self._usual[key] = self._decide_usual(function, lock, writing, depth)
         return known
 
-    def _decide_usual(self, function: Function, lock: LibcLock, reach: Reach, depth: int) -> bool:
-        if reach[function] < 0 or not depth:
+    def _bit(self, lock: LibcLock) -> int:
+        """The lock's bit in `_may_take`."""
+        return 1 << 1 + self._numbers[id(lock)]
+
+    @cached_property
+    def _numbers(self) -> Mapping[int, int]:
+        return {id(lock): number for number, lock in enumerate(self.all)}
+
+    def _decide_usual(self, function: Function, lock: LibcLock, writing: bool, depth: int) -> bool:
+        bit = self._bit(lock)
+        if not depth or function in self.flow.dying or not self._may_take.get(function, 0) & bit:
             return False
         if lock.address is None:
             return function in lock.takers
-        own = self._acquires.get(lock.address, {}).get(function, ())
+        own = {
+            site
+            for site in self._acquires[lock.address].get(function, ())
+            if not (writing and all(m.shared for m in self._methods_of(function, [site])))
+        }
         sites = set(own)
         for edge in self.flow.outgoing(function):
             target = Function(int(self.graph.target[edge]))
-            # A detour may be longer than the shortest way, but not by much: this keeps the search small.
-            is_near = 0 <= reach[target] <= reach[function] + 1
-            if self.graph.kind[edge] in CERTAIN and is_near and self.is_usual(target, lock, reach, depth - 1):
+            may = self.graph.kind[edge] in CERTAIN and self._may_take.get(target, 0) & bit
+            if may and self.is_usual(target, lock, writing=writing, depth=depth - 1):
                 sites.add(int(self.graph.site[edge]))
-        return bool(sites) and self._left_without(function, sites, set(own)) < _RARE
+        return bool(sites) and self._is_main_way(function, sites, own)
 
-    def _left_without(self, function: Function, sites: set[int], own: set[int]) -> float:
-        """The part of a function that runs when it returns without passing any of these sites.
+    def _is_main_way(self, function: Function, sites: set[int], own: set[int]) -> bool:
+        """Less than half of a function runs when it returns without passing any of these sites.
 
-        In a small function, what runs before it is decided does not count: a wrapper that checks its arguments.
+        What is left must be decided early: checks of arguments come before the work, options after it. In a
+        small function, what runs before the decision does not count: a wrapper that checks its arguments.
         """
         run = self._exploration(function)
         blocks = _Blocks(run)
@@ -392,12 +493,16 @@ class LibcLocks:
         cut = {blocks.of(site) for site in sites if site in run.visited}
         cut |= {before for block in slow for before in self._fast_sides(function, run, block)}
         if not cut:
-            return 1.0
+            return False
         start = blocks.of(self.program.rva_of(function))
         ways = blocks.reached([start], cut) & blocks.reached(self._exits(function, run), cut, backward=True)
+        if not ways:
+            return True
+        before = blocks.dominators(start, cut)
+        calls = sum(not t.is_jump and blocks.of(t.site) in before - cut for t in run.transfers)
         if len(run.visited) <= _WRAPPER:
-            ways -= blocks.dominators(start, cut)
-        return sum(blocks.size(b) for b in ways) / max(len(run.visited), 1)
+            ways -= before
+        return calls <= _CHECKS and sum(blocks.size(b) for b in ways) < _RARE * len(run.visited)
 
     def _exits(self, function: Function, run: Exploration) -> list[int]:
         """The blocks that end in a return or a tail call."""

@@ -19,13 +19,16 @@ from forkproof import artifacts, callgraph, closure, describe, facts, signatures
 from forkproof.allocators import find_libc
 from forkproof.callgraph import CallGraph
 from forkproof.errors import ForkproofError, InputError
-from forkproof.hazards import allocator
+from forkproof.hazards import allocator, unsafe_call
 from forkproof.model import Diagnostic, Finding, Report, Target
 from forkproof.options import Progress, ScanOptions
 
 _STAGES = 4
 
-RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (allocator.find,)
+RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (
+    allocator.find,
+    unsafe_call.find,
+)
 """The rules, each a function of the facts. A rule computes what only it needs when the facts call for it."""
 
 Prove = Callable[[facts.Facts, list[Finding]], list[Finding]]

@@ -335,6 +335,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             "versions": Field(_versions),
             "functions": Field(_names),
             "quiesced": Field(_text, required=False),
+            "rare": Field(_text, required=False),
         },
         # Versions may differ under one name.
     ),
@@ -342,7 +343,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         "libc",
         "entries",
         LibcArea,
-        {"area": Field(_text), "names": Field(_list(_text))},
+        {"area": Field(_text), "names": Field(_list(_text)), "rare": Field(_text, required=False)},
         lambda entry: f"area {entry.area!r}",
     ),
     "signal-safe": Kind(

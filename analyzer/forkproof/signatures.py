@@ -472,7 +472,8 @@ class LockFunction:
 class LibcLockNames:
     """A lock of a libc that its code does not show as such.
 
-    `functions` take it; `quiesced` says how fork does it, and is empty when it does not.
+    `functions` take it; `quiesced` says how fork does it, and is empty when it does not; `rare` says why
+    running programs hardly ever take it.
     """
 
     name: str
@@ -481,6 +482,7 @@ class LibcLockNames:
     functions: NameSet
     origin: Origin
     quiesced: str = ""
+    rare: str = ""
 
     def applies_to(self, libc: str | None, version: str | None) -> bool:
         """An unknown version counts as the newest."""
@@ -490,11 +492,12 @@ class LibcLockNames:
 
 @dataclass(frozen=True, slots=True)
 class LibcArea:
-    """What the locks that these functions of a libc take have to do with."""
+    """What the locks that these functions of a libc take have to do with, and why they are rarely taken."""
 
     area: str
     names: tuple[str, ...]
     origin: Origin
+    rare: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -644,10 +647,10 @@ class Signatures:
         return tuple(each for each in found if each.applies_to(libc, version))
 
     @cached_property
-    def libc_areas(self) -> Mapping[str, str]:
+    def libc_areas(self) -> Mapping[str, LibcArea]:
         """What the lock of a libc's function has to do with: time zone, locale, …"""
         found: list[LibcArea] = self._values("libc-areas")
-        return MappingProxyType({name: each.area for each in found for name in each.names})
+        return MappingProxyType({name: each for each in found for name in each.names})
 
     def signal_safe(self, edition: str) -> frozenset[str]:
         """The async-signal-safe functions of one edition of POSIX."""

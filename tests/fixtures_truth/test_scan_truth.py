@@ -48,7 +48,6 @@ NOT_YET = {
     "handlers-skipped": "no such rule yet",
     "lock-reentry": "needs the locks of an allocator one by one",
     "threads-lost": "no such rule yet",
-    "unsafe-call": "no such rule yet",
     "vfork-misuse": "no such rule yet",
 }
 NO_LOCK_NAMES = "locks are not told apart yet: findings speak of 'a lock of' an allocator"

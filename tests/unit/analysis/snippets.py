@@ -28,11 +28,10 @@ from forkproof import facts, signatures
 from forkproof.allocators import find_libc
 from forkproof.callgraph import Function
 from forkproof.facts import Facts, WindowFacts
-from forkproof.hazards import allocator
 from forkproof.locks import LockFunctions, lock_functions
 from forkproof.model import Finding
 from forkproof.options import ScanOptions
-from forkproof.pipeline import call_graph
+from forkproof.pipeline import RULES, call_graph
 
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet
@@ -42,6 +41,8 @@ PRELUDE: Final = """
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <libintl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <pty.h>
 #include <sched.h>
@@ -57,7 +58,10 @@ PRELUDE: Final = """
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <syslog.h>
 #include <threads.h>
+#include <time.h>
+#include <pwd.h>
 #include <unistd.h>
 #define NOINLINE __attribute__((noinline, noclone, noipa))
 #define OPAQUE __attribute__((noinline, noclone))
@@ -272,4 +276,4 @@ def locks_of(found: Facts) -> LockFunctions:
 
 def findings_of(found: Facts) -> list[Finding]:
     """What the rules say."""
-    return allocator.find(found)
+    return [finding for find in RULES for finding in find(found)]

@@ -1,0 +1,185 @@
+"""What several rules ask of a program: which threads exist at a fork, what its child calls, in which words.
+
+Owns: the parts of a finding's evidence that do not depend on which lock it is about.
+Takes: `Facts`. Gives: functions, call edges, frames and sentences.
+Must never: rank: that is each rule's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from forkproof.callgraph import CERTAIN, Function, Reach
+from forkproof.facts import Facts, WindowFacts
+from forkproof.model import Answer, Finding, Frame, Severity, Verdict, WindowKind
+from forkproof.threads import ThreadSource
+
+FOLLOWED = frozenset({WindowKind.DAEMONIZE, WindowKind.EXEC, WindowKind.EXIT, WindowKind.UNKNOWN})
+"""Kinds of windows in which code of the caller's runs."""
+
+
+def existing_threads(facts: Facts, source: ThreadSource | None) -> list[Function]:
+    """What threads that exist at the fork begin in: those of the known source and of constructors."""
+    found = [e for s in (source, *facts.threads.constructors) if s is not None for e in facts.entries_of(s)]
+    if source is not None and source.why == "forks from a thread" and facts.flow.main is not None:
+        found.append(facts.flow.main)
+    return list(dict.fromkeys(found))
+
+
+def other_threads(facts: Facts) -> list[Function]:
+    """What any other thread of the program begins in; helper threads of libc's own exist only if asked for."""
+    objects, libc = facts.flow.program.object_of, facts.libc.objects
+    return [e for e in facts.threads.entries if objects(e) not in libc or len(facts.flow.program.codes) == 1]
+
+
+def threads_sentence(facts: Facts, window: WindowFacts) -> str:
+    """The first condition, in words."""
+    if window.threads is Answer.UNKNOWN:
+        because = facts.gaps[0] if facts.gaps else "starts of threads are reached through tables only"
+        return f"whether another thread exists at the fork is not known: {because}"
+    source = window.source
+    if source is None:
+        return "another thread can exist"
+    root = facts.flow.frame(source.root, None, "")
+    where = f"{root.function} in {root.object}"
+    return {
+        "forks from a thread": f"{root.function} itself runs in a thread",
+        "constructor": f"the constructor {where} starts a thread before main",
+        "before the fork": f"{where} starts a thread before it leads to the fork",
+        "fork handler": f"the fork handler {where} starts a thread",
+    }[source.why]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCall:
+    """A call that the child can make, of a function in one of the chosen objects."""
+
+    edge: int
+    depth: int
+    """Calls between the child's own code and the function that makes it."""
+
+
+class ChildCalls:
+    """What a child calls in some objects from others, each function with the shortest way to it.
+
+    Ways through exec, forkers and ways to die (`dead`: more functions that do not return) end there.
+    """
+
+    def __init__(
+        self, facts: Facts, window: WindowFacts, objects: Collection[int], dead: Collection[Function] = ()
+    ) -> None:
+        self.graph = facts.flow.graph
+        inside = _of_objects(facts, objects)
+        ends = [*facts.flow.dying, *facts.flow.execs, *facts.flow.forkers, *dead]
+        blocked = np.zeros(self.graph.size, bool)
+        blocked[ends] = True
+        self.own = [e for level in window.window.levels for e in level.edges if not blocked[self.graph.target[e]]]
+        starts = [int(self.graph.target[e]) for e in self.own if not inside[self.graph.target[e]]]
+        self.ahead = self.graph.distances(starts, blocked=[*ends, *np.flatnonzero(inside).tolist()])
+        self.all: dict[Function, ChildCall] = {}
+        for edge in self.own:
+            if inside[self.graph.target[edge]]:
+                self.all.setdefault(Function(int(self.graph.target[edge])), ChildCall(edge, 0))
+        self._add_farther(inside & ~blocked)
+
+    def _add_farther(self, wanted: npt.NDArray[np.bool_]) -> None:
+        graph, source = self.graph, self.graph.source
+        called = np.flatnonzero((self.ahead[source] >= 0) & wanted[graph.target] & np.isin(graph.kind, _KINDS))
+        order = called[np.lexsort((graph.site[called], source[called], self.ahead[source[called]]))]
+        _, first = np.unique(graph.target[order], return_index=True)
+        for edge in order[np.sort(first)].tolist():
+            call = ChildCall(edge, int(self.ahead[source[edge]]) + 1)
+            self.all.setdefault(Function(int(graph.target[edge])), call)
+
+    def way(self, call: ChildCall) -> list[int]:
+        """The edges from the child's own code to a call, which is the last of them."""
+        edges = [call.edge]
+        if not call.depth:
+            return edges
+        here = Function(int(self.graph.source[call.edge]))
+        while self.ahead[here] > 0:
+            edge = min(
+                e
+                for e in self.graph.edges_to(here)
+                if self.ahead[self.graph.source[e]] == self.ahead[here] - 1 and self.graph.kind[e] in CERTAIN
+            )
+            edges.append(edge)
+            here = Function(int(self.graph.source[edge]))
+        edges.append(next(e for e in self.own if self.graph.target[e] == here))
+        return edges[::-1]
+
+
+_KINDS: Final = [int(kind) for kind in CERTAIN]
+
+
+def _of_objects(facts: Facts, objects: Collection[int]) -> npt.NDArray[np.bool_]:
+    base = facts.flow.program.base
+    inside = np.zeros(facts.flow.graph.size, bool)
+    for obj in objects:
+        inside[base[obj] : base[obj + 1]] = True
+    return inside
+
+
+def dead_end(facts: Facts, edges: Iterable[int]) -> Function | None:
+    """The first function on a way that never comes back: a failed assertion, an error handler that exits."""
+    targets = (Function(int(facts.flow.graph.target[e])) for e in edges)
+    return next((t for t in targets if not facts.flow.returns(t)), None)
+
+
+def frames_along(facts: Facts, edges: Iterable[int], start: Function) -> tuple[Frame, ...]:
+    """Frames of a way that begins in `start`."""
+    way = list(edges)
+    return facts.flow.frames(way, Function(int(facts.flow.graph.target[way[-1]])) if way else start)
+
+
+def nearest(candidates: Iterable[Function], reach: Reach) -> Function | None:
+    """The candidate from which the way is shortest; the first among equals."""
+    reaching = [(int(reach[f]), i, f) for i, f in enumerate(candidates) if reach[f] >= 0]
+    return min(reaching)[2] if reaching else None
+
+
+def fork_frame(facts: Facts, window: WindowFacts) -> Frame:
+    """The call that forks."""
+    return facts.flow.frame(window.window.function, window.window.site, "fork")
+
+
+def folded(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding for each id, the most severe, with the number that it stands for."""
+    kept: dict[str, Finding] = {}
+    for finding in findings:
+        old = kept.get(finding.id)
+        if old is None:
+            kept[finding.id] = finding
+        else:
+            best = min(old, finding, key=lambda f: (f.severity.rank, f.verdict is not Verdict.REACHABLE))
+            kept[finding.id] = replace(best, count=old.count + finding.count)
+    return list(kept.values())
+
+
+def rank(answers: Collection[Answer], window: WindowFacts, *, is_ordinary: bool) -> tuple[Severity, Verdict]:
+    """High needs every condition, on ways that a program goes while it runs normally.
+
+    Whether the fork is reached counts as a condition; what a library that merely lies in the closure could
+    do is never more than low.
+    """
+    unknown = sum(a is Answer.UNKNOWN for a in answers)
+    if window.reachable is not Answer.YES:
+        unknown = max(unknown, 1) if window.threads is not Answer.UNKNOWN else unknown
+        if not window.is_own or unknown > 1:
+            return Severity.LOW, Verdict.SUSPECTED
+    if unknown:
+        return (Severity.MEDIUM if unknown == 1 and is_ordinary else Severity.LOW), Verdict.SUSPECTED
+    ordinary = is_ordinary and not window.is_deferred
+    return (Severity.HIGH if ordinary else Severity.MEDIUM), Verdict.REACHABLE
+
+
+def names_of(values: Iterable[str], limit: int = 8) -> str:
+    """A list of names for a sentence, cut where it grows long."""
+    names = sorted(set(values))
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,320 @@
+"""unsafe-call: the child of a fork in a threaded program calls functions of libc that take locks.
+
+Owns: the three grades. A hang is possible: the lock is not quiesced by this libc's fork, and a thread can
+      hold it. POSIX forbids the call, but this libc's fork quiesces what it takes. Unknown: the libc.
+Takes: `Facts`. Gives: `Finding`s: one for each lock and function that forks, and one note for the rest.
+Must never: speak of a fork before the first thread, or call a function unsafe because a list does not name
+      it: what takes no lock in this libc cannot hang.
+Wrong where: see the page of the rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from forkproof.callgraph import Function
+from forkproof.facts import Facts, WindowFacts
+from forkproof.hazards.evidence import (
+    FOLLOWED,
+    ChildCall,
+    ChildCalls,
+    dead_end,
+    existing_threads,
+    folded,
+    fork_frame,
+    frames_along,
+    names_of,
+    nearest,
+    other_threads,
+    rank,
+    threads_sentence,
+)
+from forkproof.libc_locks import LibcLock
+from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
+
+_LEAVES: Final = 1, 3
+"""Calls below a child's own code. A child that execs or exits soon does, as a matter of course, what stands in
+its own function or one call below; deeper ways are mostly what it does when a call fails, and beyond the
+second number hardly anybody goes."""
+_LIVES: Final = 4, 8
+"""The same for a child that lives on, which goes further."""
+_HELD_NEAR: Final = 5
+"""Functions between a thread's begin and its call of libc, on a way that it goes as a matter of course."""
+_EDITION: Final = "2024"
+
+
+def find(facts: Facts) -> list[Finding]:
+    """All findings about calls of libc in children of forks."""
+    windows = [w for w in facts.windows if _matters(w)]
+    if not windows:
+        return []
+    if facts.libc.core is None or len(facts.flow.program.codes) == 1:
+        return _unknown(facts, windows[0])
+    return folded(f for window in windows for f in _Window(facts, window).findings())
+
+
+def _matters(window: WindowFacts) -> bool:
+    inner = window.window
+    lives_apart = inner.kind in FOLLOWED and inner.shares_memory is not Answer.YES and bool(inner.levels)
+    return lives_apart and window.threads is not Answer.NO and window.reachable is not Answer.NO
+
+
+def _unknown(facts: Facts, window: WindowFacts) -> list[Finding]:
+    """The third grade: what libc's functions lock is not known."""
+    reason = "the C library is part of the program" if facts.libc.core is not None else "the C library was not found"
+    return [
+        Finding(
+            rule="unsafe-call",
+            severity=Severity.NOTE,
+            verdict=Verdict.SUSPECTED,
+            target=facts.target,
+            object=facts.object_name(0),
+            message="whether children of forks call functions of libc that can hang is not known",
+            why=f"{reason}, so which of its functions take locks that fork leaves as they are was not judged.",
+            fix="Scan a dynamically linked build, or keep to async-signal-safe functions between fork and exec.",
+            fork=fork_frame(facts, window),
+        )
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """How the child asks for one lock."""
+
+    lock: LibcLock
+    function: Function
+    call: ChildCall
+    is_usual: bool
+
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        return not self.is_usual, self.call.depth, self.function
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A thread that takes the lock as a matter of course."""
+
+    start: Function
+    edges: tuple[int, ...]
+    exists: Answer
+
+
+class _Window:
+    """The findings about one window."""
+
+    def __init__(self, facts: Facts, window: WindowFacts) -> None:
+        self.facts, self.window = facts, window
+        self.flow, self.graph, self.locks = facts.flow, facts.flow.graph, facts.libc_locks
+        self.core = facts.libc.core if facts.libc.core is not None else -1
+        self.dead: set[Function] = set()
+        self.calls = self._calls()
+        self.fork = fork_frame(facts, window)
+
+    def _calls(self) -> ChildCalls:
+        """What the child calls of libc, on ways that do not end in a function that never comes back."""
+        while True:
+            calls = ChildCalls(self.facts, self.window, [self.core], self.dead)
+            telling = (c for f, c in calls.all.items() if c.depth and self.locks.takes_inherited(f))
+            ends = (dead_end(self.facts, calls.way(call)[:-1]) for call in telling)
+            found = {end for end in ends if end is not None} - self.dead
+            if not found:
+                return calls
+            self.dead |= found
+
+    def findings(self) -> list[Finding]:
+        """One for each lock that a thread is likely to hold; the rest, and what POSIX says, as one each."""
+        found, rest = [], []
+        for request in self._requests():
+            holder = self._holder(request) if request.is_usual else None
+            hang = self._hang(request, holder) if holder is not None else None
+            if hang is not None and hang.severity.rank <= Severity.MEDIUM.rank:
+                found.append((request.function, hang))
+            else:
+                rest.append((request.function, hang))
+        named = {function for function, _ in found}
+        others = [(function, hang) for function, hang in rest if function not in named]
+        if self.window.reachable is not Answer.YES:
+            return [hang for _, hang in found]
+        return [*(hang for _, hang in found), *self._rare(others), *self._tolerated()]
+
+    def _requests(self) -> list[_Request]:
+        """The best way to each lock that nothing quiesces at this fork: the nearest usual one, or the nearest."""
+        best: dict[int, _Request] = {}
+        for function, call in sorted(self.calls.all.items(), key=lambda item: (item[1].depth, item[0])):
+            for lock in self.locks.taken_by(function):
+                old = best.get(id(lock))
+                if (lock.quiesced and self.window.window.handlers_run) or (old is not None and old.is_usual):
+                    continue
+                is_usual = self.locks.is_usual(function, lock)
+                if old is None or is_usual:
+                    best[id(lock)] = _Request(lock, function, call, is_usual)
+        return sorted(best.values(), key=lambda r: r.order)
+
+    def _holder(self, request: _Request) -> _Holder | None:
+        """A thread that takes the lock as a matter of course; a reader waits for writers only."""
+        lock = request.lock
+        only_reads = lock.writers != lock.takers and not self.locks.is_usual(request.function, lock, writing=True)
+        takers = self.locks.usual_takers(lock, writing=only_reads)
+        unseen = Answer.UNKNOWN if self.window.source else Answer.YES
+        threads = (existing_threads(self.facts, self.window.source), Answer.YES), (other_threads(self.facts), unseen)
+        while True:
+            reach = self.graph.distances(takers, backward=True, blocked=[*self.flow.dying, *self.dead])
+            found = [(f, answer) for group, answer in threads if (f := nearest(group, reach)) is not None]
+            if not found:
+                return None
+            start, exists = found[0]
+            edges = self.graph.path(start, reach) or []
+            end = dead_end(self.facts, edges[:-1])
+            if end is None or end in self.dead:
+                last = Function(int(self.graph.target[edges[-1]])) if edges else start
+                return _Holder(start, (*edges, *self._to_lock(last, lock)), exists)
+            self.dead.add(end)
+
+    def _to_lock(self, function: Function, lock: LibcLock) -> list[int]:
+        """Edges inside libc from a function to one that takes the lock itself."""
+        reach = self.graph.distances(lock.takers, backward=True, blocked=self.flow.dying)
+        return self.graph.path(function, reach) or []
+
+    # ---- grades ------------------------------------------------------------------------------
+
+    def _hang(self, request: _Request, holder: _Holder) -> Finding:
+        facts, lock, name = self.facts, request.lock, self._name(request.function)
+        answers = (self.window.threads, holder.exists, Answer.YES, Answer.YES)
+        severity, verdict = self._rank(answers, request, holder)
+        can = "can" if verdict is Verdict.REACHABLE else "may"
+        libc = facts.object_name(self.core)
+        quiesced = self._not_quiesced(lock)
+        thread = frames_along(facts, holder.edges, holder.start)
+        doubt = "" if holder.exists is Answer.YES else "; whether that thread exists at the fork is not known"
+        taker = f"{thread[-1].function}, which takes it{doubt}"
+        conditions = Conditions(
+            threads=threads_sentence(facts, self.window),
+            holder=f"the thread that begins in {thread[0].function} reaches {taker}",
+            requester=f"the child calls {name}, which takes it as a matter of course",
+            not_quiesced=quiesced,
+            answers=answers,
+        )
+        rare = f" It is rare: {lock.rare}." if lock.rare else ""
+        return Finding(
+            rule="unsafe-call",
+            severity=severity,
+            verdict=verdict,
+            target=facts.target,
+            object=libc,
+            message=f"a child forked in {self.fork.function} {can} hang for ever in {name}, on {lock.name}",
+            why=f"{name} is not async-signal-safe, and {quiesced}. A thread that does not exist in the child can own "
+            f"the lock there.{rare}",
+            fix=self._fix(name),
+            lock=Lock(
+                libc, lock.name, lock.address.rva if lock.address else None, "global" if lock.address else "field"
+            ),
+            fork=self.fork,
+            holder=thread,
+            requester=self._frames(request),
+            conditions=conditions,
+        )
+
+    def _rank(
+        self, answers: tuple[Answer, Answer, Answer, Answer], request: _Request, holder: _Holder
+    ) -> tuple[Severity, Verdict]:
+        """By how ordinary the ways of the child and of the thread are; what programs hardly ever take is low."""
+        near, far = _LIVES if self.window.window.kind is WindowKind.DAEMONIZE else _LEAVES
+        outside = sum(
+            self.flow.program.object_of(Function(int(self.graph.source[e]))) != self.core for e in holder.edges
+        )
+        is_ordinary = request.call.depth <= near and outside <= _HELD_NEAR
+        severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
+        is_far = request.call.depth > far or answers[0] is not Answer.YES
+        if (request.lock.rare or is_far) and severity.rank < Severity.LOW.rank:
+            severity = Severity.LOW
+        return severity, verdict
+
+    def _not_quiesced(self, lock: LibcLock) -> str:
+        if not self.window.window.handlers_run:
+            return f"{self.window.window.forker} quiesces none of libc's locks"
+        return f"the fork of {self.facts.libc.title} neither takes {lock.name} nor re-initialises it"
+
+    def _fix(self, name: str) -> str:
+        if self.window.window.kind is WindowKind.DAEMONIZE:
+            return f"Fork before the first thread is started, or keep {name} out of what the child does."
+        return f"Call {name} before the fork and pass the result on, or use posix_spawn."
+
+    def _frames(self, request: _Request) -> tuple[Frame, ...]:
+        edges = self.calls.way(request.call)
+        return frames_along(self.facts, [*edges, *self._to_lock(request.function, request.lock)], request.function)
+
+    def _rare(self, others: list[tuple[Function, Finding | None]]) -> list[Finding]:
+        """Locks that no thread is likely to hold, or that the child asks for on rare ways: one finding."""
+        if not others:
+            return []
+        calls = names_of(self._name(f) for f, _ in others)
+        note = self._note(
+            "locks that fork leaves as they are",
+            f"a child forked in {self.fork.function} calls functions of libc whose locks fork leaves as they are",
+            f"It can come to {calls}. For each, no thread was seen to take the lock as a matter of course, or the "
+            "child takes it on rare ways only, or running programs hardly ever take it.",
+            "Between fork and exec, keep to async-signal-safe functions (signal-safety(7)).",
+        )
+        hangs = [hang for _, hang in others if hang is not None]
+        if not hangs:
+            return [note]
+        best = hangs[0]
+        return [
+            replace(
+                note,
+                severity=Severity.LOW,
+                holder=best.holder,
+                requester=best.requester,
+                conditions=best.conditions,
+                why=f"{note.why} The nearest: {best.message}.",
+            )
+        ]
+
+    def _tolerated(self) -> list[Finding]:
+        """Calls that POSIX forbids here and that this libc's fork makes safe."""
+        if not self.window.window.handlers_run:
+            return []
+        allowed = self.flow.signatures.signal_safe(_EDITION)
+        names = {
+            self._name(f)
+            for f in self.calls.all
+            if self.locks.takes_any(f)
+            and not self._aliases(f) & allowed
+            and all(lock.quiesced for lock in self.locks.taken_by(f))
+        }
+        if not names:
+            return []
+        title = self.facts.libc.title
+        return [
+            self._note(
+                "locks that fork quiesces",
+                f"a child forked in {self.fork.function} calls what POSIX forbids there and {title} tolerates",
+                f"They are not async-signal-safe, but the fork of {title} quiesces the locks that they take: "
+                f"{names_of(names)}. Another libc, or an allocator that is preloaded, may not.",
+                "Nothing, on this libc; for portable code, keep to signal-safety(7).",
+            )
+        ]
+
+    def _note(self, locks: str, message: str, why: str, fix: str) -> Finding:
+        libc = self.facts.object_name(self.core)
+        return Finding(
+            rule="unsafe-call",
+            severity=Severity.NOTE,
+            verdict=Verdict.SUSPECTED,
+            target=self.facts.target,
+            object=libc,
+            message=message,
+            why=why,
+            fix=fix,
+            lock=Lock(libc, locks, None, "several"),
+            fork=self.fork,
+        )
+
+    def _name(self, function: Function) -> str:
+        return self.locks.public.get(function) or self.flow.name(function)
+
+    def _aliases(self, function: Function) -> set[str]:
+        program = self.flow.program
+        return set(program.names[program.object_of(function)].aliases(program.rva_of(function)))
