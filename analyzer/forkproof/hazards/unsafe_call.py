@@ -219,15 +219,19 @@ class _Window:
     def _rank(
         self, answers: tuple[Answer, Answer, Answer, Answer], request: _Request, holder: _Holder
     ) -> tuple[Severity, Verdict]:
-        """By how ordinary the ways of the child and of the thread are; what programs hardly ever take is low."""
+        """By how ordinary the ways of the child and of the thread are.
+
+        What programs hardly ever take is low, and so is what needs a thread that may not exist yet: most
+        daemons fork before they start theirs, in an order that tables and event loops hide.
+        """
         near, far = _LIVES if self.window.window.kind is WindowKind.DAEMONIZE else _LEAVES
         outside = sum(
             self.flow.program.object_of(Function(int(self.graph.source[e]))) != self.core for e in holder.edges
         )
         is_ordinary = request.call.depth <= near and outside <= _HELD_NEAR
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
-        is_far = request.call.depth > far or answers[0] is not Answer.YES
-        if (request.lock.rare or is_far) and severity.rank < Severity.LOW.rank:
+        is_doubtful = request.call.depth > far or Answer.UNKNOWN in answers
+        if (request.lock.rare or is_doubtful) and severity.rank < Severity.LOW.rank:
             severity = Severity.LOW
         return severity, verdict
 
