@@ -14,7 +14,7 @@ A *function number* indexes all functions of all objects: object i's are base[i]
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -288,10 +288,11 @@ class CallGraph:
         *,
         backward: bool = False,
         blocked: Iterable[int] = (),
+        without: Collection[int] = (),
     ) -> Reach:
         """Number of edges from the nearest root to each function (or from it to a root); -1: no path.
 
-        No path leads through a `blocked` function.
+        No path leads through a `blocked` function, or along an edge of `without`.
 
         Breadth first, one vectorised step a level: O(edges) in all.
         """
@@ -299,6 +300,9 @@ class CallGraph:
         order = self._by_target if backward else None
         allowed = np.zeros(max(EdgeKind) + 1, bool)
         allowed[[int(k) for k in kinds]] = True
+        usable = allowed[self.kind] if without else None
+        if usable is not None:
+            usable[list(without)] = False
         distance = np.full(self.size, -1, np.int32)
         distance[list(blocked)] = _BLOCKED
         frontier = unique(np.fromiter((int(r) for r in roots), np.int64))
@@ -308,7 +312,7 @@ class CallGraph:
             level += 1
             edges = spans(pointers[frontier], pointers[frontier + 1])
             positions = edges if order is None else order[edges]
-            ends = end[positions[allowed[self.kind[positions]]]]
+            ends = end[positions[allowed[self.kind[positions]] if usable is None else usable[positions]]]
             frontier = unique(ends[distance[ends] == -1])
             distance[frontier] = level
         distance[distance == _BLOCKED] = -1
@@ -324,7 +328,14 @@ class CallGraph:
             ends = self.target[edges[allowed[self.kind[edges]]]]
             new = unique(ends[~reached[ends]])
 
-    def path(self, start: Function, distance: Reach, kinds: Iterable[EdgeKind] = CERTAIN) -> list[int] | None:
+    def path(
+        self,
+        start: Function,
+        distance: Reach,
+        kinds: Iterable[EdgeKind] = CERTAIN,
+        *,
+        without: Collection[int] = (),
+    ) -> list[int] | None:
         """Edge positions of a shortest path from `start` along falling `distance` (backward distances).
 
         Among equals, the more certain kind and then the first site win, so the answer is stable.
@@ -338,7 +349,9 @@ class CallGraph:
             steps = [
                 e
                 for e in self.edges_from(here)
-                if distance[self.target[e]] == distance[here] - 1 and EdgeKind(self.kind[e]) in allowed
+                if distance[self.target[e]] == distance[here] - 1
+                and EdgeKind(self.kind[e]) in allowed
+                and e not in without
             ]
             best = min(steps, key=lambda e: (self.kind[e], self.site[e]))
             result.append(best)

@@ -115,7 +115,7 @@ def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFact
     registrations = find_registrations(flow, libc.objects)
     threads = Threads(flow, registrations, libc.objects, roots)
     windows = find_windows(flow, libc.objects, reach, threads.loosely_reached(roots))
-    threads.note_clones(w for w in windows if flow.program.object_of(w.function) == 0)
+    threads.note_windows(windows)
     allocators = find_allocators(flow, libc, registrations)
     around = _Surroundings(flow, threads, roots, reach)
     startable = is_program(program.closure.program.image)

@@ -66,6 +66,11 @@ class Level:
     parent_results: tuple[int, ...]
     weight: int
     """Instructions that only the child can run, less those that only the parent can."""
+    parted: frozenset[int]
+    """Calls among `edges` that the parent cannot come to after this fork, by site; empty when the two were not
+    told apart."""
+    parent_values: tuple[int, ...]
+    """What the call at `site` gives to the parent, if that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +331,7 @@ class _Follower:
         body = self.flow.body(function)
         position = body.position(site)
         if position is None:
-            return Level(function, site, (), frozenset({"unknown"}), False, False, (), (), 0)
+            return Level(function, site, (), frozenset({"unknown"}), False, False, (), (), 0, frozenset(), parent)
         start = body.instructions[position].end
         known_child = [{register: value} for value in child] or [{}]
         return self.level(function, start, site, known_child, [{register: value} for value in parent])
@@ -339,6 +344,7 @@ class _Follower:
         other = _Merged([self.flow.explore_from(function, start, known, self.flow.execs) for known in parent])
         told_apart = bool(parent) and any(child)
         edges = tuple(dict.fromkeys(e for t in run.sites for e in self.flow.edges_at(function, t)))
+        values = tuple(value for known in parent for value in known.values())
         return Level(
             function,
             site,
@@ -349,6 +355,8 @@ class _Follower:
             run.constants,
             other.constants,
             len(run.visited - other.visited) - len(other.visited - run.visited) if told_apart else 0,
+            frozenset(run.sites) - other.visited if told_apart else frozenset(),
+            values,
         )
 
     def _outcomes(self, returns: bool, edges: tuple[int, ...]) -> frozenset[str]:

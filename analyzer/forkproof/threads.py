@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from forkproof.atfork import Registration
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach
-from forkproof.code.explore import explore
+from forkproof.code.explore import CallEffect, Effects, explore
 from forkproof.columns import unique
 from forkproof.flow import Flow
-from forkproof.forks import ForkWindow
+from forkproof.forks import ForkWindow, Level
 from forkproof.model import Answer
 from forkproof.tables import reached_loosely
 
@@ -61,6 +61,7 @@ class Threads:
         self.graph: CallGraph = flow.graph
         self.registrations = tuple(registrations)
         self.may_clone = False
+        self.windows: tuple[ForkWindow, ...] = ()
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
 
     @cached_property
@@ -75,9 +76,15 @@ class Threads:
         image = closure.program.image
         return bool(closure.missing) or (image.is_static and not image.has_names)
 
-    def note_clones(self, windows: Iterable[ForkWindow]) -> None:
-        """Clone calls whose flags are not known may start threads as well as processes."""
-        self.may_clone = any(w.shares_memory is Answer.UNKNOWN for w in windows)
+    def note_windows(self, windows: Iterable[ForkWindow]) -> None:
+        """The program's forks, of which two things matter here.
+
+        Clone calls of its own whose flags are not known may start threads as well as processes; and what only
+        the child of a fork does is not done by its parent.
+        """
+        self.windows = tuple(windows)
+        own = (w for w in self.windows if self.flow.program.object_of(w.function) == 0)
+        self.may_clone = any(w.shares_memory is Answer.UNKNOWN for w in own)
 
     @cached_property
     def primitive_starters(self) -> frozenset[Function]:
@@ -175,21 +182,65 @@ class Threads:
         """
         graph, flow = self.graph, self.flow
         to_window = graph.distances([window.function], backward=True)
-        between = np.flatnonzero((from_roots >= 0) & (to_window >= 0) & (self.to_start >= 0))
+        elsewhere = self._done_by_others(window, to_window)
+        to_start = self.to_start
+        if elsewhere:
+            to_start = graph.distances(self.primitive_starters, backward=True, without=elsewhere)
+        between = np.flatnonzero((from_roots >= 0) & (to_window >= 0) & (to_start >= 0))
         order = between[np.lexsort((between, from_roots[between]))]
         for function in order[:_MAX_FUNCTIONS].tolist():
-            edge = self._ordered_call(flow.whole(Function(function)), window, to_window)
+            edge = self._ordered_call(flow.whole(Function(function)), window, to_window, to_start, elsewhere)
             if edge is not None:
-                rest = graph.path(Function(int(graph.target[edge])), self.to_start) or []
+                rest = graph.path(Function(int(graph.target[edge])), to_start, without=elsewhere) or []
                 last = rest[-1] if rest else edge
                 path = (edge, *rest)
                 return ThreadSource("before the fork", Function(function), path, Function(int(graph.target[last])))
         return None
 
-    def _ordered_call(self, function: Function, window: ForkWindow, to_window: Reach) -> int | None:
+    def _done_by_others(self, window: ForkWindow, to_window: Reach) -> frozenset[int]:
+        """Calls that lead to a start, but are made only by children that never come to this window."""
+        return frozenset().union(
+            *(edges for other, edges in self._own_of_children if not self._comes_to(other, window, to_window))
+        )
+
+    def _comes_to(self, other: ForkWindow, window: ForkWindow, to_window: Reach) -> bool:
+        """The child of one fork may make another, or it is not known."""
+        graph = self.graph
+        return not other.is_complete or any(
+            to_window[graph.target[e]] >= 0 or (level.function == window.function and graph.site[e] == window.site)
+            for level in other.levels
+            for e in level.edges
+        )
+
+    @cached_property
+    def _own_of_children(self) -> list[tuple[ForkWindow, frozenset[int]]]:
+        """For each fork, the calls that lead to a start of a thread and are made by its child alone."""
+        found = ((w, frozenset(e for level in w.levels for e in self._own_calls(level))) for w in self.windows)
+        return [(window, edges) for window, edges in found if edges]
+
+    def _own_calls(self, level: Level) -> list[int]:
+        """What the child does here is its own if the parent cannot come there, neither before the fork nor after."""
+        flow, graph = self.flow, self.graph
+        calls = [e for e in level.edges if graph.site[e] in level.parted and self.to_start[graph.target[e]] >= 0]
+        if not calls:
+            return []
+        runs = [
+            explore(
+                flow.body(level.function),
+                flow.machine,
+                flow.program.rva_of(level.function),
+                effects=_with_result(flow.effects(level.function), level.site, value),
+            )
+            for value in level.parent_values
+        ]
+        return [e for e in calls if not any(int(graph.site[e]) in run.visited for run in runs)]
+
+    def _ordered_call(
+        self, function: Function, window: ForkWindow, to_window: Reach, to_start: Reach, elsewhere: frozenset[int]
+    ) -> int | None:
         graph = self.graph
         edges = [e for e in self.flow.outgoing(function) if graph.kind[e] in CERTAIN]
-        starts = [e for e in edges if self.to_start[graph.target[e]] >= 0]
+        starts = [e for e in edges if to_start[graph.target[e]] >= 0 and e not in elsewhere]
         forks = {int(graph.site[e]) for e in edges if to_window[graph.target[e]] >= 0}
         forks |= {window.site} if function == window.function else set()
         if not starts or not forks:
@@ -200,7 +251,7 @@ class Threads:
         )
         before = _can_come_before(run.successors, forks)
         ordered = [e for e in starts if before(int(graph.site[e]))]
-        return min(ordered, key=lambda e: (self.to_start[graph.target[e]], graph.site[e]), default=None)
+        return min(ordered, key=lambda e: (to_start[graph.target[e]], graph.site[e]), default=None)
 
     def loosely_reached(self, roots: tuple[Function, ...]) -> npt.NDArray[np.bool_]:
         """What the roots can reach when tables and deferred calls count; searched once for each set of roots."""
@@ -220,6 +271,11 @@ def constructor_functions(flow: Flow) -> list[Function]:
             if function is not None:
                 found.append(function)
     return list(dict.fromkeys(found))
+
+
+def _with_result(effects: Effects, site: int, value: int) -> Effects:
+    """The same calls, one of which returns a constant."""
+    return lambda place: CallEffect(result=value) if place == site else effects(place)
 
 
 def _can_come_before(successors: Mapping[int, tuple[int, ...]], sites: set[int]) -> Callable[[int], bool]:

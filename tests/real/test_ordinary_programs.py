@@ -194,11 +194,6 @@ def test_python_can_fork_on_aarch64_too(sysroot: Sysroot) -> None:
     assert all(w["reachable"] != "no" for w in target["windows"] if w["call_site"]["object"] == "python3.11")
 
 
-@pytest.mark.xfail(
-    reason="threads that only the child of a fork starts count as started before the parent's next fork",
-    strict=True,
-    raises=AssertionError,
-)
 def test_threads_of_a_child_are_not_its_parents(sysroot: Sysroot) -> None:
     (target,) = _found(sysroot, AMD64, "/usr/sbin/varnishd")["targets"]
     paths = [[frame["function"] for frame in path] for path in target["thread_sources"]]
