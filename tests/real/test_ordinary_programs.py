@@ -182,12 +182,6 @@ def test_openvpn_has_no_thread_that_begins_in_malloc(sysroot: Sysroot) -> None:
     assert _high(document) == set()
 
 
-@pytest.mark.xfail(
-    reason="GCC addresses data of aarch64 from section anchors (adrp, add, add): the second add is not followed, and "
-    "so the method table of the posix module is not seen to be used",
-    strict=True,
-    raises=AssertionError,
-)
 @pytest.mark.arm64
 def test_python_can_fork_on_aarch64_too(sysroot: Sysroot) -> None:
     (target,) = _found(sysroot, ARM64, "/usr/bin/python3.11")["targets"]

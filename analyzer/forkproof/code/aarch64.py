@@ -1,7 +1,7 @@
 """AArch64: instruction words to sites, decoded exactly by mask.
 
 Owns: the encodings of branches, ADRP pairs and PLT stubs on AArch64.
-Takes: the bytes of a code range and an `EntryMap`. Gives: `Sites`, `Stubs`.
+Takes: the bytes of a code range and its object's `Landmarks`. Gives: `Sites`, `Stubs`.
 Must never: follow control flow: an ADRP is paired with the ADD or LDR that uses its register within
       `_PAIR_WINDOW` instructions and before another ADRP into that register.
 Wrong where: a literal pool in a code range happens to look like an instruction; where a pair is further
@@ -13,18 +13,23 @@ Source: Arm Architecture Reference Manual, C4; ELF for the Arm 64-bit Architectu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
 
-from forkproof.code.sites import EntryMap, Sites, Stubs
+from forkproof.code.sites import EntryMap, Landmarks, Sites, Stubs
 from forkproof.columns import position_in
 from forkproof.elf.image import I64, U8
 
 ARGUMENT_REGISTERS: Final = (0, 1, 2, 3, 4, 5, 6, 7)
 """x0 to x7 (AAPCS64 6.8.2)."""
 _PAIR_WINDOW: Final = 24
+_DERIVED_WINDOW: Final = 48
+_CALL_WINDOW: Final = 96
+"""Instructions in which what was formed or loaded is followed."""
+_LAST_DESTROYED: Final = 18
+"""x0 to x18 do not outlive a call."""
 _BTI_C: Final = 0xD503245F
 Words = np.typing.NDArray[np.uint32]
 
@@ -63,14 +68,14 @@ def find_stubs(code: U8, base: int, is_slot: EntryMap) -> Stubs:
     return Stubs((at - branded) * 4 + base, slot)
 
 
-def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
-    """All sites of one code range. `absolute` is of no use here: ADRP forms fixed addresses too."""
-    del absolute
+def scan(code: U8, base: int, landmarks: Landmarks) -> Sites:
+    """All sites of one code range. Fixed addresses need no care here: ADRP forms them, too."""
+    entries = landmarks.entries
     words = _words(code)
     site, target, jump = _direct(words, base, entries)
-    add, load = _adrp_pairs(words, base)
+    add, load = _with_derived(words, base, landmarks, *_adrp_pairs(words, base))
     is_function = entries.kinds(add[1]) > 0
-    slot_site, slot_address, slot_jump = _loaded_calls(words, base, load)
+    slot_site, slot_address, slot_jump = _loaded_calls(words, base, landmarks, load)
     indirect = np.flatnonzero((words & 0xFFFFFC1F == 0xD63F0000) | (words & 0xFEFFF800 == 0xD63F0800)) * 4 + base
     return Sites(
         direct_site=site,
@@ -151,24 +156,100 @@ def _joined(parts: list[Triple]) -> Triple:
     return site[order], address[order], register[order]
 
 
-def _loaded_calls(words: Words, base: int, load: Triple) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
-    """`ldr xN, [GOT]` followed by `blr xN` or `br xN` (-fno-plt), before xN is loaded again."""
-    site, address, register = load
+def _with_derived(words: Words, base: int, landmarks: Landmarks, add: Triple, load: Triple) -> tuple[Triple, Triple]:
+    """The pairs, and what is made of an address that a pair has formed.
+
+    GCC reaches the variables of a section from one anchor (adrp, add, then another add or a load for each), and
+    moves addresses that outlive a call from registers that do: `mov x0, x20`. Most addresses are those of strings,
+    and not worth to be followed.
+    """
+    adds, loads = [add], [load]
+    telling = landmarks.is_data(add[1]) | (landmarks.entries.kinds(add[1]) > 0)
+    known = add[0][telling], add[1][telling], add[2][telling]
+    for place, register, value, word in _followed(words, base, landmarks.entries, known, _DERIVED_WINDOW):
+        uses = (word >> 5 & 31) == register
+        immediate, destination = (word >> 10 & 0xFFF).astype(np.int64), (word & 31).astype(np.int64)
+        at = place * 4 + base
+        for mask, shift in ((0x91000000, 0), (0x91400000, 12)):
+            chosen = uses & (word & 0xFFC00000 == mask)
+            adds.append((at[chosen], (value + (immediate << shift))[chosen], destination[chosen]))
+        chosen = uses & (word & 0xFFC00000 == 0xF9400000)
+        loads.append((at[chosen], (value + (immediate << 3))[chosen], destination[chosen]))
+        chosen = _is_move(word, register)
+        adds.append((at[chosen], value[chosen], destination[chosen]))
+    return _joined(adds), _joined(loads)
+
+
+def _followed(
+    words: Words, base: int, entries: EntryMap, known: Triple, window: int
+) -> Iterator[tuple[I64, I64, I64, Words]]:
+    """(index, register, its value, the word there), an instruction further with each step, while values last.
+
+    A value lasts until its register is written, a call destroys it, or another function begins. Copies that a
+    move makes are followed, too. Code is read as it stands, jumps or no.
+    """
+    site, value, register = known
     index = (site - base) // 4
+    for _ in range(window):
+        index = index + 1
+        alive = index < len(words)
+        alive[alive] = entries.kinds(index[alive] * 4 + base) == 0
+        index, register, value = index[alive], register[alive], value[alive]
+        if not len(index):
+            return
+        word = words[index]
+        yield index, register, value, word
+        moved = _is_move(word, register)
+        copies = index[moved], (word[moved] & 31).astype(np.int64), value[moved]
+        lost = _writes(word, register)
+        kept = index[~lost], register[~lost], value[~lost]
+        index, register, value = (np.concatenate(pair) for pair in zip(kept, copies, strict=True))
+
+
+def _is_move(word: Words, register: I64) -> np.typing.NDArray[np.bool_]:
+    """`mov xN, register` (orr with the zero register)."""
+    found: np.typing.NDArray[np.bool_] = (word & 0xFFE0FFE0 == 0xAA0003E0) & ((word >> 16 & 31) == register)
+    return found
+
+
+def _writes(word: Words, register: I64) -> np.typing.NDArray[np.bool_]:
+    """The instruction changes the register: as its destination, or as a call that destroys it.
+
+    Source: Arm ARM, C4.1: branches have 101 in bits 28 to 26, loads and stores 1x0 in 27 to 25; AAPCS64 6.1.1.
+    """
+    is_branch = word & 0x1C000000 == 0x14000000
+    is_call = (word & 0xFC000000 == 0x94000000) | (word & 0xFFFFFC1F == 0xD63F0000)
+    is_memory = word & 0x0A000000 == 0x08000000
+    loads = (word & 0x00400000 != 0) | (word & 0x38800000 == 0x38800000)
+    is_pair = word & 0x3A000000 == 0x28000000
+    is_vector = is_memory & (word & 0x04000000 != 0)
+    first = ~is_branch & (~is_memory | loads) & ~is_vector & ((word & 31) == register)
+    second = is_pair & loads & ~is_vector & ((word >> 10 & 31) == register)
+    changed: np.typing.NDArray[np.bool_] = first | second | (is_call & (register <= _LAST_DESTROYED))
+    return changed
+
+
+def _loaded_calls(
+    words: Words, base: int, landmarks: Landmarks, load: Triple
+) -> tuple[I64, I64, np.typing.NDArray[np.bool_]]:
+    """`ldr xN, [GOT]` followed by `blr xN` or `br xN` (-fno-plt), as long as xN, or a copy of it, holds the word."""
     sites, addresses, jumps = [], [], []
-    for step in range(1, 9):
-        alive = index + step < len(words)
-        index, address, register = index[alive], address[alive], register[alive]
-        word = words[index + step]
-        branch = (word & 0xFFDFFC1F == 0xD61F0000) & ((word >> 5 & 31) == register)
-        # x16/x17 jumps are PLT stubs, which find_stubs owns.
-        branch &= register != 17
-        sites.append((index[branch] + step) * 4 + base)
+    filled = position_in(landmarks.words, load[1]) >= 0
+    known = load[0][filled], load[1][filled], load[2][filled]
+    for index, register, address, word in _followed(words, base, landmarks.entries, known, _CALL_WINDOW):
+        # A load into x17 right before the jump is a PLT stub, which find_stubs owns.
+        branch = (word & 0xFFDFFC1F == 0xD61F0000) & ((word >> 5 & 31) == register) & (register != 17)
+        sites.append(index[branch] * 4 + base)
         addresses.append(address[branch])
         jumps.append(word[branch] & 0x00200000 == 0)
-        lost = branch | ((word & 31) == register)
-        index, address, register = index[~lost], address[~lost], register[~lost]
-    return np.concatenate(sites), np.concatenate(addresses), np.concatenate(jumps)
+    if not sites:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    site, address, jump = (np.concatenate(column) for column in (sites, addresses, jumps))
+    order = np.argsort(site, kind="stable")
+    site, address, jump = site[order], address[order], jump[order]
+    first = np.ones(len(site), bool)
+    first[1:] = site[1:] != site[:-1]
+    return site[first], address[first], jump[first]
 
 
 def find_atomics(code: U8, base: int) -> I64:

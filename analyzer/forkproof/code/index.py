@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from forkproof.code import aarch64, x86_64
 from forkproof.code.decode import boundaries
-from forkproof.code.sites import EntryMap, Sites, Stubs, concatenate
+from forkproof.code.sites import EntryMap, Landmarks, Sites, Stubs, concatenate
 from forkproof.columns import position_in, unique
 from forkproof.elf import unwind
 from forkproof.elf.image import (
@@ -124,10 +124,9 @@ def index_code(image: Image) -> CodeIndex:
     stubs = _all_stubs(image, slots)
     start, size, resolvers = _functions(image, stubs)
     start, size = _with_called_gaps(image, start, size, stubs)
-    entries = _entry_map(image, start, stubs.start)
-    absolute = _fixed_addresses(image)
+    landmarks = _landmarks(image, start, stubs.start)
     scanner = SCANNERS[image.machine]
-    parts = [scanner.scan(image.read(rva, n), rva, entries, absolute) for rva, n in _joined_ranges(image)]
+    parts = [scanner.scan(image.read(rva, n), rva, landmarks) for rva, n in _joined_ranges(image)]
     index = CodeIndex(start, size, stubs, concatenate(parts), np.searchsorted(start, resolvers))
     return _without_chance_hits(image, _without_stub_sites(index))
 
@@ -283,12 +282,17 @@ def _gaps(image: Image, start: I64, size: I64, stubs: Stubs) -> list[tuple[int, 
     return result
 
 
-def _fixed_addresses(image: Image) -> range:
-    """The addresses of an executable with a fixed base, which its code may hold as immediates."""
-    if image.kind is not ObjectKind.EXECUTABLE:
-        return range(0)
+def _landmarks(image: Image, start: I64, stubs: I64) -> Landmarks:
+    """Tables of pointers lie in writable segments, except in an executable with a fixed base."""
+    is_fixed = image.kind is ObjectKind.EXECUTABLE
     low = min(s.rva for s in image.segments)
-    return range(max(low, 1), max(s.rva + s.memory_size for s in image.segments))
+    fixed = range(max(low, 1), max(s.rva + s.memory_size for s in image.segments)) if is_fixed else range(0)
+    data = tuple(
+        (int(s.rva), s.rva + s.memory_size) for s in image.segments if not s.executable and (s.writable or is_fixed)
+    )
+    table = image.relocations
+    filled = table.of(RelocationKind.GOT, RelocationKind.PLT, RelocationKind.ABSOLUTE, RelocationKind.RELATIVE)
+    return Landmarks(_entry_map(image, start, stubs), fixed, data, np.sort(table.offset[filled]))
 
 
 def _entry_map(image: Image, start: I64, stubs: I64) -> EntryMap:

@@ -47,6 +47,26 @@ class EntryMap:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Landmarks:
+    """What an address that code forms can mean in one object."""
+
+    entries: EntryMap
+    fixed: range = range(0)
+    """The addresses of an executable with a fixed base, which its code may hold as immediates."""
+    data: tuple[tuple[int, int], ...] = ()
+    """(start, end) of what may hold pointers."""
+    words: I64 = field(default_factory=_no_addresses)
+    """Words that the loader fills, sorted."""
+
+    def is_data(self, addresses: I64) -> Bool:
+        """Whether each address lies in such data."""
+        found = np.zeros(len(addresses), bool)
+        for start, end in self.data:
+            found |= (addresses >= start) & (addresses < end)
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Sites:
     """Columns of code sites; columns with a common prefix are parallel.
 

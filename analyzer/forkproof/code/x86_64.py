@@ -1,7 +1,7 @@
 """x86-64: instruction bytes to sites, without decoding every instruction.
 
 Owns: the byte patterns of branches, GOT accesses and address formation on x86-64.
-Takes: the bytes of a code range and an `EntryMap`. Gives: `Sites`, `Stubs`.
+Takes: the bytes of a code range and its object's `Landmarks`. Gives: `Sites`, `Stubs`.
 Must never: use a disassembler on whole ranges: the pattern `E8 rel32` whose target is exactly a
       function start is a call except for about one candidate in 10^5 (bytes inside another instruction).
 Wrong where: such a chance match occurs; where a tail call is a conditional short jump to a neighbour.
@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.code.sites import EntryMap, Sites, Stubs
+from forkproof.code.sites import EntryMap, Landmarks, Sites, Stubs
 from forkproof.elf.image import I64, U8
 
 ARGUMENT_REGISTERS: Final = (7, 6, 2, 1, 8, 9)
@@ -57,9 +57,9 @@ def find_stubs(code: U8, base: int, is_slot: EntryMap) -> Stubs:
     return Stubs(start - 4 * branded + base, slot)
 
 
-def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
-    """All sites of one code range; `absolute` holds the addresses that `mov $imm32` can form: those of an
-    executable with a fixed base, else none."""
+def scan(code: U8, base: int, landmarks: Landmarks) -> Sites:
+    """All sites of one code range."""
+    entries = landmarks.entries
     escaped = _room(_at(code, 0x0F), code, 2)
     escape = code[escaped + 1]
     direct = [_branches(code, base, entries, opcode) for opcode in (0xE8, 0xE9)]
@@ -70,8 +70,8 @@ def scan(code: U8, base: int, entries: EntryMap, absolute: range) -> Sites:
     slot_site, slot_address, slot_jump = _through_memory(code, base, group5)
     lea_site, lea_target, lea_register = _rip_relative(code, base, 0x8D)
     load_site, load_address, load_register = _rip_relative(code, base, 0x8B)
-    if absolute:
-        immediate = _immediates(code, base, absolute)
+    if landmarks.fixed:
+        immediate = _immediates(code, base, landmarks.fixed)
         columns = zip((lea_site, lea_target, lea_register), immediate, strict=True)
         lea_site, lea_target, lea_register = (np.concatenate(pair) for pair in columns)
     is_function = entries.kinds(lea_target) > 0

@@ -13,8 +13,6 @@ from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, library,
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet
 
-_NO_PLT = "AArch64 code loads a GOT word more than 8 instructions before the call, or moves it to x16"
-
 _PROTECTION = {"x86_64": "-fcf-protection=full", "aarch64": "-mbranch-protection=standard"}
 
 
@@ -22,8 +20,7 @@ def _builds(*ways: tuple[str, ...], protected: bool = False) -> list[ParameterSe
     """Each machine with each way to build, and with its control flow protection."""
     builds = [b.also(*way) for b in MACHINES for way in ways]
     builds += [b.also(_PROTECTION[b.machine]) for b in MACHINES] if protected else []
-    wrong = Build("aarch64").also("-fno-plt")
-    return [pytest.param(b, id=str(b), marks=[pytest.mark.xfail(reason=_NO_PLT)] if b == wrong else []) for b in builds]
+    return [pytest.param(b, id=str(b)) for b in builds]
 
 
 _HANDLERS = """

@@ -11,7 +11,7 @@ import pytest
 from forkproof.code import aarch64, x86_64
 from forkproof.code.explore import explore
 from forkproof.code.index import index_code
-from forkproof.code.sites import EntryMap, Sites
+from forkproof.code.sites import EntryMap, Landmarks, Sites
 from tests.unit.code.conftest import Assemble
 
 BASE = 0x1000
@@ -24,7 +24,7 @@ def _scan(scanner: ModuleType, code: str) -> Sites:
     """Sites of some bytes at 0x1000; 0x1080 is a function."""
     raw = np.frombuffer(bytes.fromhex(code).ljust(0x100, b"\x90" if scanner is x86_64 else b"\0"), np.uint8)
     entries = EntryMap(BASE, BASE + 0x100, np.array([FUNCTION], np.int64), NOTHING)
-    sites = scanner.scan(raw, BASE, entries, False)
+    sites = scanner.scan(raw, BASE, Landmarks(entries))
     assert isinstance(sites, Sites)
     return sites
 
