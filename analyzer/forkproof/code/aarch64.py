@@ -25,7 +25,7 @@ from forkproof.elf.image import I64, U8
 ARGUMENT_REGISTERS: Final = (0, 1, 2, 3, 4, 5, 6, 7)
 """x0 to x7 (AAPCS64 6.8.2)."""
 _PAIR_WINDOW: Final = 24
-_DERIVED_WINDOW: Final = 48
+_DERIVED_WINDOW: Final = 24
 _CALL_WINDOW: Final = 96
 """Instructions in which what was formed or loaded is followed."""
 _LAST_DESTROYED: Final = 18

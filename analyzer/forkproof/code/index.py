@@ -22,12 +22,14 @@ import numpy.typing as npt
 from forkproof.code import aarch64, x86_64
 from forkproof.code.decode import boundaries
 from forkproof.code.sites import EntryMap, Landmarks, Sites, Stubs, concatenate
-from forkproof.columns import position_in, unique
+from forkproof.columns import among, position_in, unique
 from forkproof.elf import unwind
 from forkproof.elf.image import (
     I64,
     STT_FUNC,
     STT_IFUNC,
+    STT_OBJECT,
+    STT_TLS,
     Image,
     Machine,
     ObjectKind,
@@ -290,9 +292,17 @@ def _landmarks(image: Image, start: I64, stubs: I64) -> Landmarks:
     data = tuple(
         (int(s.rva), s.rva + s.memory_size) for s in image.segments if not s.executable and (s.writable or is_fixed)
     )
-    table = image.relocations
-    filled = table.of(RelocationKind.GOT, RelocationKind.PLT, RelocationKind.ABSOLUTE, RelocationKind.RELATIVE)
-    return Landmarks(_entry_map(image, start, stubs), fixed, data, np.sort(table.offset[filled]))
+    return Landmarks(_entry_map(image, start, stubs), fixed, data, _function_words(image, start))
+
+
+def _function_words(image: Image, start: I64) -> I64:
+    """Words that the loader fills with the address of a function, or of a symbol that may be one, sorted."""
+    slots, symbols = image.named_slots
+    types = image.dynamic_symbols.type
+    known = np.minimum(symbols, max(len(types) - 1, 0))
+    named = slots[~among(types[known], (STT_OBJECT, STT_TLS))] if len(types) else slots
+    words, targets = image.pointers
+    return np.sort(np.concatenate([named, words[position_in(start, targets) >= 0]]))
 
 
 def _entry_map(image: Image, start: I64, stubs: I64) -> EntryMap:

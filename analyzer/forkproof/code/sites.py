@@ -56,7 +56,7 @@ class Landmarks:
     data: tuple[tuple[int, int], ...] = ()
     """(start, end) of what may hold pointers."""
     words: I64 = field(default_factory=_no_addresses)
-    """Words that the loader fills, sorted."""
+    """Words that the loader fills with addresses of functions, sorted."""
 
     def is_data(self, addresses: I64) -> Bool:
         """Whether each address lies in such data."""
