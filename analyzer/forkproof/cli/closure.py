@@ -57,7 +57,9 @@ def closure_command(
     result = document(closure, Bindings(closure) if bindings else None)
     lines = [json.dumps(result, indent=2)] if form == "json" else [clean(line) for line in text(result)]
     output.emit("\n".join([*lines, ""]))
-    context.exit(EXIT_INPUT if closure.missing else EXIT_CLEAN)
+    # As a scan has it: what could not be loaded was not looked at, whether it is needed or was asked for.
+    failed = bool(closure.missing) or any(diagnostic.level == "error" for diagnostic in closure.diagnostics)
+    context.exit(EXIT_INPUT if failed else EXIT_CLEAN)
 
 
 def document(closure: Closure, bindings: Bindings | None) -> Document:

@@ -73,9 +73,10 @@ def scan(code: U8, base: int, landmarks: Landmarks) -> Sites:
     entries = landmarks.entries
     words = _words(code)
     site, target, jump = _direct(words, base, entries)
-    add, load = _with_derived(words, base, landmarks, *_adrp_pairs(words, base))
-    is_function = entries.kinds(add[1]) > 0
+    add, load = _adrp_pairs(words, base)
     slot_site, slot_address, slot_jump = _loaded_calls(words, base, landmarks, load)
+    add, load = _with_derived(words, base, landmarks, add, load)
+    is_function = entries.kinds(add[1]) > 0
     indirect = np.flatnonzero((words & 0xFFFFFC1F == 0xD63F0000) | (words & 0xFEFFF800 == 0xD63F0800)) * 4 + base
     return Sites(
         direct_site=site,

@@ -59,3 +59,9 @@ def test_missing_library_is_exit_code_3_and_lists_the_places(program: Path) -> N
 def test_bindings_are_listed_on_request_only(program: Path) -> None:
     assert "->" not in _run(program)[1]
     assert "liba.so: w -> nothing (weak)" in _run(program, "--bindings")[1]
+
+
+def test_preload_that_cannot_be_loaded_is_exit_code_3_as_in_a_scan(program: Path) -> None:
+    code, output = _run(program, "--preload", "/etc/passwd")
+    assert code == 3
+    assert "/etc/passwd: cannot be preloaded" in output
