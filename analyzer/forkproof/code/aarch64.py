@@ -254,11 +254,12 @@ def _loaded_calls(
 
 
 def find_atomics(code: U8, base: int) -> I64:
-    """Sites of store-exclusive, compare-and-swap and swap instructions."""
+    """Sites of store-exclusive, compare-and-swap, swap and set-bits instructions."""
     words = _words(code)
     store_exclusive = words & 0x3FE00000 == 0x08000000
     compare_swap = words & 0x3FA07C00 == 0x08A07C00
     swap = words & 0x3F20FC00 == 0x38208000
+    swap |= (words & 0x3F20FC00 == 0x38203000) & (words & 0x1F != 0x1F)
     return np.flatnonzero(store_exclusive | compare_swap | swap) * 4 + base
 
 

@@ -39,9 +39,11 @@ from forkproof.code.operations import (
     Operation,
     Pause,
     Register,
+    Reserve,
     Return,
     Set,
     SetIf,
+    Sum,
     Syscall,
     Test,
 )
@@ -358,7 +360,7 @@ class _Explorer:
         known = None if old is None else _narrow(Value(old.base, old.offset + operation.value), operation.bits)
         state.registers[operation.destination.name] = known
 
-    def forget(self, _: Instruction, operation: Forget, state: State) -> None:
+    def forget(self, _: Instruction, operation: Forget | Sum, state: State) -> None:
         state.registers[operation.destination.name] = None
 
     def insert(self, _: Instruction, operation: Insert, state: State) -> None:
@@ -386,7 +388,7 @@ class _Explorer:
     def syscall(self, instruction: Instruction, _: Syscall, state: State) -> None:
         state.registers[self.convention.result] = Value(Result(instruction.address), 0)
 
-    def pause(self, _: Instruction, __: Pause, state: State) -> None:
+    def pause(self, _: Instruction, __: Pause | Reserve, state: State) -> None:
         """A hint: nothing changes."""
 
     def _flags(
@@ -434,6 +436,7 @@ _STEPS: Final[Mapping[type, Callable[[_Explorer, Instruction, Any, State], None]
     Address: _Explorer.address,
     Add: _Explorer.add,
     Forget: _Explorer.forget,
+    Sum: _Explorer.forget,
     Insert: _Explorer.insert,
     SetIf: _Explorer.set_if,
     Compare: _Explorer.compare,
@@ -442,6 +445,7 @@ _STEPS: Final[Mapping[type, Callable[[_Explorer, Instruction, Any, State], None]
     Atomic: _Explorer.atomic,
     Syscall: _Explorer.syscall,
     Pause: _Explorer.pause,
+    Reserve: _Explorer.pause,
 }
 """What does not change where control goes. A table, since matching tries the classes one after the other."""
 

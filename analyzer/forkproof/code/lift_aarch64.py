@@ -16,6 +16,7 @@ from typing import Final
 from forkproof.code.operations import (
     Add,
     Atomic,
+    AtomicKind,
     Branch,
     Call,
     Compare,
@@ -31,10 +32,12 @@ from forkproof.code.operations import (
     Operation,
     Pause,
     Register,
+    Reserve,
     Return,
     Set,
     SetIf,
     Stop,
+    Sum,
     Syscall,
     Test,
 )
@@ -85,7 +88,8 @@ def _memory(text: str) -> Memory:
         return Memory(name, 0)
     if parts[1].startswith("#") and len(parts) == 2:
         return Memory(name, int(parts[1][1:], 0))
-    return Memory(name, 0, indexed=True)
+    index, _ = _register(parts[1])
+    return Memory(name, 0, indexed=True, index=index.name if isinstance(index, Register) else None)
 
 
 def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
@@ -164,6 +168,8 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
         return (Set(first, second, width),) if second is not None else (Forget(first),)
     if name in ("add", "sub", "adds", "subs"):
         return _sum(name, parts, operands)
+    if name in ("madd", "umaddl", "smaddl") and isinstance(first, Register) and isinstance(operands[3][0], Register):
+        return (Sum(first, operands[3][0], None, bits),)
     if name in ("cmp", "cmn", "tst"):
         return _compare(name, first, second, bits, len(parts))
     if (found := _atomic(name, operands)) is not None:
@@ -212,6 +218,8 @@ def _sum(name: str, parts: list[str], operands: list[tuple[Operand | None, int]]
         flags = (ForgetFlags(),)
     if not isinstance(destination, Register):
         return flags
+    if name.startswith("add") and isinstance(left, Register) and not isinstance(right, Const):
+        return (*flags, Sum(destination, left, right if len(parts) == 3 else None, bits))
     if isinstance(left, Register) and isinstance(right, Const):
         value = right.value << 12 if len(parts) == 4 and "12" in parts[3] else right.value
         return (*flags, Add(destination, left, value if name.startswith("add") else -value, bits))
@@ -229,22 +237,29 @@ def _compare(name: str, first: Operand | None, second: Operand | None, bits: int
 
 
 _LSE: Final = re.compile(r"(cas|swp|ldadd|ldset|ldclr|ldeor)(a|l|al)?[bh]?$|(st)(add|set|clr|eor)l?[bh]?$")
+_LSE_KINDS: Final = {
+    "cas": AtomicKind.COMPARE_SWAP, "swp": AtomicKind.SWAP, "ldadd": AtomicKind.ADD, "ldset": AtomicKind.SET_BITS,
+}  # fmt: skip
 
 
 def _atomic(name: str, operands: list[tuple[Operand | None, int]]) -> tuple[Operation, ...] | None:
     cell = next((o for o, _ in operands if isinstance(o, Memory)), None)
     if cell is None:
         return None
-    if _LSE.match(name):
+    if (match := _LSE.match(name)) is not None:
         first = operands[0][0]
         second = operands[1][0] if not isinstance(operands[1][0], Memory) else None
-        if name.startswith("cas"):
-            return (Atomic(cell, second, first), *((Forget(first),) if isinstance(first, Register) else ()))
-        stores = first if name.startswith("swp") else None
-        return (Atomic(cell, stores, None), *((Forget(second),) if isinstance(second, Register) else ()))
+        kind = _LSE_KINDS.get(match.group(1) or "", AtomicKind.OTHER)
+        result = first if kind is AtomicKind.COMPARE_SWAP else second
+        found = result if isinstance(result, Register) else None
+        forgotten = (Forget(found),) if found is not None else ()
+        if kind is AtomicKind.COMPARE_SWAP:
+            return (Atomic(cell, second, first, kind, found), *forgotten)
+        return (Atomic(cell, first if kind is AtomicKind.SWAP else None, None, kind, found), *forgotten)
     if re.match(r"(stxr|stlxr|stxp|stlxp)[bh]?$", name):
-        status = operands[0][0]
-        return (Atomic(cell, operands[1][0], None), *((Forget(status),) if isinstance(status, Register) else ()))
+        status = operands[0][0] if isinstance(operands[0][0], Register) else None
+        store = Atomic(cell, operands[1][0], None, AtomicKind.EXCLUSIVE, status)
+        return (store, *((Forget(status),) if status is not None else ()))
     return None
 
 
@@ -273,6 +288,7 @@ def _transfer(name: str, parts: list[str], operands: list[tuple[Operand | None, 
             moves.append(Set(place, operand or Register("?"), _moved(name, width)))
         elif isinstance(operand, Register):
             moves += _load(name, operand, place, width)
+            moves += [Reserve(operand, place)] if name.startswith(("ldxr", "ldaxr")) else []
         step += _moved(name, width) // 8
     if name.startswith("ld") and position == 2:
         # A pair whose first destination is the base: the second must still read the old base.

@@ -18,6 +18,7 @@ from forkproof.code.operations import (
     Add,
     Address,
     Atomic,
+    AtomicKind,
     Branch,
     Call,
     Compare,
@@ -36,6 +37,7 @@ from forkproof.code.operations import (
     Set,
     SetIf,
     Stop,
+    Sum,
     Syscall,
     Test,
 )
@@ -102,6 +104,7 @@ def _operand(text: str) -> tuple[Operand | None, int]:
 
 def _memory(inside: str, segmented: bool) -> Memory:
     base: str | None = None
+    index: str | None = None
     displacement = 0
     indexed = segmented
     for sign, term in re.findall(r"([+-]?)\s*([^\s+-]+)", inside):
@@ -113,7 +116,9 @@ def _memory(inside: str, segmented: bool) -> Memory:
             base = _REGISTERS[term][0]
         else:
             indexed = True
-    return Memory(base, displacement, indexed)
+            factor = _REGISTERS.get(term.partition("*")[0])
+            index = None if segmented or factor is None else factor[0]
+    return Memory(base, displacement, indexed, index)
 
 
 def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
@@ -186,7 +191,8 @@ def _data(name: str, operands: _Operands, locked: bool) -> tuple[Operation, ...]
     if isinstance(first, Memory) and (locked or name == "xchg"):
         return _atomic(name, first, second)
     if name == "xchg" and isinstance(second, Memory):
-        return (Atomic(second, first, None), *_forgotten(first, 64))
+        return (Atomic(second, first, None, AtomicKind.SWAP, first if isinstance(first, Register) else None),
+                *_forgotten(first, 64))
     if name in ("mov", "movabs", "movzx", "movsxd", "movsx"):
         source_bits = operands[1][1] if len(operands) > 1 else 0
         return _move(first, second, bits or 64, min(bits or 64, source_bits or 64), signed=name.startswith("movsx"))
@@ -256,7 +262,8 @@ def _sum(name: str, first: Register, second: Operand | None, bits: int) -> tuple
     step = Const(1) if name in ("inc", "dec") else second
     if not isinstance(step, Const):
         compared: Operation = Compare(first, step, bits) if name == "sub" and step is not None else ForgetFlags()
-        return (compared, Forget(first))
+        moved: Operation = Sum(first, first, step, bits) if name == "add" and step is not None else Forget(first)
+        return (compared, moved)
     change = step.value if name in ("add", "inc") else -step.value
     result = Add(first, first, change, bits) if bits >= 32 else Forget(first)
     if abs(change) == 1 << (bits - 1):  # is its own negative: the overflow flag differs
@@ -276,10 +283,16 @@ def _forgotten(operand: Operand | None, bits: int) -> tuple[Operation, ...]:
 def _atomic(name: str, cell: Memory, source: Operand | None) -> tuple[Operation, ...]:
     if name.startswith("cmpxchg"):
         pair: tuple[Operation, ...] = (Forget(Register("rdx")),) if name != "cmpxchg" else ()
-        return (Atomic(cell, source, Register("rax")), Forget(Register("rax")), *pair, ForgetFlags())
+        rax = Register("rax")
+        swap = Atomic(cell, source, rax, AtomicKind.COMPARE_SWAP, rax)
+        return (swap, Forget(rax), *pair, ForgetFlags())
+    result = source if isinstance(source, Register) else None
     if name == "xchg":
-        return (Atomic(cell, source, None), *_forgotten(source, 64))
-    return (Atomic(cell, None, None), *(_forgotten(source, 64) if name == "xadd" else ()), ForgetFlags())
+        return (Atomic(cell, source, None, AtomicKind.SWAP, result), *_forgotten(source, 64))
+    if name == "xadd":
+        return (Atomic(cell, None, None, AtomicKind.ADD, result), *_forgotten(source, 64), ForgetFlags())
+    kind = AtomicKind.SET_BITS if name == "bts" else AtomicKind.OTHER
+    return (Atomic(cell, None, None, kind), ForgetFlags())
 
 
 _CHANGES: Final = {

@@ -32,6 +32,8 @@ class Memory(NamedTuple):
     displacement: int
     indexed: bool = False
     """True when an index register makes the address unknown."""
+    index: str | None = None
+    """That register, where it is one."""
 
 
 Operand = Const | Register | Memory
@@ -78,6 +80,15 @@ class Add(NamedTuple):
     destination: Register
     left: Register
     value: int
+    bits: int = 64
+
+
+class Sum(NamedTuple):
+    """destination := left + right; right None is a multiple of something: a step through an array."""
+
+    destination: Register
+    left: Operand
+    right: Operand | None
     bits: int = 64
 
 
@@ -168,12 +179,36 @@ class Syscall(NamedTuple):
     """Enter the kernel."""
 
 
+class AtomicKind(Enum):
+    """What an atomic read-modify-write does to its word."""
+
+    COMPARE_SWAP = "compare and swap"
+    SWAP = "swap"
+    ADD = "add"
+    """Fetch and add."""
+    SET_BITS = "set bits"
+    """Fetch and or; x86-64's bit test and set, which leaves the old bit in the carry."""
+    EXCLUSIVE = "store exclusive"
+    """The second half of a load-exclusive, store-exclusive pair."""
+    OTHER = "other"
+
+
 class Atomic(NamedTuple):
     """An atomic read-modify-write of `cell`; `stores` is the new value, `expects` a compare-and-swap's old one."""
 
     cell: Memory
     stores: Operand | None
     expects: Operand | None
+    kind: AtomicKind = AtomicKind.OTHER
+    result: Register | None = None
+    """Gets what the word held before; a store-exclusive's status (0: stored)."""
+
+
+class Reserve(NamedTuple):
+    """The load of an exclusive pair; the value itself is a Set."""
+
+    destination: Register
+    cell: Memory
 
 
 class Pause(NamedTuple):
@@ -184,6 +219,7 @@ Operation = (
     Set
     | Address
     | Add
+    | Sum
     | Forget
     | Insert
     | SetIf
@@ -198,5 +234,6 @@ Operation = (
     | Stop
     | Syscall
     | Atomic
+    | Reserve
     | Pause
 )

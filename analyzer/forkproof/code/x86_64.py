@@ -170,11 +170,11 @@ def _indirect(code: U8, base: int, group5: I64) -> I64:
 
 
 def find_atomics(code: U8, base: int) -> I64:
-    """Sites of `lock cmpxchg` and of `xchg` with memory (which locks by itself)."""
+    """Sites of `lock cmpxchg`, `lock bts` and of `xchg` with memory (which locks by itself)."""
     locked = _room(_at(code, 0xF0), code, 6)
     rex = (code[locked + 1] & 0xF0 == 0x40).astype(np.int64)
     at = locked + 1 + rex
-    cas = (code[at] == 0x0F) & ((code[at + 1] == 0xB1) | (code[at + 1] == 0xB0))
+    cas = (code[at] == 0x0F) & np.isin(code[at + 1], (0xB1, 0xB0, 0xAB, 0xBA))
     exchange = _room(np.flatnonzero(code & 0xFE == 0x86), code, 3)
     modrm = code[exchange + 1]
     # Register forms (mod 3) do not lock; 87 /r with a plain base register or RIP is what compilers emit.

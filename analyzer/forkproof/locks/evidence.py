@@ -49,6 +49,7 @@ from forkproof.code.operations import (
     Register,
     Return,
     Set,
+    Sum,
     Syscall,
     Test,
 )
@@ -88,15 +89,15 @@ NO_LOCKS: Final = LockFunctions({}, {}, lambda _: frozenset(), frozenset(), {})
 
 def lock_functions(flow: Flow, obj: int, roots: Iterable[Function]) -> LockFunctions:
     """Every function of an object that takes a lock that waits and that `roots` can lead to."""
-    return _Object(flow, obj, roots).result()
+    return ObjectEvidence(flow, obj, roots).result()
 
 
-class _Object:
-    """The search in one object."""
+class ObjectEvidence:
+    """The search in one object, among the functions that `roots` can lead to; among all of them without roots."""
 
-    def __init__(self, flow: Flow, obj: int, roots: Iterable[Function]) -> None:
+    def __init__(self, flow: Flow, obj: int, roots: Iterable[Function] | None = None) -> None:
         self.flow, self.obj = flow, obj
-        self.reach = flow.graph.distances(roots)
+        self.reach = flow.graph.distances(roots) if roots is not None else np.zeros(flow.graph.size, np.int32)
         self.known_words: dict[Function, frozenset[int]] = {}
         self.graph, self.program = flow.graph, flow.program
         self.evidence: dict[Function, str] = {}
@@ -434,7 +435,9 @@ def _exclusive(body: Body, position: int, load: int, atomic: Atomic) -> _Attempt
                     expects = right if left == old else left
                 case Branch(_, _, operand) if operand == old:
                     expects = Const(0)
-                case Set(destination) | Add(destination) | Forget(destination) if destination == atomic.stores:
+                case (
+                    Set(destination) | Add(destination) | Sum(destination) | Forget(destination)
+                ) if destination == atomic.stores:
                     return None
     if atomic.stores == old:
         return None
@@ -459,6 +462,8 @@ def _is_looked_at(body: Body, position: int, result: Register) -> bool:
                     return True
                 case Set(destination, source):
                     holders = holders | {destination} if source in holders else holders - {destination}
+                case Sum(destination):
+                    holders = holders - {destination}
                 case Add(destination, left):
                     holders = holders | {destination} if left in holders else holders - {destination}
                 case Return() | Jump() | JumpUnknown() | Call():
@@ -520,7 +525,7 @@ def _only_loads(operations: Sequence[Operation], stack: str) -> bool:
     written = {o.destination.name for o in operations if isinstance(o, Set) and isinstance(o.destination, Register)}
     read: list[Memory] = []
     for operation in operations:
-        if isinstance(operation, Add | Call | Atomic | Syscall):
+        if isinstance(operation, Add | Sum | Call | Atomic | Syscall):
             return False
         if isinstance(operation, Set):
             if isinstance(operation.destination, Memory):

@@ -1,0 +1,144 @@
+"""Which locks of an allocator its fork handlers take, and which they leave.
+
+Owns: the comparison of what the allocation paths can take with what the prepare handler holds when it returns.
+Takes: `Summaries`, the allocation functions, a registration. Gives: `Coverage`.
+Must never: count a lock that prepare takes and lets go again; count an unresolved address as uncovered.
+Wrong where: the handler takes a lock through an object that only the run knows and no field tells (then the lock is
+      unresolved); where a lock is taken only on ways that no input takes.
+
+A lock of the allocation paths is
+  covered     prepare holds it at its exit (or assumed to: the same field of the same kind of object);
+  gated       each time that it is taken, a covered lock is held: nobody can hold it across a fork;
+  nested      each time that it is taken, one and the same uncovered lock is held, which the child meets first;
+  uncovered   neither, and its address is known;
+  unresolved  neither, and its address is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from forkproof.callgraph import Function
+from forkproof.locks.identity import Match, is_resolved, same
+from forkproof.locks.interpret import Held
+from forkproof.locks.summary import Summaries, Taken
+from forkproof.locks.values import Object, Value, root
+
+
+class Cover(Enum):
+    """What becomes of a lock at a fork."""
+
+    COVERED = "covered"
+    ASSUMED = "assumed covered"
+    GATED = "gated"
+    NESTED = "nested"
+    UNCOVERED = "uncovered"
+    UNRESOLVED = "unresolved"
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatorLock:
+    """One lock of the allocation paths."""
+
+    taken: Taken
+    """The shortest way to it; its first step is an allocation function."""
+    entries: int
+    """How many of the allocation functions can take it."""
+    cover: Cover
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """All locks of an allocator's allocation paths."""
+
+    locks: tuple[AllocatorLock, ...]
+    prepared: tuple[Value, ...]
+    kept_in_child: tuple[Value, ...]
+    """Locks that prepare holds and the child handler does not let go."""
+    is_complete: bool
+    """False where a computed jump hid some of the handler."""
+
+    @property
+    def uncovered(self) -> tuple[AllocatorLock, ...]:
+        """Those that a child can inherit taken."""
+        return tuple(lock for lock in self.locks if lock.cover is Cover.UNCOVERED)
+
+
+def taken_by(summaries: Summaries, entries: Iterable[Function], objects: Iterable[int]) -> dict[Value, tuple[Taken, int]]:
+    """The locks of these objects that functions can wait for: the shortest way to each, and how many lead to it."""
+    wanted = frozenset(objects)
+    found: dict[Value, tuple[Taken, int]] = {}
+    for entry in entries:
+        for taken in summaries.of(entry).taken:
+            if not taken.blocking or not _is_of(summaries, taken, wanted):
+                continue
+            old = found.get(taken.address)
+            if old is None:
+                found[taken.address] = taken, 1
+            else:
+                best = min(old[0], taken, key=lambda t: len(t.path))
+                found[taken.address] = best._replace(gates=old[0].gates & taken.gates), old[1] + 1
+    return found
+
+
+def _is_of(summaries: Summaries, taken: Taken, objects: frozenset[int]) -> bool:
+    """The lock lies in one of the objects, or code of them takes it from somewhere unknown."""
+    begin = root(taken.address.base)
+    if isinstance(begin, Object):
+        return begin.index in objects
+    return summaries.program.object_of(taken.path[-1].function) in objects
+
+
+def prepared_by(summaries: Summaries, prepare: Function) -> tuple[Held, bool]:
+    """What a prepare handler holds at its exit, on whichever way it gets there, and whether all of it was seen."""
+    run = summaries.interpreted_run(prepare, frozenset(), joined=True)
+    return frozenset().union(*(e.held for e in run.exits)), run.complete
+
+
+def coverage(
+    summaries: Summaries,
+    entries: Iterable[Function],
+    objects: Iterable[int],
+    handlers: tuple[Function | None, Function | None],
+) -> Coverage:
+    """Compare allocation paths with a prepare and a child handler."""
+    prepare, child = handlers
+    prepared, complete = prepared_by(summaries, prepare) if prepare is not None else (frozenset(), True)
+    kept = _kept(summaries, child, prepared) if child is not None and complete else ()
+    found = taken_by(summaries, entries, objects)
+    covers = {address: _cover(address, prepared) for address in found}
+    locks = []
+    for address, (taken, count) in found.items():
+        cover = covers[address]
+        if cover in (Cover.UNCOVERED, Cover.UNRESOLVED):
+            if _is_gated(taken, prepared):
+                cover = Cover.GATED
+            elif any(covers.get(gate) is Cover.UNCOVERED and gate != address for gate in taken.gates):
+                cover = Cover.NESTED
+        locks.append(AllocatorLock(taken, count, cover))
+    locks.sort(key=lambda lock: (len(lock.taken.path), repr(lock.taken.address)))
+    return Coverage(tuple(locks), tuple(sorted(prepared, key=repr)), kept, complete)
+
+
+def _kept(summaries: Summaries, child: Function, prepared: Held) -> tuple[Value, ...]:
+    """Prepared locks that no way through the child handler lets go or makes anew; only those that are known for sure."""
+    run = summaries.interpreted_run(child, prepared, prepared, joined=True)
+    if not run.complete or not run.exits:
+        return ()
+    freed = run.releases | run.let_go
+    return tuple(sorted((p for p in prepared if is_resolved(p) and not any(same(p, f) for f in freed)), key=repr))
+
+
+def _cover(address: Value, prepared: Held) -> Cover:
+    best = max((same(address, p) for p in prepared), default=Match.NO)
+    if best is Match.EXACT:
+        return Cover.COVERED
+    if best is Match.ASSUMED:
+        return Cover.ASSUMED
+    return Cover.UNCOVERED if is_resolved(address) else Cover.UNRESOLVED
+
+
+def _is_gated(taken: Taken, prepared: Held) -> bool:
+    return any(same(gate, p) is not Match.NO for gate in taken.gates for p in prepared)

@@ -1,0 +1,171 @@
+"""Which lock an address is: comparing addresses, and naming them as the source does where symbols allow.
+
+Owns: the sameness of two symbolic addresses, exact or assumed, and the report's `Lock`.
+Takes: values of `forkproof.locks.values`. Gives: `Match`es and `model.Lock`s.
+Must never: put a run-time address into a name.
+Wrong where: two structures of different types have a field at the same large offset (then a match is assumed that
+      is none).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from functools import cache
+from typing import Final
+
+import numpy as np
+
+from forkproof.callgraph import Program
+from forkproof.elf.demangle import demangle
+from forkproof.locks.values import TELLING, Content, Element, Entry, Foreign, Object, Value, chain, root
+from forkproof.model import Lock
+
+_STT_OBJECT: Final = 1
+_ARRAY_REACH: Final = 1 << 20
+"""Bytes after the start of an array within which a lock a whole number of steps away is one of its elements."""
+
+
+class Match(IntEnum):
+    """How sure it is that two addresses are one lock."""
+
+    NO = 0
+    ASSUMED = 1
+    """The same field of objects that may be of one type; one or both are reached from something unknown."""
+    EXACT = 2
+
+
+def is_resolved(value: Value) -> bool:
+    """The lock can be found from a global: it is one, an element of an array, or a field that a global leads to."""
+    return isinstance(root(value.base), Object) and not _is_anywhere(value)
+
+
+def _is_anywhere(value: Value) -> bool:
+    """Somewhere in a heap object, at a distance that the code computes."""
+    base = value.base
+    return isinstance(base, Element) and not isinstance(base.base, Object) and base.offset == 0 and base.stride == 0
+
+
+def same(a: Value, b: Value) -> Match:
+    """Whether two addresses are the same lock, or elements of the same array of locks."""
+    if _is_anywhere(a) or _is_anywhere(b):
+        return _same_place(a, b)
+    if a == b:
+        return Match.EXACT if is_resolved(a) or isinstance(root(a.base), Entry) else Match.ASSUMED
+    if _array_of(a) is not None or _array_of(b) is not None:
+        return _same_array(a, b)
+    return _same_field(a, b)
+
+
+def _same_place(a: Value, b: Value) -> Match:
+    """Computed places of one object, the lock at one offset of what lies there."""
+    one, two = a.base, b.base
+    is_pair = isinstance(one, Element) and isinstance(two, Element) and a.offset == b.offset
+    return Match.ASSUMED if is_pair and (one.base == two.base or root(one) == Foreign(-1)) else Match.NO
+
+
+def _array_of(value: Value) -> tuple[object, int, int] | None:
+    """(what it begins at, offset of the lock in the first element, stride) of an element of a global's array."""
+    base = value.base
+    if isinstance(base, Element) and isinstance(base.base, Object):
+        return base.base, base.offset + value.offset, base.stride
+    return None
+
+
+def _same_array(a: Value, b: Value) -> Match:
+    first = _array_of(a) or (a.base, a.offset, 0)
+    second = _array_of(b) or (b.base, b.offset, 0)
+    if first[0] != second[0]:
+        return _same_field(a, b)
+    stride = first[2] or second[2]
+    distance = abs(first[1] - second[1])
+    if distance == 0 or (stride and distance % stride == 0 and distance < _ARRAY_REACH):
+        return Match.EXACT
+    return Match.NO
+
+
+def _same_field(a: Value, b: Value) -> Match:
+    """The last fields of two chains agree, and tell enough."""
+    one, two = chain(a), chain(b)
+    if isinstance(a.base, Object) or isinstance(b.base, Object):
+        return Match.NO
+    length = min(len(one), len(two), 2)
+    if one[:length] != two[:length]:
+        return Match.NO
+    tells = abs(one[0]) >= TELLING or (length == 2 and abs(one[1]) >= TELLING)
+    return Match.ASSUMED if tells else Match.NO
+
+
+def lock_of(program: Program, value: Value, home: int) -> Lock:
+    """The lock as a report names it; `home` is the object whose code takes it."""
+    begin = root(value.base)
+    owner = begin.index if isinstance(begin, Object) else home
+    name = program.closure.objects[owner].name
+    if isinstance(value.base, Object):
+        return Lock(name, _symbol(program, owner, value.offset), value.offset, "global")
+    if (array := _array_of(value)) is not None:
+        return Lock(name, f"{_symbol(program, owner, array[1])}[]", array[1], "array")
+    if isinstance(begin, Object):
+        return Lock(name, _chain_name(program, owner, value), None, "field")
+    if isinstance(begin, Entry | Foreign):
+        return Lock(name, _field_name(value), None, "field")
+    return Lock(name, "a lock whose address is not known", None, "unknown")
+
+
+def _field_name(value: Value) -> str:
+    offsets = chain(value)
+    text = f"field {offsets[0]:+#x}"
+    return text if len(offsets) == 1 else f"{text} of what field {offsets[1]:+#x} points to"
+
+
+def _chain_name(program: Program, obj: int, value: Value) -> str:
+    base = value.base
+    if isinstance(base, Object):
+        return _symbol(program, obj, value.offset)
+    assert isinstance(base, Content | Element)
+    inner = _chain_name(program, obj, Value(base.base, base.offset))
+    text = f"(*{inner})" if isinstance(base, Content) else f"{inner}[]"
+    return f"{text}{value.offset:+#x}" if value.offset else text
+
+
+def _symbol(program: Program, obj: int, address: int) -> str:
+    """The variable at an address, or object+address."""
+    found = _variables(program, obj)
+    name = found.get(address)
+    if name is not None:
+        return demangle(name)
+    starts = _starts(program, obj)
+    index = int(np.searchsorted(starts, address, side="right")) - 1
+    if index >= 0:
+        start = int(starts[index])
+        if address < start + _sizes(program, obj)[start]:
+            return f"{demangle(found[start])}+{address - start:#x}"
+    return f"{program.closure.objects[obj].name}+{address:#x}"
+
+
+@cache
+def _sizes(program: Program, obj: int) -> dict[int, int]:
+    image = program.image(obj)
+    found: dict[int, int] = {}
+    for table in (image.static_symbols, image.dynamic_symbols):
+        rows = np.flatnonzero(table.defined & (table.type == _STT_OBJECT) & (table.size > 0))
+        for row in rows.tolist():
+            found.setdefault(int(table.value[row]), int(table.size[row]))
+    return found
+
+
+@cache
+def _variables(program: Program, obj: int) -> dict[int, str]:
+    image = program.image(obj)
+    found: dict[int, str] = {}
+    for table in (image.static_symbols, image.dynamic_symbols):
+        names = table.names
+        for row in np.flatnonzero(table.defined & (table.type == _STT_OBJECT) & (table.size > 0)).tolist():
+            address = int(table.value[row])
+            if address not in found or len(names[row]) < len(found[address]):
+                found[address] = names[row]
+    return found
+
+
+@cache
+def _starts(program: Program, obj: int) -> np.ndarray:  # type: ignore[type-arg]
+    return np.array(sorted(_variables(program, obj)), np.int64)

@@ -1,0 +1,358 @@
+"""What functions do with locks, composed over the call graph.
+
+Owns: which functions are worth following, their summaries, and the substitution of arguments at calls.
+Takes: `Flow`. Gives: `Summaries`, a memoised service.
+Must never: follow a function that neither acquires nor calls one whose locks depend on its arguments: the locks of
+      such a function are those of its callees.
+Wrong where: functions call each other in a circle (a function that is being summarised counts as doing nothing);
+      where a lock's address passes through memory that one function writes and another reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from forkproof.callgraph import CALLS, EdgeKind, Function
+from forkproof.code.operations import Atomic, Call
+from forkproof.flow import Flow
+from forkproof.locks.evidence import ObjectEvidence
+from forkproof.locks.interpret import NOTHING, Effect, Exit, Held, Run, interpret
+from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
+from forkproof.signatures import LockFunction
+
+_FOLLOWED: Final = CALLS | {EdgeKind.IFUNC, EdgeKind.CALLBACK}
+_SMALL: Final = 120
+"""Bytes of a function that may be an unlock method with a plain store."""
+_MOST: Final = 400
+"""Locks that one summary keeps."""
+
+
+class Step(NamedTuple):
+    """A call on the way to an acquisition: the calling function, and where."""
+
+    function: Function
+    site: int
+
+
+class Taken(NamedTuple):
+    """A lock that a function takes, itself or through calls."""
+
+    address: Value
+    kind: str
+    blocking: bool
+    gates: Held
+    """Locks that are held each time that it is taken."""
+    path: tuple[Step, ...]
+    """From the function to the acquire site."""
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The locks of one function, in its own terms."""
+
+    taken: tuple[Taken, ...]
+    exits: tuple[Exit, ...] = (Exit(NOTHING, None),)
+    releases: frozenset[Value] = frozenset()
+    is_complete: bool = True
+
+    @cached_property
+    def parameters(self) -> frozenset[str]:
+        """Registers on entry that its locks are reached through."""
+        exits = (h for e in self.exits for h in e.held)
+        values = (*(t.address for t in self.taken), *(g for t in self.taken for g in t.gates), *exits, *self.releases)
+        roots = (root(value.base) for value in values)
+        return frozenset(r.register for r in roots if isinstance(r, Entry))
+
+    @cached_property
+    def depends_on_caller(self) -> bool:
+        """Its locks are the caller's arguments, or it leaves something locked or unlocked."""
+        return (
+            any(isinstance(root(t.address.base), Entry) for t in self.taken)
+            or any(e.held for e in self.exits)
+            or any(isinstance(root(r.base), Entry) for r in self.releases)
+        )
+
+
+EMPTY: Final = Summary(())
+
+
+class Summaries:
+    """Summaries of functions, made when they are asked for."""
+
+    def __init__(self, flow: Flow, libc_objects: frozenset[int]) -> None:
+        self.flow, self.graph, self.program = flow, flow.graph, flow.program
+        self.libc_objects = libc_objects
+        self.known: dict[Function, Summary] = {}
+        self.runs: dict[Function, Run] = {}
+        self.interpreted = 0
+
+    # ---- which functions matter ------------------------------------------------------------
+
+    @cached_property
+    def library(self) -> dict[int, LockFunction]:
+        """The lock functions of the closure, by number."""
+        locks = self.flow.signatures.locks
+        return {int(f): locks[name] for f, name in self.program.called(sorted(locks)).items()}
+
+    @cached_property
+    def evidence(self) -> tuple[ObjectEvidence, ...]:
+        """What waits and what is atomic, object by object."""
+        return tuple(ObjectEvidence(self.flow, obj) for obj in range(len(self.program.codes)))
+
+    @cached_property
+    def direct(self) -> npt.NDArray[np.bool_]:
+        """Functions that use a lock function or an atomic operation themselves; libc's own insides left out."""
+        found = np.zeros(self.graph.size, bool)
+        for target in self.library:
+            for edge in self.graph.edges_to(Function(target)):
+                if self.graph.kind[edge] in CALLS:
+                    found[self.flow.whole(Function(int(self.graph.source[edge])))] = True
+        for obj in range(len(self.program.codes)):
+            if obj not in self.libc_objects:
+                found[list(self.evidence[obj].atomics)] = True
+        base = self.program.base
+        for obj in self.libc_objects:
+            found[base[obj] : base[obj + 1]] = False
+        return found
+
+    @cached_property
+    def relevant(self) -> npt.NDArray[np.bool_]:
+        """Functions that lead to a direct one."""
+        roots = np.flatnonzero(self.direct).tolist()
+        reach = self.graph.distances(roots, _FOLLOWED, backward=True, blocked=self.flow.dying)
+        found = reach >= 0
+        found[list(self.library)] = False
+        base = self.program.base
+        for obj in self.libc_objects:  # libc calls back into allocators; its own locks are `forkproof.libc`'s
+            found[base[obj] : base[obj + 1]] = False
+        return found
+
+    # ---- summaries -------------------------------------------------------------------------
+
+    def of(self, function: Function) -> Summary:
+        """The summary of a function; an empty one for what cannot lock, and in a circle of calls."""
+        known = self.known.get(function)
+        if known is None:
+            if not self.relevant[function]:
+                return EMPTY
+            self.known[function] = EMPTY
+            known = self.known[function] = self._make(function)
+        return known
+
+    def _make(self, function: Function) -> Summary:
+        callees = [c for c in self._callees(function) if self.relevant[c]]
+        needed = any([self.of(c).depends_on_caller for c in callees])  # a list: all of them are wanted
+        if not (self.direct[function] or needed):
+            return Summary(
+                self._merged(function, (t for c, s in self._sites(function) for t in self._lifted(function, s, c)))
+            )
+        run = self.run(function)
+        taken = [Taken(a.address, a.kind, a.blocking, a.held, (Step(function, a.site),)) for a in run.acquires]
+        noted = {(c.site, c.target) for c in run.calls}
+        passed = [
+            t._replace(blocking=True) if c.site in run.waiting_calls else t
+            for c in run.calls
+            for t in self._passed(function, c.site, Function(c.target), c.arguments, c.held)
+        ]
+        others = [
+            t
+            for callee, site in self._sites(function)
+            if (site, callee) not in noted and not self._is_call(callee, function, site)
+            for t in self._lifted(function, site, callee)
+        ]
+        # What only this function can name, no caller can release: it is a release that was missed.
+        exits = tuple(
+            dict.fromkeys(e._replace(held=frozenset(h for h in e.held if self._is_rooted(h))) for e in run.exits)
+        )
+        return Summary(self._merged(function, [*taken, *passed, *others]), exits, run.releases, run.complete)
+
+    def _is_call(self, callee: Function, function: Function, site: int) -> bool:
+        """The callee is called here by an instruction: had it been feasible, the run would have noted it."""
+        return any(self.graph.target[e] == callee for e in self.flow.edges_at(function, site))
+
+    def run(self, function: Function, held: Held = NOTHING) -> Run:
+        """The function followed on its own."""
+        known = self.runs.get(function) if not held else None
+        if known is None:
+            known = self.interpreted_run(function, held)
+            if not held:
+                self.runs[function] = known
+        return known
+
+    def interpreted_run(
+        self, function: Function, held: Held, watched: Held | None = None, *, joined: bool = False
+    ) -> Run:
+        """The function followed with locks held on entry."""
+        self.interpreted += 1
+        calls = _Calls(self, function)
+        return interpret(
+            self.flow.body(function), self.flow.convention, calls.obj, calls, held, watched, joined=joined
+        )
+
+    def _callees(self, function: Function) -> list[Function]:
+        return list(dict.fromkeys(c for c, _ in self._sites(function)))
+
+    def _sites(self, function: Function) -> Iterator[tuple[Function, int]]:
+        for edge in self.flow.outgoing(function):
+            if self.graph.kind[edge] in _FOLLOWED:
+                yield Function(int(self.graph.target[edge])), int(self.graph.site[edge])
+
+    def _lifted(self, function: Function, site: int, callee: Function) -> Iterator[Taken]:
+        """The callee's locks that do not depend on arguments."""
+        for taken in self.of(callee).taken:
+            if not isinstance(root(taken.address.base), Entry):
+                yield taken._replace(path=(Step(function, site), *taken.path))
+
+    def _passed(
+        self, function: Function, site: int, callee: Function, arguments: tuple[Value, ...], held: Held
+    ) -> Iterator[Taken]:
+        """The callee's locks in the caller's terms."""
+        replace = self._replacement(callee, arguments)
+        for taken in self.of(callee).taken:
+            gates = held | {substituted(g, replace) for g in taken.gates}
+            yield Taken(
+                substituted(taken.address, replace), taken.kind, taken.blocking, gates, (Step(function, site), *taken.path)
+            )
+
+    def replaced(self, callee: Function, arguments: tuple[Value, ...], value: Value) -> Value:
+        """One of a callee's values in its caller's terms."""
+        return substituted(value, self._replacement(callee, arguments))
+
+    def _replacement(self, callee: Function, arguments: tuple[Value, ...]) -> Substitution:
+        names = self.flow.convention.arguments
+
+        def replace(base: Base) -> Value:
+            if isinstance(base, Entry) and base.register in names:
+                position = names.index(base.register)
+                if position < len(arguments):
+                    return arguments[position]
+            return Value(base if isinstance(base, Foreign) else Foreign(callee), 0)
+
+        return replace
+
+    def _settled(self, function: Function, value: Value) -> Value:
+        """A value as a summary keeps it: what only this function knows is cut to the field that it is."""
+        if self._is_rooted(value):
+            return value
+        begin = root(value.base)
+        return unrooted(value, begin if isinstance(begin, Foreign) else Foreign(function))
+
+    def _is_rooted(self, value: Value) -> bool:
+        """The value means something to callers: a global, or reached through an argument."""
+        begin = root(value.base)
+        return isinstance(begin, Object) or (
+            isinstance(begin, Entry) and begin.register in self.flow.convention.arguments
+        )
+
+    def _merged(self, function: Function, taken: Iterable[Taken]) -> tuple[Taken, ...]:
+        """One entry for each lock: the shortest way to it, and what is held on all ways."""
+        found: dict[Value, Taken] = {}
+        settled = cache(partial(self._settled, function))
+        for each in taken:
+            key = settled(each.address)
+            one = each._replace(address=key, gates=frozenset(settled(g) for g in each.gates))
+            old = found.get(key)
+            if old is None:
+                if len(found) < _MOST:
+                    found[key] = one
+                continue
+            better = one if (not one.blocking, len(one.path)) < (not old.blocking, len(old.path)) else old
+            found[key] = better._replace(gates=old.gates & one.gates, blocking=old.blocking or one.blocking)
+        return tuple(found.values())
+
+    # ---- effects ---------------------------------------------------------------------------
+
+    def effect(self, function: Function, arguments: tuple[Value, ...]) -> Effect | None:
+        """What a call does to the locks of its caller, in the caller's terms."""
+        summary = self.of(function) if self.relevant[function] else self._small(function)
+        if summary is EMPTY or not (summary.releases or any(e.held for e in summary.exits)):
+            return None
+        replace = self._replacement(function, arguments)
+        exits = tuple(Exit(frozenset(substituted(h, replace) for h in e.held), e.result) for e in summary.exits)
+        return Effect(exits, frozenset(substituted(r, replace) for r in summary.releases))
+
+    def _small(self, function: Function) -> Summary:
+        """A small function without atomic operations may still unlock, with a plain store."""
+        known = self.known.get(function)
+        if known is None:
+            known = EMPTY
+            index = function - int(self.program.base[self.program.object_of(function)])
+            if int(self.program.codes[self.program.object_of(function)].size[index]) <= _SMALL:
+                body = self.flow.body(function)
+                operations = [o for i in body.instructions for o in i.operations]
+                if not any(isinstance(o, Call) for o in operations):
+                    run = self.interpreted_run(function, NOTHING)
+                    known = Summary((), run.exits, run.releases)
+            self.known[function] = known
+        return known
+
+
+class _Calls:
+    """What the interpretation of one function asks."""
+
+    def __init__(self, summaries: Summaries, function: Function) -> None:
+        self.summaries, self.function, self.flow = summaries, function, summaries.flow
+        self.obj = self.flow.program.object_of(function)
+        self.image = self.flow.program.image(self.obj)
+        self.effects = self.flow.effects(function)
+        segments = [s for s in self.image.segments if not s.executable]
+        self.ranges = [(s.rva, s.rva + s.memory_size) for s in segments]
+
+    def targets(self, site: int) -> tuple[int, ...]:
+        graph = self.flow.graph
+        return tuple(int(graph.target[e]) for e in self.flow.edges_at(self.function, site))
+
+    def comes_back(self, site: int) -> bool:
+        return self.effects(site).returns
+
+    def library(self, target: int) -> LockFunction | None:
+        return self.summaries.library.get(target)
+
+    def helper(self, target: int) -> Atomic | None:
+        evidence = self.summaries.evidence[self.flow.program.object_of(Function(target))]
+        if Function(target) not in evidence.helpers:
+            return None
+        operations = (o for i in self.flow.body(Function(target)).instructions for o in i.operations)
+        return next((o for o in operations if isinstance(o, Atomic)), None)
+
+    def effect(self, target: int, arguments: tuple[Value, ...]) -> Effect | None:
+        return self.summaries.effect(Function(target), arguments)
+
+    def is_relevant(self, target: int) -> bool:
+        return bool(self.summaries.relevant[target])
+
+    def parameters(self, target: int) -> frozenset[int]:
+        wanted = self.summaries.of(Function(target)).parameters
+        return frozenset(i for i, name in enumerate(self.flow.convention.arguments) if name in wanted)
+
+    def waits(self, target: int) -> bool:
+        return Function(target) in self.summaries.evidence[self.flow.program.object_of(Function(target))].waiting
+
+    def is_wait(self, site: int) -> bool:
+        return self.function in self.summaries.evidence[self.obj].waiting
+
+    def slot(self, address: int) -> Value | None:
+        image = self.image
+        symbol = image.slot_symbols.get(address)
+        if symbol is not None:
+            binding = self.flow.program.bindings.resolve(self.obj, symbol)
+            return None if binding is None else Value(Object(binding.object), binding.rva)
+        if any(s.writable and s.rva <= address < s.rva + s.memory_size for s in image.segments):
+            if not self._is_relocated_once(address):
+                return None
+        target = image.pointer_at(address)
+        return None if target is None else Value(Object(self.obj), target)
+
+    def _is_relocated_once(self, address: int) -> bool:
+        section = self.image.section(".got")
+        return section is not None and section.rva <= address < section.rva + section.size
+
+    def is_data(self, address: int) -> bool:
+        return any(low <= address < high for low, high in self.ranges) and address >= 0x200
+

@@ -1,0 +1,165 @@
+"""Symbolic addresses: where a lock is, as the code of one function tells it.
+
+Owns: the values that the lock analysis follows, and the substitution of a caller's arguments for a callee's
+      parameters.
+Takes: nothing. Gives: hashable values.
+Must never: call two values equal that may differ: an unknown value has a name of its own (the place where it
+      came up), so that a lock that is taken and released through it still matches.
+
+A value is base + offset. Without a base it is a number. Chains of loads are kept to `_DEEPEST` levels: what lies
+deeper begins at a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeAlias
+
+
+class Object(NamedTuple):
+    """The load bias of an object of the closure: offsets are its link-time addresses."""
+
+    index: int
+
+
+class Entry(NamedTuple):
+    """What a register held when the function was entered: a parameter, or the stack pointer."""
+
+    register: str
+
+
+class Content(NamedTuple):
+    """What the word at base + offset holds."""
+
+    base: Base
+    offset: int
+
+
+class Element(NamedTuple):
+    """The address of some element of an array that begins at base + offset; stride 0: not known."""
+
+    base: Base
+    offset: int
+    stride: int
+
+
+class Old(NamedTuple):
+    """What an atomic operation found in its word; of a try call, its result."""
+
+    site: int
+
+
+class Status(NamedTuple):
+    """Whether a store-exclusive stored (0) or not (1)."""
+
+    site: int
+
+
+class Won(NamedTuple):
+    """1 if the attempt at a site got the lock, else 0; the other way round if `inverted`."""
+
+    site: int
+    inverted: bool
+
+
+class Named(NamedTuple):
+    """A value that is not known, by where it came up."""
+
+    site: int
+    register: str
+
+
+class Foreign(NamedTuple):
+    """A value that means nothing outside of a function; -1: of any function."""
+
+    function: int
+
+
+Base: TypeAlias = "Object | Entry | Content | Element | Old | Status | Won | Named | Foreign | None"
+_DEEPEST: Final = 4
+
+
+class Value(NamedTuple):
+    """base + offset; a number when base is None."""
+
+    base: Base
+    offset: int
+
+
+ZERO: Final = Value(None, 0)
+
+
+def depth(base: Base) -> int:
+    """How many loads and steps through arrays a base is made of."""
+    levels = 0
+    while isinstance(base, Content | Element):
+        levels += 1
+        base = base.base
+    return levels
+
+
+def content(address: Value, name: Named) -> Value:
+    """What the word at an address holds; a name of its own where the chain gets too deep."""
+    return Value(name, 0) if depth(address.base) >= _DEEPEST else Value(Content(*address), 0)
+
+
+def stepped(value: Value) -> Value:
+    """A whole step from some element of an array is some element too."""
+    base = value.base
+    if isinstance(base, Element) and base.stride and value.offset % base.stride == 0:
+        return Value(base, 0)
+    return value
+
+
+def root(base: Base) -> Base:
+    """Where a chain begins."""
+    while isinstance(base, Content | Element):
+        base = base.base
+    return base
+
+
+Substitution = Callable[[Base], Value]
+"""What the root of a callee's value is for the caller."""
+
+
+def substituted(value: Value, replace: Substitution) -> Value:
+    """A callee's value as the caller sees it."""
+    base = value.base
+    if base is None or isinstance(base, Object):
+        return value
+    if isinstance(base, Content):
+        inner = substituted(Value(base.base, base.offset), replace)
+        found: Base = Content(*inner)
+        return Value(found, value.offset)
+    if isinstance(base, Element):
+        inner = substituted(Value(base.base, base.offset), replace)
+        if isinstance(inner.base, Element):  # an array in an array: one unknown index is as good as two
+            return Value(inner.base, inner.offset + value.offset)
+        return Value(Element(inner.base, inner.offset, base.stride), value.offset)
+    result = replace(base)
+    return Value(result.base, result.offset + value.offset)
+
+
+TELLING: Final = 0x100
+"""An offset from which on a field is taken to be the same one in whatever function: few structures are so large."""
+
+
+def unrooted(value: Value, begin: Foreign) -> Value:
+    """The last two fields of a chain that begins at something unknown."""
+    offsets = chain(value)[:2]
+    anywhere = any(abs(offset) >= TELLING for offset in offsets)
+    base: Base = Foreign(-1) if anywhere or begin.function < 0 else begin
+    return Value(base, offsets[0]) if len(offsets) == 1 else Value(Content(base, offsets[1]), offsets[0])
+
+
+def chain(value: Value) -> tuple[int, ...]:
+    """The offsets of a chain of loads, root erased, last first: what two ways to one field have in common."""
+    offsets = [value.offset]
+    base = value.base
+    while isinstance(base, Content | Element):
+        if isinstance(base, Element):
+            offsets[-1] += base.offset
+        else:
+            offsets.append(base.offset)
+        base = base.base
+    return tuple(offsets)
