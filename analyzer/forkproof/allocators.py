@@ -95,15 +95,12 @@ class AllocatorFacts:
         telling = frozenset(f for f in everything if reach[f] >= 0 and self.locks.words(f) & words)
         return telling or everything
 
-    @cached_property
-    def to_lock(self) -> Reach:
-        """Distance of every function to one that takes a lock of this allocator, in ordinary running."""
-        return self.flow.graph.distances(self.telling_locks, backward=True, blocked=self.flow.dying)
-
-    @cached_property
-    def to_lock_dying(self) -> Reach:
-        """The same, ways through exit, abort and failed assertions included."""
-        return self.flow.graph.distances(self.telling_locks, backward=True)
+    @property
+    def title(self) -> str:
+        """For example "tcmalloc 2.10"."""
+        if self.signature is None:
+            return "an allocator without a signature"
+        return f"{self.family} {self.version}" if self.version else self.family
 
     @property
     def family(self) -> str:

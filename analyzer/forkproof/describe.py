@@ -14,6 +14,8 @@ import numpy as np
 from forkproof.allocators import AllocatorFacts
 from forkproof.callgraph import CERTAIN, Function, string_arguments
 from forkproof.facts import Facts, WindowFacts, unknown_calls
+from forkproof.locks.coverage import Cover
+from forkproof.locks.identity import lock_of
 from forkproof.model import (
     Allocator,
     Answer,
@@ -21,6 +23,7 @@ from forkproof.model import (
     Diagnostic,
     Frame,
     Hooks,
+    Lock,
     Target,
     Window,
 )
@@ -125,21 +128,34 @@ def _allocator(facts: Facts, allocator: AllocatorFacts) -> Allocator:
             flow.name(h.function) if h.function is not None else ("none" if h.is_known else "?")
             for h in registration.handlers
         )
+    prepared, uncovered, coverage = _locks(facts, allocator)
     return Allocator(
         object=facts.object_name(allocator.object),
         family=allocator.family,
         version=allocator.version,
         defines=allocator.defines,
         active=allocator.is_active,
-        hooks=allocator.hooks,
+        hooks=facts.hooks_of(allocator) if allocator.is_used else allocator.hooks,
         registered_by=chain,
         handlers=handlers,
         registered_from=allocator.registered_from,
-        prepare_locks=(),
-        uncovered_locks=(),
+        prepare_locks=prepared,
+        uncovered_locks=uncovered,
         why=allocator.why,
-        coverage="not judged" if allocator.hooks is Hooks.EFFECTIVE else "",
+        coverage=coverage,
     )
+
+
+def _locks(facts: Facts, allocator: AllocatorFacts) -> tuple[tuple[Lock, ...], tuple[Lock, ...], str]:
+    """What the prepare handler takes, what it leaves, and how far that was looked into."""
+    locks = facts.locks_of(allocator) if allocator.is_used else None
+    if locks is None:
+        return (), (), "not judged" if allocator.hooks is Hooks.EFFECTIVE else ""
+    program, home = facts.flow.program, allocator.object
+    prepared = dict.fromkeys(lock_of(program, value, home) for value in locks.coverage.prepared)
+    uncovered = dict.fromkeys(lock_of(program, lock.taken.address, home) for lock in locks.coverage.uncovered)
+    unresolved = sum(lock.cover is Cover.UNRESOLVED for lock in locks.coverage.locks)
+    return tuple(prepared), tuple(uncovered), f"{unresolved} locks unresolved" if unresolved else "judged"
 
 
 def _window(facts: Facts, window: WindowFacts) -> Window:

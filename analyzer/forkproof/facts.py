@@ -18,7 +18,10 @@ from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program,
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
 from forkproof.libc_locks import LibcLocks
-from forkproof.model import Answer
+from forkproof.locks.goals import AllocatorLocks, Goal, allocator_locks
+from forkproof.locks.ordinary import Occasion, Rank
+from forkproof.locks.summary import Step, Summaries
+from forkproof.model import Answer, Hooks, Lock
 from forkproof.signatures import Signatures
 from forkproof.tables import addresses_held, table_targets
 from forkproof.threads import Threads, ThreadSource, constructor_functions
@@ -80,6 +83,70 @@ class Facts:
         held = addresses_held(flow.program, 0)
         kinds = {f: forker for f, forker in flow.forkers.items() if forker.kind in ("fork", "vfork", "daemon")}
         return tuple(sorted({forker.name for f, forker in kinds.items() if f in held}))
+
+    @cached_property
+    def summaries(self) -> Summaries:
+        """What functions do with locks; costs nothing until it is asked."""
+        program = self.flow.program
+        reach = self.flow.graph.distances([e for a in self.allocators if a.is_used for e in a.entries])
+        base = program.base
+        used = [o for o in range(len(program.codes)) if np.any(reach[base[o] : base[o + 1]] >= 0)]
+        return Summaries(self.flow, self.libc.objects, used)
+
+    @cached_property
+    def _allocator_locks(self) -> dict[int, AllocatorLocks]:
+        return {}
+
+    @cached_property
+    def has_forks_among_threads(self) -> bool:
+        """Some fork may happen while another thread exists: only then do single locks matter."""
+        return not self.is_program or any(
+            w.reachable is not Answer.NO and w.threads is not Answer.NO for w in self.windows
+        )
+
+    def locks_of(self, allocator: AllocatorFacts) -> AllocatorLocks | None:
+        """The locks of an allocator that is used; None for libc's own, which its fork answers for."""
+        if (
+            allocator.hooks not in (Hooks.EFFECTIVE, Hooks.UNBOUND, Hooks.ABSENT)
+            or allocator.object in self.libc.objects
+        ):
+            return None
+        if not self.has_forks_among_threads:
+            return None
+        known = self._allocator_locks.get(allocator.object)
+        if known is None:
+            registration = allocator.registration
+            handlers: tuple[Function | None, Function | None] = (None, None)
+            if registration is not None and allocator.hooks is not Hooks.ABSENT:
+                handlers = (registration.handlers[0].function, registration.handlers[2].function)
+            obj = self.flow.program.object_of(next(iter(allocator.locks.evidence), allocator.entries[0]))
+            known = self._allocator_locks[allocator.object] = allocator_locks(
+                self.summaries, obj, allocator.entries, handlers, is_effective=allocator.hooks is Hooks.EFFECTIVE
+            )
+        return known
+
+    def hooks_of(self, allocator: AllocatorFacts) -> Hooks:
+        """The verdict on an allocator's handlers, single locks included."""
+        locks = self.locks_of(allocator) if allocator.hooks is Hooks.EFFECTIVE else None
+        return Hooks.INCOMPLETE if locks is not None and locks.goals else allocator.hooks
+
+    def goals_of(self, allocator: AllocatorFacts) -> tuple[Goal, ...]:
+        """The locks that a child may inherit taken; all of the allocator's as one, where they have no names."""
+        locks = self.locks_of(allocator)
+        if locks is not None and (locks.goals or allocator.hooks is Hooks.EFFECTIVE):
+            return locks.goals
+        title = allocator.title if allocator.signature else self.object_name(allocator.object)
+        lock = Lock(self.object_name(allocator.object), f"a lock of {title}", None, "allocator")
+        waits = allocator.locks.waits
+        places = {f: self._wait_steps(f, waits.get(f, ())) for f in sorted(allocator.telling_locks)}
+        return (Goal(lock, None, places, Occasion(Rank.ALWAYS, ""), False, self.flow),)
+
+    def _wait_steps(self, function: Function, waits: tuple[int, ...]) -> tuple[Step, ...]:
+        graph = self.flow.graph
+        if not waits:
+            return ()
+        target = Function(int(graph.target[waits[0]]))
+        return Step(function, int(graph.site[waits[0]])), Step(target, self.flow.program.rva_of(target))
 
     def object_name(self, obj: int) -> str:
         """The soname of an object, or its file name."""

@@ -137,7 +137,8 @@ class Allocator:
     uncovered_locks: tuple[Lock, ...]
     why: str
     coverage: str = ""
-    """"not judged" while prepare_locks and uncovered_locks are empty because nothing compared them."""
+    """How far prepare_locks and uncovered_locks were looked into: "judged", "N locks unresolved", "not judged" (no
+    fork was seen that needs them), or empty where no handler is registered or needed."""
 
 
 @dataclass(frozen=True, slots=True)

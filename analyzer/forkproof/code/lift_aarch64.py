@@ -89,7 +89,7 @@ def _memory(text: str) -> Memory:
     if parts[1].startswith("#") and len(parts) == 2:
         return Memory(name, int(parts[1][1:], 0))
     index, _ = _register(parts[1])
-    return Memory(name, 0, indexed=True, index=index.name if isinstance(index, Register) else None)
+    return Memory(name, 0, indexed=True, by=index.name if isinstance(index, Register) else None)
 
 
 def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:

@@ -191,8 +191,10 @@ def _data(name: str, operands: _Operands, locked: bool) -> tuple[Operation, ...]
     if isinstance(first, Memory) and (locked or name == "xchg"):
         return _atomic(name, first, second)
     if name == "xchg" and isinstance(second, Memory):
-        return (Atomic(second, first, None, AtomicKind.SWAP, first if isinstance(first, Register) else None),
-                *_forgotten(first, 64))
+        return (
+            Atomic(second, first, None, AtomicKind.SWAP, first if isinstance(first, Register) else None),
+            *_forgotten(first, 64),
+        )
     if name in ("mov", "movabs", "movzx", "movsxd", "movsx"):
         source_bits = operands[1][1] if len(operands) > 1 else 0
         return _move(first, second, bits or 64, min(bits or 64, source_bits or 64), signed=name.startswith("movsx"))

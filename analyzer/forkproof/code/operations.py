@@ -32,7 +32,7 @@ class Memory(NamedTuple):
     displacement: int
     indexed: bool = False
     """True when an index register makes the address unknown."""
-    index: str | None = None
+    by: str | None = None
     """That register, where it is one."""
 
 

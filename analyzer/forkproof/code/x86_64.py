@@ -190,6 +190,23 @@ def find_pauses(code: U8, base: int) -> I64:
     return sites
 
 
+def find_references(code: U8, base: int, address: int) -> I64:
+    """Places where a 32-bit displacement from the end of an instruction gives an address.
+
+    The displacement is the instruction's last part, or an immediate of 1, 2 or 4 bytes follows it.
+    """
+    room = len(code) - 4
+    if room <= 0:
+        return np.zeros(0, np.int64)
+    value = np.zeros(room, np.int64)
+    for byte in range(4):
+        value |= code[byte : room + byte].astype(np.int64) << 8 * byte
+    value -= (value >> 31 & 1) << 32
+    distance = address - (np.arange(room, dtype=np.int64) + base + 4) - value
+    sites: I64 = np.flatnonzero(np.isin(distance, (0, 1, 2, 4))) + base
+    return sites
+
+
 def mentions(code: bytes, numbers: Iterable[int]) -> bool:
     """One of these numbers stands in the code as a 32-bit immediate: a cheap test before decoding."""
     return any(number.to_bytes(4, "little") in code for number in numbers)

@@ -14,13 +14,16 @@ from dataclasses import dataclass, replace
 from forkproof.allocators import AllocatorFacts
 from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
 from forkproof.facts import Facts, WindowFacts
+from forkproof.locks.coverage import AllocatorLock
+from forkproof.locks.goals import AllocatorLocks, Goal
+from forkproof.locks.identity import lock_of
+from forkproof.locks.ordinary import Rank
 from forkproof.model import (
     Answer,
     Conditions,
     Finding,
     Frame,
     Hooks,
-    Lock,
     Severity,
     Verdict,
     WindowKind,
@@ -51,8 +54,97 @@ def find(facts: Facts) -> list[Finding]:
 
 
 def _of_one(facts: Facts, active: AllocatorFacts) -> list[Finding]:
-    inherited = _folded([f for w in facts.windows if (f := _inherited(facts, active, w)) is not None])
-    return [*inherited, *_registration(facts, active, inherited)]
+    goals = facts.goals_of(active)
+    found = [f for w in facts.windows for g in goals if (f := _inherited(facts, active, w, g)) is not None]
+    inherited = _folded(found)
+    return [*inherited, *_registration(facts, active, inherited), *_incomplete(facts, active, inherited)]
+
+
+def _incomplete(facts: Facts, active: AllocatorFacts, inherited: list[Finding]) -> list[Finding]:
+    """Locks that the handlers leave: one finding each for those that are taken often, one for all the rare ones."""
+    locks = facts.locks_of(active) if active.hooks is Hooks.EFFECTIVE else None
+    if locks is None:
+        return []
+    name = facts.object_name(active.object)
+    prepare = active.registration.handlers[0].function if active.registration is not None else None
+    handler = facts.flow.name(prepare) if prepare is not None else "its prepare handler"
+    found = [_left_open(facts, active, goal, (name, handler), inherited) for goal in locks.goals]
+    rare = [lock for lock in locks.coverage.uncovered if locks.is_rare(lock)]
+    if rare:
+        found.append(_left_rare(facts, active, locks, rare, (name, handler)))
+    if locks.coverage.kept_in_child:
+        found.append(_kept(facts, active, locks, (name, handler)))
+    return found
+
+
+def _left_open(
+    facts: Facts, active: AllocatorFacts, goal: Goal, names: tuple[str, str], inherited: list[Finding]
+) -> Finding:
+    name, handler = names
+    follow = [f for f in inherited if f.lock == goal.lock]
+    worst = min((f.severity for f in follow), key=lambda s: s.rank, default=Severity.MEDIUM)
+    is_reachable = any(f.verdict is Verdict.REACHABLE for f in follow)
+    when = (
+        "every allocation can take it"
+        if goal.occasion.rank is Rank.ALWAYS
+        else "allocations take it as the heap's state demands"
+    )
+    consequence = "" if follow else _no_consequence(facts)
+    return Finding(
+        rule="atfork-incomplete",
+        severity=worst,
+        verdict=Verdict.REACHABLE if is_reachable else Verdict.SUSPECTED,
+        target=facts.target,
+        object=name,
+        message=f"the fork handlers of {name} do not take {goal.lock.name}",
+        why=f"{handler} runs before fork and does not hold {goal.lock.name} when it returns; {when}.{consequence}",
+        fix=facts.fix(active, "atfork-incomplete"),
+        lock=goal.lock,
+    )
+
+
+def _left_rare(
+    facts: Facts, active: AllocatorFacts, locks: AllocatorLocks, rare: list[AllocatorLock], names: tuple[str, str]
+) -> Finding:
+    name, handler = names
+    reasons = []
+    for each in rare:
+        lock = lock_of(facts.flow.program, each.taken.address, active.object)
+        why = locks.occasions[each.taken.address].why or "on long ways through rare states of the heap"
+        reasons.append(f"{lock.name} ({why})")
+    count = "a lock" if len(rare) == 1 else f"{len(rare)} locks"
+    return Finding(
+        rule="atfork-incomplete",
+        severity=Severity.LOW,
+        verdict=Verdict.SUSPECTED,
+        target=facts.target,
+        object=name,
+        message=f"the fork handlers of {name} leave {count} that is rarely taken"
+        if len(rare) == 1
+        else f"the fork handlers of {name} leave {count} that are rarely taken",
+        why=f"{handler} does not take " + ", ".join(reasons) + ".",
+        fix=facts.fix(active, "atfork-incomplete"),
+        count=len(rare),
+    )
+
+
+def _kept(facts: Facts, active: AllocatorFacts, locks: AllocatorLocks, names: tuple[str, str]) -> Finding:
+    name, handler = names
+    program = facts.flow.program
+    kept = [lock_of(program, value, active.object) for value in locks.coverage.kept_in_child]
+    return Finding(
+        rule="atfork-incomplete",
+        severity=Severity.MEDIUM,
+        verdict=Verdict.SUSPECTED,
+        target=facts.target,
+        object=name,
+        message=f"the child handler of {name} does not let go of {kept[0].name}",
+        why=f"{handler} takes {', '.join(k.name for k in kept)}, and no way through the child handler releases it or "
+        "makes it anew: the child's next allocation that needs it waits for itself.",
+        fix=facts.fix(active, "atfork-incomplete"),
+        lock=kept[0],
+        count=len(kept),
+    )
 
 
 def _registration(facts: Facts, active: AllocatorFacts, inherited: list[Finding]) -> list[Finding]:
@@ -73,7 +165,7 @@ def _registration(facts: Facts, active: AllocatorFacts, inherited: list[Finding]
             verdict=verdict,
             target=facts.target,
             object=name,
-            message=f"{name} ({_title(active)}) {what}",
+            message=f"{name} ({active.title}) {what}",
             why=f"{name}: {active.why}.{consequence}",
             fix=facts.fix(active, rule),
             lock=None,
@@ -93,23 +185,17 @@ def _no_consequence(facts: Facts) -> str:
     return " No fork of this program was shown to hang on it."
 
 
-def _title(active: AllocatorFacts) -> str:
-    if active.signature is None:
-        return "an allocator without a signature"
-    return f"{active.family} {active.version}" if active.version else active.family
-
-
-def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Finding | None:
-    """inherited-lock for one window, or None where a necessary condition is shown not to hold."""
-    quiesced, not_quiesced = _not_quiesced(facts, active, window)
+def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts, goal: Goal) -> Finding | None:
+    """inherited-lock for one window and lock, or None where a necessary condition is shown not to hold."""
+    quiesced, not_quiesced = _not_quiesced(facts, active, window, goal)
     if quiesced is Answer.NO or window.window.kind not in _FOLLOWED or window.window.shares_memory is Answer.YES:
         return None
     if window.threads is Answer.NO or window.reachable is Answer.NO:
         return None
-    requester = _requester(facts, active, window)
+    requester = _requester(facts, active, goal, window)
     if requester is None and window.window.is_complete:
         return None
-    holder, is_held = _holder(facts, active, window.source)
+    holder, is_held = _holder(facts, goal, window.source)
     answers = (
         window.threads,
         is_held,
@@ -124,7 +210,7 @@ def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Fin
         not_quiesced=not_quiesced,
         answers=answers,
     )
-    severity, verdict = _rank(answers, window, requester)
+    severity, verdict = _rank(answers, window, requester, goal)
     fork = facts.flow.frame(window.window.function, window.window.site, "fork")
     return Finding(
         rule="inherited-lock",
@@ -132,10 +218,10 @@ def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> Fin
         verdict=verdict,
         target=facts.target,
         object=name,
-        message=_message(name, fork, verdict),
+        message=_message(name, goal, fork, verdict),
         why=_why(_cause(active, window), conditions),
         fix=facts.fix(active, _cause(active, window)),
-        lock=Lock(name, f"a lock of {_title(active) if active.signature else name}", None, "allocator"),
+        lock=goal.lock,
         fork=fork,
         holder=holder,
         requester=requester.frames if requester else (),
@@ -147,10 +233,15 @@ def _cause(active: AllocatorFacts, window: WindowFacts) -> str:
     """The rule that names the cause; handlers cannot help where the forker runs none."""
     if not window.window.handlers_run:
         return "inherited-lock"
-    return {Hooks.UNBOUND: "atfork-unbound", Hooks.ABSENT: "atfork-absent"}.get(active.hooks, "inherited-lock")
+    causes = {
+        Hooks.UNBOUND: "atfork-unbound",
+        Hooks.ABSENT: "atfork-absent",
+        Hooks.EFFECTIVE: "atfork-incomplete",
+    }
+    return causes.get(active.hooks, "inherited-lock")
 
 
-def _not_quiesced(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> tuple[Answer, str]:
+def _not_quiesced(facts: Facts, active: AllocatorFacts, window: WindowFacts, goal: Goal) -> tuple[Answer, str]:
     name = facts.object_name(active.object)
     if active.hooks is Hooks.NOT_NEEDED:
         return Answer.NO, f"{name} takes no lock"
@@ -160,15 +251,17 @@ def _not_quiesced(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> 
             "would share memory instead of inheriting locks"
         )
     if active.hooks in (Hooks.EFFECTIVE, Hooks.BUILTIN):
-        if window.window.handlers_run:
+        if window.window.handlers_run and active.hooks is Hooks.BUILTIN:
             return Answer.NO, f"{name}: {active.why}"
+        if window.window.handlers_run:
+            return Answer.YES, f"{name}: {active.why}, but it does not hold {goal.lock.name} when it returns"
         return Answer.YES, f"{window.window.forker} runs no fork handlers and quiesces nothing"
     answer = Answer.UNKNOWN if active.hooks is Hooks.UNKNOWN else Answer.YES
     return answer, f"{name}: {active.why}"
 
 
 def _rank(
-    answers: tuple[Answer, Answer, Answer, Answer], window: WindowFacts, requester: _Requester | None
+    answers: tuple[Answer, Answer, Answer, Answer], window: WindowFacts, requester: _Requester | None, goal: Goal
 ) -> tuple[Severity, Verdict]:
     """High needs all four conditions, on paths that a program takes while it runs normally."""
     unknown = sum(a is Answer.UNKNOWN for a in answers)
@@ -183,20 +276,23 @@ def _rank(
     is_ordinary = requester is not None and requester.is_ordinary and not window.is_deferred
     if window.window.kind is WindowKind.EXEC and requester is not None and requester.depth > _NEAR:
         is_ordinary = False
+    # A lock that the handlers of an otherwise careful allocator leave must be one that every allocation takes.
+    if answers[3] is Answer.YES and goal.occasion.rank is not Rank.ALWAYS and goal.is_left:
+        is_ordinary = False
     return (Severity.HIGH if is_ordinary else Severity.MEDIUM), Verdict.REACHABLE
 
 
-def _requester(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> _Requester | None:
-    """The shortest way from the child's code to a lock of the allocator; ways to die come last."""
-    for reach, is_ordinary in ((active.to_lock, True), (active.to_lock_dying, False)):
+def _requester(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowFacts) -> _Requester | None:
+    """The shortest way from the child's code to the lock; ways to die come last."""
+    for reach, is_ordinary in ((goal.to_lock, True), (goal.to_lock_dying, False)):
         best = _nearest_call(facts, reach, window)
         if best is not None:
             edge, function = best
             graph, flow = facts.flow.graph, facts.flow
             first = flow.frame(function, int(graph.site[edge]), EdgeKind(graph.kind[edge]).name.lower())
-            frames = (first, *_to_lock(facts, active, Function(int(graph.target[edge])), reach))
+            frames = (first, *goal.frames(Function(int(graph.target[edge])), reach))
             return _Requester(frames, is_ordinary, _depth(frames, facts.object_name(active.object)))
-        if (frames := _from_handlers(facts, active, window)) and is_ordinary:
+        if (frames := _from_handlers(facts, active, goal, window)) and is_ordinary:
             return _Requester(frames, is_ordinary, 0)
     return None
 
@@ -207,13 +303,13 @@ def _depth(frames: tuple[Frame, ...], allocator: str) -> int:
     return outside[-1] if outside else 0
 
 
-def _from_handlers(facts: Facts, active: AllocatorFacts, window: WindowFacts) -> tuple[Frame, ...]:
+def _from_handlers(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowFacts) -> tuple[Frame, ...]:
     """A child handler of another object that asks for the lock itself, or starts a thread that does."""
     if not window.window.handlers_run:
         return ()
     graph = facts.flow.graph
     kinds = CERTAIN | {EdgeKind.THREAD}
-    reach = graph.distances(active.telling_locks, kinds, backward=True, blocked=facts.flow.dying)
+    reach = graph.distances(goal.places, kinds, backward=True, blocked=facts.flow.dying)
     handlers = [
         r.handlers[2].function
         for r in facts.registrations
@@ -237,8 +333,8 @@ def _nearest_call(facts: Facts, reach: Reach, window: WindowFacts) -> tuple[int,
     return edge, function
 
 
-def _holder(facts: Facts, active: AllocatorFacts, source: ThreadSource | None) -> tuple[tuple[Frame, ...], Answer]:
-    """The shortest way from a thread's start to a lock of the allocator, and whether that thread can exist.
+def _holder(facts: Facts, goal: Goal, source: ThreadSource | None) -> tuple[tuple[Frame, ...], Answer]:
+    """The shortest way from a thread's start to the lock, and whether that thread can exist.
 
     1. threads of the known source and of constructors, which exist at the fork; main, where a thread forks;
     2. any other thread of the program: evidence only where it is unknown which threads exist.
@@ -250,21 +346,10 @@ def _holder(facts: Facts, active: AllocatorFacts, source: ThreadSource | None) -
     # Helper threads of libc's own exist only where the program asks for timers or the like.
     others = [e for e in facts.threads.entries if objects(e) not in libc or len(facts.flow.program.codes) == 1]
     for candidates, answer in ((existing, Answer.YES), (others, Answer.UNKNOWN if source else Answer.YES)):
-        reaching = [(int(active.to_lock[f]), i, f) for i, f in enumerate(candidates) if active.to_lock[f] >= 0]
+        reaching = [(int(goal.to_lock[f]), i, f) for i, f in enumerate(candidates) if goal.to_lock[f] >= 0]
         if reaching:
-            return _to_lock(facts, active, min(reaching)[2], active.to_lock), answer
+            return goal.frames(min(reaching)[2], goal.to_lock), answer
     return (), Answer.UNKNOWN
-
-
-def _to_lock(facts: Facts, active: AllocatorFacts, start: Function, reach: Reach) -> tuple[Frame, ...]:
-    """Frames to a lock function, and on to where it waits."""
-    flow, graph = facts.flow, facts.flow.graph
-    edges = list(graph.path(start, reach) or ())
-    last = Function(int(graph.target[edges[-1]])) if edges else start
-    for wait in active.locks.waits.get(last, ())[:1]:
-        edges.append(wait)
-        last = Function(int(graph.target[wait]))
-    return flow.frames(edges, last)
 
 
 def _threads_sentence(facts: Facts, window: WindowFacts) -> str:
@@ -303,9 +388,10 @@ def _requester_sentence(window: WindowFacts, requester: _Requester | None) -> st
     )
 
 
-def _message(name: str, fork: Frame, verdict: Verdict) -> str:
+def _message(name: str, goal: Goal, fork: Frame, verdict: Verdict) -> str:
     can = "can" if verdict is Verdict.REACHABLE else "may"
-    return f"a child forked in {fork.function} {can} hang for ever on a lock of {name}"
+    lock = f"a lock of {name}" if goal.address is None else f"{goal.lock.name} of {name}"
+    return f"a child forked in {fork.function} {can} hang for ever on {lock}"
 
 
 def _why(rule: str, conditions: Conditions) -> str:

@@ -66,7 +66,9 @@ class Coverage:
         return tuple(lock for lock in self.locks if lock.cover is Cover.UNCOVERED)
 
 
-def taken_by(summaries: Summaries, entries: Iterable[Function], objects: Iterable[int]) -> dict[Value, tuple[Taken, int]]:
+def taken_by(
+    summaries: Summaries, entries: Iterable[Function], objects: Iterable[int]
+) -> dict[Value, tuple[Taken, int]]:
     """The locks of these objects that functions can wait for: the shortest way to each, and how many lead to it."""
     wanted = frozenset(objects)
     found: dict[Value, tuple[Taken, int]] = {}
@@ -87,7 +89,7 @@ def _is_of(summaries: Summaries, taken: Taken, objects: frozenset[int]) -> bool:
     """The lock lies in one of the objects, or code of them takes it from somewhere unknown."""
     begin = root(taken.address.base)
     if isinstance(begin, Object):
-        return begin.index in objects
+        return begin.number in objects
     return summaries.program.object_of(taken.path[-1].function) in objects
 
 
@@ -123,7 +125,7 @@ def coverage(
 
 
 def _kept(summaries: Summaries, child: Function, prepared: Held) -> tuple[Value, ...]:
-    """Prepared locks that no way through the child handler lets go or makes anew; only those that are known for sure."""
+    """Prepared locks that no way through the child handler lets go or makes anew, of those that are known for sure."""
     run = summaries.interpreted_run(child, prepared, prepared, joined=True)
     if not run.complete or not run.exits:
         return ()

@@ -435,9 +435,9 @@ def _exclusive(body: Body, position: int, load: int, atomic: Atomic) -> _Attempt
                     expects = right if left == old else left
                 case Branch(_, _, operand) if operand == old:
                     expects = Const(0)
-                case (
-                    Set(destination) | Add(destination) | Sum(destination) | Forget(destination)
-                ) if destination == atomic.stores:
+                case Set(destination) | Add(destination) | Sum(destination) | Forget(destination) if (
+                    destination == atomic.stores
+                ):
                     return None
     if atomic.stores == old:
         return None

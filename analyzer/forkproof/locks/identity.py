@@ -17,6 +17,7 @@ import numpy as np
 
 from forkproof.callgraph import Program
 from forkproof.elf.demangle import demangle
+from forkproof.elf.image import I64
 from forkproof.locks.values import TELLING, Content, Element, Entry, Foreign, Object, Value, chain, root
 from forkproof.model import Lock
 
@@ -59,8 +60,9 @@ def same(a: Value, b: Value) -> Match:
 def _same_place(a: Value, b: Value) -> Match:
     """Computed places of one object, the lock at one offset of what lies there."""
     one, two = a.base, b.base
-    is_pair = isinstance(one, Element) and isinstance(two, Element) and a.offset == b.offset
-    return Match.ASSUMED if is_pair and (one.base == two.base or root(one) == Foreign(-1)) else Match.NO
+    if not isinstance(one, Element) or not isinstance(two, Element) or a.offset != b.offset:
+        return Match.NO
+    return Match.ASSUMED if one.base == two.base or Foreign(-1) in (root(one), root(two)) else Match.NO
 
 
 def _array_of(value: Value) -> tuple[object, int, int] | None:
@@ -98,7 +100,7 @@ def _same_field(a: Value, b: Value) -> Match:
 def lock_of(program: Program, value: Value, home: int) -> Lock:
     """The lock as a report names it; `home` is the object whose code takes it."""
     begin = root(value.base)
-    owner = begin.index if isinstance(begin, Object) else home
+    owner = begin.number if isinstance(begin, Object) else home
     name = program.closure.objects[owner].name
     if isinstance(value.base, Object):
         return Lock(name, _symbol(program, owner, value.offset), value.offset, "global")
@@ -167,5 +169,5 @@ def _variables(program: Program, obj: int) -> dict[int, str]:
 
 
 @cache
-def _starts(program: Program, obj: int) -> np.ndarray:  # type: ignore[type-arg]
+def _starts(program: Program, obj: int) -> I64:
     return np.array(sorted(_variables(program, obj)), np.int64)

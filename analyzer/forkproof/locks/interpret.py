@@ -69,6 +69,7 @@ from forkproof.locks.values import (
     Status,
     Value,
     Won,
+    Word,
     content,
     root,
     stepped,
@@ -81,11 +82,11 @@ _KEYS: Final = 8
 _VARIANTS: Final = 3
 """Sets of arguments that are told apart at one call."""
 _SMALL: Final = 24
-"""Instructions of a function that may be there to unlock with a plain store; elsewhere, clearing a word is no unlock."""
+"""Instructions of a function that may be there to unlock with a plain store; elsewhere a cleared word is no unlock."""
 _VISITS: Final = 4
 """Joins at one block under one set before everything in registers is named anew."""
-_WORD: Final = "word"
-"""Names what a load of less than a pointer gives."""
+_BESIDE: Final = 64
+"""Bytes between the two words of a ticket lock."""
 _FAR: Final = 64
 """Blocks after a failed attempt in which its wait is looked for."""
 
@@ -131,8 +132,8 @@ class Calls(Protocol):
     def waits(self, target: int) -> bool:
         """Whether the target waits: futex, sched_yield, nanosleep and what calls them."""
 
-    def is_wait(self, site: int) -> bool:
-        """Whether a system call enters a wait."""
+    def enters_wait(self) -> bool:
+        """Whether the function's own system calls enter a wait."""
 
     def slot(self, address: int) -> Value | None:
         """What a loader-filled word holds for good."""
@@ -206,7 +207,12 @@ class Blocks:
         way = self._way(goal, None)
         if way is None:
             return ()
-        steps = [(block, turn) for block, after in pairwise(way) for turn in self.turns.get(block, ()) if turn.target == after]
+        steps = [
+            (block, turn)
+            for block, after in pairwise(way)
+            for turn in self.turns.get(block, ())
+            if turn.target == after
+        ]
         return tuple(turn for block, turn in steps if self._way(goal, (block, turn.target)) is None)
 
     def _way(self, goal: int, without: tuple[int, int] | None) -> list[int] | None:
@@ -216,9 +222,8 @@ class Blocks:
         for here in frontier:
             if here == goal:
                 way = [here]
-                while here != self.entry:
-                    here = came[here]
-                    way.append(here)
+                while way[-1] != self.entry:
+                    way.append(came[way[-1]])
                 return way[::-1]
             for after in self.successors.get(here, ()):
                 if after not in came and (here, after) != without:
@@ -279,6 +284,13 @@ def _joined_exits(exits: set[Exit]) -> tuple[Exit, ...]:
     return (Exit(frozenset().union(*(held for held, _ in exits)), None),)
 
 
+def _is_beside(served: Base, ticket: Value) -> bool:
+    """What is compared with a ticket is the word beside it, or a part of the word itself."""
+    if not isinstance(served, Content | Word) or served.base != ticket.base:
+        return False
+    return abs(served.offset - ticket.offset) <= _BESIDE
+
+
 def _in_order(exit_: tuple[Held, str | None]) -> tuple[list[str], str]:
     """A key that does not depend on the order of a set."""
     return sorted(map(repr, exit_[0])), exit_[1] or ""
@@ -292,7 +304,7 @@ class _Attempt(NamedTuple):
     expected: int = 0
     by_status: bool = False
     is_token: bool = True
-    """What is stored is a constant; a pointer that is swapped in and whose predecessor is returned locks nothing."""
+    """The result alone tells success. Not so where a pointer is swapped in, or a ticket drawn."""
 
 
 class _Flags(NamedTuple):
@@ -325,6 +337,7 @@ class _State:
         return copied
 
 
+_Step = Callable[[Instruction, Any, "_State"], None]
 _Key = tuple[int, Held, int]
 """A block, what is held there, and the attempt whose outcome is still open."""
 _Next = list[tuple[int, Held, _State]]
@@ -381,6 +394,22 @@ class _Interpreter:
         self.let_go: set[Value] = set()
         self.complete = True
         self.stack = Entry(convention.stack)
+        # Operations that change registers and flags only.
+        self.data: Mapping[type, _Step] = {
+            Set: self._set,
+            Address: self._address,
+            Add: self._add,
+            Sum: self._add_values,
+            Forget: self._forget,
+            Insert: self._insert,
+            SetIf: self._set_if,
+            Compare: self._compare,
+            Test: self._compare,
+            ForgetFlags: self._forget_flags,
+            Syscall: self._syscall,
+            Pause: self._pause,
+            Reserve: self._reserve,
+        }
 
     def run(self, held: Held) -> Run:
         start = self.body.position(self.body.entry)
@@ -569,9 +598,9 @@ class _Interpreter:
             if kind is Set and type(operation.destination) is Memory:  # type: ignore[union-attr]
                 held = self._store(instruction, operation, held, state)  # type: ignore[arg-type]
                 continue
-            step = _DATA.get(kind)
+            step = self.data.get(kind)
             if step is not None:
-                step(self, instruction, operation, state)
+                step(instruction, operation, state)
                 continue
             return self._control(instruction, operation, here, held, state, onward)
         onward.append((held, state))
@@ -646,7 +675,7 @@ class _Interpreter:
                 self.waiting.add(self.block)
             library = calls.library(target)
             if library is not None:
-                found |= dict.fromkeys(self._library(site, target, library, arguments, held))
+                found |= dict.fromkeys(self._library(site, library, arguments, held))
                 continue
             if calls.is_relevant(target):
                 self._note(site, target, arguments, held)
@@ -685,7 +714,7 @@ class _Interpreter:
         return held, after
 
     def _library(
-        self, site: int, target: int, library: LockFunction, arguments: tuple[Value, ...], held: Held
+        self, site: int, library: LockFunction, arguments: tuple[Value, ...], held: Held
     ) -> list[tuple[Held, str | None]]:
         address = arguments[library.argument] if library.argument < len(arguments) else Value(Named(site, "?"), 0)
         if library.kind in ("sem", "once", "barrier"):
@@ -796,7 +825,9 @@ class _Interpreter:
         if tries:
             state.pending = site
             shape = "ticket" if kind is AtomicKind.ADD else "spin"
-            is_token = kind is not AtomicKind.SWAP or (stores is not None and stores.base is None)
+            is_token = kind is not AtomicKind.ADD and (
+                kind is not AtomicKind.SWAP or (stores is not None and stores.base is None)
+            )
             self.attempts[site] = _Attempt(address, shape, by_status=by_status, is_token=is_token)
             self.attempt_blocks[site] = self.block
         elif stores == ZERO:
@@ -804,7 +835,7 @@ class _Interpreter:
         return held
 
     def _exclusive(self, stores: Value | None, state: _State) -> tuple[AtomicKind, Value | None, int]:
-        """What a load-exclusive and a store-exclusive do together, and the site of the load, which names the old value."""
+        """What a load- and a store-exclusive do together, and the site of the load, which names the old value."""
         load = state.reserved
         if load in state.known:
             return AtomicKind.COMPARE_SWAP, Value(None, state.known[load]), load
@@ -876,7 +907,10 @@ class _Interpreter:
         """Note a branch that depends on more than arguments and attempts."""
         flags = self._compared(branch, state) or state.flags
         left, right = (flags.left, flags.right) if flags is not None else (Value(Named(here, "?"), 0), ZERO)
-        if self._outcome(branch, state, taken=True) is not None or self._outcome(branch, state, taken=False) is not None:
+        if (
+            self._outcome(branch, state, taken=True) is not None
+            or self._outcome(branch, state, taken=False) is not None
+        ):
             return
         if self._is_argument(left.base) and self._is_argument(right.base):
             return
@@ -936,8 +970,7 @@ class _Interpreter:
             return None
         attempt = self.attempts.get(base.site)
         if attempt is not None and attempt.kind == "ticket":
-            is_load = isinstance(other.base, Content) or (isinstance(other.base, Named) and other.base.register == _WORD)
-            return (base.site, equal) if is_load else None
+            return (base.site, equal) if _is_beside(other.base, attempt.address) else None
         if other.base is not None or value.offset != 0:
             return None
         if isinstance(base, Status):
@@ -1003,9 +1036,9 @@ class _Interpreter:
             return Value(self.object, instruction.end + memory.displacement)
         base = ZERO if memory.base is None else self._register(state, memory.base)
         if memory.indexed:
-            if memory.index is None:
+            if memory.by is None:
                 return Value(Named(instruction.address, "segment"), memory.displacement)
-            index = self._register(state, memory.index)
+            index = self._register(state, memory.by)
             return self._sum(Value(base.base, base.offset + memory.displacement), index, instruction.address)
         return self._address_of(Value(base.base, base.offset + memory.displacement))
 
@@ -1054,8 +1087,8 @@ class _Interpreter:
             sign = 1 << (bits - 1)
             low = value.offset & ((1 << bits) - 1)
             value = Value(None, (low & (sign - 1)) - (low & sign) if operation.signed else low)
-        elif bits < 64 and isinstance(value.base, Content) and not isinstance(value.base.base, Object):
-            value = Value(Named(instruction.address, _WORD), 0)  # a number: no pointer fits in
+        elif bits < 64 and isinstance(value.base, Content) and value.offset == 0:
+            value = Value(Word(*value.base), 0)
         state.registers[operation.destination.name] = value  # type: ignore[union-attr]
 
     def _address(self, instruction: Instruction, operation: Address, state: _State) -> None:
@@ -1111,7 +1144,7 @@ class _Interpreter:
         state.flags = None
 
     def _syscall(self, instruction: Instruction, _: Operation, state: _State) -> None:
-        if self.calls.is_wait(instruction.address):
+        if self.calls.enters_wait():
             self.waiting.add(self.block)
         state.registers[self.convention.result] = Value(Named(instruction.address, "syscall"), 0)
 
@@ -1122,25 +1155,6 @@ class _Interpreter:
         state.reserved = instruction.address
         state.known.pop(instruction.address, None)
         state.registers[operation.destination.name] = Value(Old(instruction.address), 0)
-
-
-_Step = Callable[[_Interpreter, Instruction, Any, _State], None]
-_DATA: Final[Mapping[type, _Step]] = {
-    Set: _Interpreter._set,
-    Address: _Interpreter._address,
-    Add: _Interpreter._add,
-    Sum: _Interpreter._add_values,
-    Forget: _Interpreter._forget,
-    Insert: _Interpreter._insert,
-    SetIf: _Interpreter._set_if,
-    Compare: _Interpreter._compare,
-    Test: _Interpreter._compare,
-    ForgetFlags: _Interpreter._forget_flags,
-    Syscall: _Interpreter._syscall,
-    Pause: _Interpreter._pause,
-    Reserve: _Interpreter._reserve,
-}
-"""Operations that change registers and flags only."""
 
 
 __all__ = ["NOTHING", "Acquire", "CallSite", "Calls", "Effect", "Exit", "Held", "Run", "interpret"]

@@ -14,10 +14,14 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Final
 
-from forkproof.callgraph import CALLS, Function
-from forkproof.locks.interpret import Run, Turn
+import numpy as np
+
+from forkproof.callgraph import CALLS, Function, Reach
+from forkproof.code.index import SCANNERS
+from forkproof.code.operations import Call
+from forkproof.locks.interpret import Turn
 from forkproof.locks.summary import Step, Summaries, Taken
-from forkproof.locks.values import Content, Named, Object, Value
+from forkproof.locks.values import Content, Named, Object, Value, Word
 
 _DEEPEST: Final = 12
 _REPORTING: Final = frozenset({"write", "writev", "abort", "fprintf", "vfprintf", "perror", "syslog"})
@@ -46,25 +50,49 @@ class Occasion:
 class Occasions:
     """Answers for the locks of one allocator."""
 
-    def __init__(self, summaries: Summaries) -> None:
+    def __init__(self, summaries: Summaries, entries: Iterable[Function]) -> None:
         self.summaries = summaries
+        self.entries = tuple(entries)
         self._sure: dict[tuple[Function, Value], bool] = {}
+        self._known: dict[Value, frozenset[int]] = {}
 
-    def of(self, entries: Iterable[Function], taken: Taken) -> Occasion:
+    def of(self, taken: Taken) -> Occasion:
         """When the lock at an address, as the entries see it, is taken."""
-        if any(self.is_sure(entry, taken.address) for entry in entries):
+        if any(self.is_sure(entry, taken.address) for entry in self.entries):
             return Occasion(Rank.ALWAYS, "each call takes it")
         reason = self._rare(taken)
         return Occasion(Rank.RARE, reason) if reason else Occasion(Rank.USUAL, "")
 
     @cached_property
-    def _stored(self) -> dict[Value, frozenset[int]]:
-        """Constants that the functions followed so far store into words: allocation and start-up run through them."""
-        found: dict[Value, frozenset[int]] = {}
-        for run in self.summaries.runs.values():
-            for address, constants in run.stores.items():
-                found[address] = found.get(address, frozenset()) | constants
-        return found
+    def _reach(self) -> Reach:
+        return self.summaries.graph.distances(self.entries)
+
+    def _stored(self, word: Value) -> frozenset[int]:
+        """Constants that functions reached from the entries store into a word of their object."""
+        assert isinstance(word.base, Object)
+        if word not in self._known:
+            obj, program, summaries = word.base.number, self.summaries.program, self.summaries
+            image, code, base = program.image(obj), program.codes[obj], int(program.base[obj])
+            finder = SCANNERS[image.machine].find_references
+            places = (word.offset, *self._slots_of(word))
+            sites = [finder(image.read(rva, size), rva, p) for rva, size in image.code_ranges for p in places]
+            owners = np.unique(code.owners(np.concatenate(sites))).tolist() if sites else []
+            functions = {
+                summaries.flow.whole(Function(base + i)) for i in owners if i >= 0 and self._reach[base + i] >= 0
+            }
+            runs = [summaries.run(f) for f in sorted(functions)]
+            self._known[word] = frozenset().union(*(run.stores.get(word, frozenset()) for run in runs))
+        return self._known[word]
+
+    def _slots_of(self, word: Value) -> list[int]:
+        """GOT slots through which the object reaches a word of its own that others may interpose."""
+        assert isinstance(word.base, Object)
+        obj, program = word.base.number, self.summaries.program
+        image = program.image(obj)
+        table = image.dynamic_symbols
+        found = [s for s, symbol in image.slot_symbols.items() if int(table.value[symbol]) == word.offset]
+        slots, targets = image.pointers
+        return sorted({*found, *slots[targets == word.offset].tolist()})
 
     def is_sure(self, function: Function, address: Value, depth: int = 0) -> bool:
         """Every call of the function takes the lock, for some arguments."""
@@ -83,27 +111,37 @@ class Occasions:
         for call in run.calls:
             callee = Function(call.target)
             for taken in summaries.of(callee).taken:
-                if summaries.replaced(callee, call.arguments, taken.address) == address:
-                    if self.is_sure(callee, taken.address, depth + 1):
-                        goals.add(run.block_of(call.site))
+                passed = summaries.replaced(callee, call.arguments, taken.address)
+                if passed == address and self.is_sure(callee, taken.address, depth + 1):
+                    goals.add(run.block_of(call.site))
         return bool(goals) and run.blocks.surely_reaches(goals)
+
+    def weight(self, taken: Taken) -> int:
+        """On how many conditions, other than of arguments, the way to a lock depends."""
+        total = 0
+        for step in taken.path:
+            run = self.summaries.run(step.function)
+            total += len(run.blocks.requires(run.block_of(step.site)))
+        return total
 
     def _rare(self, taken: Taken) -> str:
         """What must be the case on the way to the acquire site, if it is something rare."""
         for step in taken.path:
             run = self.summaries.run(step.function)
             for turn in run.blocks.requires(run.block_of(step.site)):
-                if reason := self._reason(step, run, turn):
+                if reason := self._reason(step, turn):
                     return reason
         leaf = taken.path[-1].function
         if self._reports(leaf) or any(self._reports(step.function) for step in taken.path[1:]):
             return "only while a problem is reported"
         return ""
 
-    def _reason(self, step: Step, run: Run, turn: Turn) -> str:
+    def _reason(self, step: Step, turn: Turn) -> str:
         value, other = (turn.value, turn.other) if turn.other.base is None else (turn.other, turn.value)
-        if other.base is not None or turn.equal is None:
+        if turn.equal is None:
             return ""
+        if other.base is not None:
+            return "only for one value in particular" if turn.equal and self._is_particular(step, turn) else ""
         if self._is_failed_allocation(step, value, other, equal=turn.equal):
             return "only when an allocation has failed"
         return self._switch(value, other, equal=turn.equal)
@@ -118,25 +156,43 @@ class Occasions:
             return False
         targets = [Function(int(flow.graph.target[e])) for e in flow.edges_at(step.function, base.site)]
         return any(
-            self.summaries.relevant[t] or flow.program.name_of(t) in ("mmap", "mmap64", "sbrk", "__sbrk") for t in targets
+            self.summaries.relevant[t] or flow.program.name_of(t) in ("mmap", "mmap64", "sbrk", "__sbrk")
+            for t in targets
         )
 
     def _switch(self, value: Value, other: Value, *, equal: bool) -> str:
-        """A word of the object's own data must differ from what the file holds, or is set once it was as in the file."""
+        """A word of the object's own data must differ from what the file holds, and nothing that runs sets it."""
         base = value.base
-        if not isinstance(base, Content) or not isinstance(base.base, Object) or value.offset != 0:
+        if not isinstance(base, Content | Word) or not isinstance(base.base, Object) or value.offset != 0:
             return ""
-        image = self.summaries.program.image(base.base.index)
+        image = self.summaries.program.image(base.base.number)
         if image.pointer_at(base.offset) is not None:
             return ""
         raw = image.read(base.offset, 4).tobytes()
         first = int.from_bytes(raw, "little", signed=True) if len(raw) == 4 else 0
+        stored = self._stored(Value(base.base, base.offset))
         if (first == other.offset) is equal:
-            return ""
-        stored = self._stored.get(Value(base.base, base.offset), frozenset())
+            is_left = any((constant == other.offset) is not equal for constant in stored)
+            return "only until it has been set up" if is_left else ""
         if any((constant == other.offset) is equal for constant in stored):
-            return ""  # code that allocation or start-up runs through turns it on
+            return ""  # code that allocation runs through turns it on
         return "only while a switch is on that is off at start"
+
+    def _is_particular(self, step: Step, turn: Turn) -> bool:
+        """A number that the code has computed equals what a variable holds: rarely so by chance."""
+        for one, two in ((turn.value, turn.other), (turn.other, turn.value)):
+            is_variable = isinstance(two.base, Content | Word) and isinstance(two.base.base, Object)
+            if is_variable and isinstance(one.base, Named) and not self._is_result(step, one.base):
+                return True
+        return False
+
+    def _is_result(self, step: Step, name: Named) -> bool:
+        """The value is what a call returned, or was stored by one: not computed here."""
+        body = self.summaries.run(step.function).body
+        position = body.position(name.site)
+        if position is None:
+            return True
+        return any(isinstance(operation, Call) for operation in body.instructions[position].operations)
 
     def _reports(self, function: Function) -> bool:
         graph, program = self.summaries.graph, self.summaries.program

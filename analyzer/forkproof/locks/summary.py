@@ -85,7 +85,9 @@ EMPTY: Final = Summary(())
 class Summaries:
     """Summaries of functions, made when they are asked for."""
 
-    def __init__(self, flow: Flow, libc_objects: frozenset[int]) -> None:
+    def __init__(self, flow: Flow, libc_objects: frozenset[int], atomic_objects: Iterable[int]) -> None:
+        """`atomic_objects` are those in which atomic operations may be locks; elsewhere only library locks count."""
+        self.atomic_objects = frozenset(atomic_objects)
         self.flow, self.graph, self.program = flow, flow.graph, flow.program
         self.libc_objects = libc_objects
         self.known: dict[Function, Summary] = {}
@@ -113,9 +115,8 @@ class Summaries:
             for edge in self.graph.edges_to(Function(target)):
                 if self.graph.kind[edge] in CALLS:
                     found[self.flow.whole(Function(int(self.graph.source[edge])))] = True
-        for obj in range(len(self.program.codes)):
-            if obj not in self.libc_objects:
-                found[list(self.evidence[obj].atomics)] = True
+        for obj in self.atomic_objects - self.libc_objects:
+            found[list(self.evidence[obj].atomics)] = True
         base = self.program.base
         for obj in self.libc_objects:
             found[base[obj] : base[obj + 1]] = False
@@ -147,8 +148,8 @@ class Summaries:
 
     def _make(self, function: Function) -> Summary:
         callees = [c for c in self._callees(function) if self.relevant[c]]
-        needed = any([self.of(c).depends_on_caller for c in callees])  # a list: all of them are wanted
-        if not (self.direct[function] or needed):
+        summaries = [self.of(callee) for callee in callees]
+        if not (self.direct[function] or any(summary.depends_on_caller for summary in summaries)):
             return Summary(
                 self._merged(function, (t for c, s in self._sites(function) for t in self._lifted(function, s, c)))
             )
@@ -191,9 +192,7 @@ class Summaries:
         """The function followed with locks held on entry."""
         self.interpreted += 1
         calls = _Calls(self, function)
-        return interpret(
-            self.flow.body(function), self.flow.convention, calls.obj, calls, held, watched, joined=joined
-        )
+        return interpret(self.flow.body(function), self.flow.convention, calls.obj, calls, held, watched, joined=joined)
 
     def _callees(self, function: Function) -> list[Function]:
         return list(dict.fromkeys(c for c, _ in self._sites(function)))
@@ -217,8 +216,33 @@ class Summaries:
         for taken in self.of(callee).taken:
             gates = held | {substituted(g, replace) for g in taken.gates}
             yield Taken(
-                substituted(taken.address, replace), taken.kind, taken.blocking, gates, (Step(function, site), *taken.path)
+                substituted(taken.address, replace),
+                taken.kind,
+                taken.blocking,
+                gates,
+                (Step(function, site), *taken.path),
             )
+
+    def places(self, address: Value) -> dict[Function, tuple[Step, ...]]:
+        """The functions in which the lock at an address is known to be that one, with the steps on to where it waits.
+
+        Those that acquire it themselves, and those that pass it to a function that locks what it is given.
+        """
+        found: dict[Function, tuple[Step, ...]] = {}
+        for function, run in self.runs.items():
+            for call in run.calls:
+                callee = Function(call.target)
+                for taken in self.of(callee).taken:
+                    if not taken.blocking and call.site not in run.waiting_calls:
+                        continue
+                    if isinstance(root(taken.address.base), Entry):
+                        passed = self._settled(function, self.replaced(callee, call.arguments, taken.address))
+                        if passed == address:
+                            found.setdefault(function, (Step(function, call.site), *taken.path))
+            for acquire in run.acquires:
+                if acquire.blocking and self._settled(function, acquire.address) == address:
+                    found.setdefault(function, (Step(function, acquire.site),))
+        return found
 
     def replaced(self, callee: Function, arguments: tuple[Value, ...], value: Value) -> Value:
         """One of a callee's values in its caller's terms."""
@@ -334,7 +358,7 @@ class _Calls:
     def waits(self, target: int) -> bool:
         return Function(target) in self.summaries.evidence[self.flow.program.object_of(Function(target))].waiting
 
-    def is_wait(self, site: int) -> bool:
+    def enters_wait(self) -> bool:
         return self.function in self.summaries.evidence[self.obj].waiting
 
     def slot(self, address: int) -> Value | None:
@@ -343,9 +367,9 @@ class _Calls:
         if symbol is not None:
             binding = self.flow.program.bindings.resolve(self.obj, symbol)
             return None if binding is None else Value(Object(binding.object), binding.rva)
-        if any(s.writable and s.rva <= address < s.rva + s.memory_size for s in image.segments):
-            if not self._is_relocated_once(address):
-                return None
+        is_writable = any(s.writable and s.rva <= address < s.rva + s.memory_size for s in image.segments)
+        if is_writable and not self._is_relocated_once(address):
+            return None
         target = image.pointer_at(address)
         return None if target is None else Value(Object(self.obj), target)
 
@@ -355,4 +379,3 @@ class _Calls:
 
     def is_data(self, address: int) -> bool:
         return any(low <= address < high for low, high in self.ranges) and address >= 0x200
-

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, TypeAlias
 class Object(NamedTuple):
     """The load bias of an object of the closure: offsets are its link-time addresses."""
 
-    index: int
+    number: int
 
 
 class Entry(NamedTuple):
@@ -30,6 +30,13 @@ class Entry(NamedTuple):
 
 class Content(NamedTuple):
     """What the word at base + offset holds."""
+
+    base: Base
+    offset: int
+
+
+class Word(NamedTuple):
+    """What 4 bytes or fewer at base + offset hold: a number, nothing that points."""
 
     base: Base
     offset: int
@@ -75,7 +82,7 @@ class Foreign(NamedTuple):
     function: int
 
 
-Base: TypeAlias = "Object | Entry | Content | Element | Old | Status | Won | Named | Foreign | None"
+Base: TypeAlias = "Object | Entry | Content | Word | Element | Old | Status | Won | Named | Foreign | None"
 _DEEPEST: Final = 4
 
 

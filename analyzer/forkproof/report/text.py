@@ -272,8 +272,11 @@ def _windows_checked(windows: Sequence[Window]) -> str:
 def _doubts(target: Target) -> Iterator[str]:
     """Every question of this target that has no answer: it could hide a finding."""
     for allocator in target.allocators:
-        if allocator.active and allocator.coverage:
-            yield f"whether the fork handlers of {allocator.object} take every lock of it (not judged yet)"
+        if allocator.active and allocator.coverage == "not judged":
+            yield f"whether the fork handlers of {allocator.object} take all its locks (no fork was seen to need them)"
+        elif allocator.active and allocator.coverage.endswith("unresolved"):
+            count = allocator.coverage.partition(" ")[0]
+            yield f"which {count} further locks {allocator.object} takes: the code does not tell their addresses"
         if allocator.hooks is Hooks.UNKNOWN:
             yield f"whether fork is safe for {_named(allocator)}"
     if target.threads is Answer.UNKNOWN:
