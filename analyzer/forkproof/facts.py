@@ -130,16 +130,33 @@ class Facts:
         locks = self.locks_of(allocator) if allocator.hooks is Hooks.EFFECTIVE else None
         return Hooks.INCOMPLETE if locks is not None and locks.goals else allocator.hooks
 
-    def goals_of(self, allocator: AllocatorFacts) -> tuple[Goal, ...]:
-        """The locks that a child may inherit taken; all of the allocator's as one, where they have no names."""
+    def goals_of(self, allocator: AllocatorFacts, window: WindowFacts) -> tuple[Goal, ...]:
+        """The locks that the child of a fork may inherit taken.
+
+        All of the allocator's as one, where they have no names, or where the forker runs none of its handlers.
+        """
         locks = self.locks_of(allocator)
-        if locks is not None and (locks.goals or allocator.hooks is Hooks.EFFECTIVE):
+        runs_handlers = window.window.handlers_run or allocator.hooks is not Hooks.EFFECTIVE
+        if locks is not None and runs_handlers and (locks.goals or allocator.hooks is Hooks.EFFECTIVE):
             return locks.goals
+        return self._any_lock_of(allocator)
+
+    def _any_lock_of(self, allocator: AllocatorFacts) -> tuple[Goal, ...]:
+        known = self._any_locks.get(allocator.object)
+        if known is None:
+            known = self._any_locks[allocator.object] = (self._any_lock(allocator),)
+        return known
+
+    @cached_property
+    def _any_locks(self) -> dict[int, tuple[Goal, ...]]:
+        return {}
+
+    def _any_lock(self, allocator: AllocatorFacts) -> Goal:
         title = allocator.title if allocator.signature else self.object_name(allocator.object)
         lock = Lock(self.object_name(allocator.object), f"a lock of {title}", None, "allocator")
         waits = allocator.locks.waits
         places = {f: self._wait_steps(f, waits.get(f, ())) for f in sorted(allocator.telling_locks)}
-        return (Goal(lock, None, places, Occasion(Rank.ALWAYS, ""), False, self.flow),)
+        return Goal(lock, None, places, Occasion(Rank.ALWAYS, ""), False, self.flow)
 
     def _wait_steps(self, function: Function, waits: tuple[int, ...]) -> tuple[Step, ...]:
         graph = self.flow.graph

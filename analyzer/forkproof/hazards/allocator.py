@@ -54,8 +54,12 @@ def find(facts: Facts) -> list[Finding]:
 
 
 def _of_one(facts: Facts, active: AllocatorFacts) -> list[Finding]:
-    goals = facts.goals_of(active)
-    found = [f for w in facts.windows for g in goals if (f := _inherited(facts, active, w, g)) is not None]
+    found = [
+        finding
+        for window in facts.windows
+        for goal in facts.goals_of(active, window)
+        if (finding := _inherited(facts, active, window, goal)) is not None
+    ]
     inherited = _folded(found)
     return [*inherited, *_registration(facts, active, inherited), *_incomplete(facts, active, inherited)]
 

@@ -9,6 +9,7 @@ from forkproof.code.disassembler import disassemble
 from forkproof.code.operations import (
     Add,
     Atomic,
+    AtomicKind,
     Branch,
     Call,
     Compare,
@@ -54,9 +55,13 @@ X86 = {
     "58": (Set(RAX, Memory("rsp", 0)), Add(RSP, RSP, 8)),
     "9c": (Add(RSP, RSP, -8), Set(Memory("rsp", 0), Register("?"))),  # pushfq
     "87d1": (Forget(RCX), Forget(Register("rdx"))),  # xchg ecx, edx
-    "f00fb10f": (Atomic(Memory("rdi", 0), RCX, RAX), Forget(RAX), ForgetFlags()),
-    "f2f00fb10f": (Atomic(Memory("rdi", 0), RCX, RAX), Forget(RAX), ForgetFlags()),  # xacquire lock cmpxchg
-    "870f": (Atomic(Memory("rdi", 0), RCX, None), Forget(RCX)),  # xchg [rdi], ecx
+    "f00fb10f": (Atomic(Memory("rdi", 0), RCX, RAX, AtomicKind.COMPARE_SWAP, RAX), Forget(RAX), ForgetFlags()),
+    "f2f00fb10f": (  # xacquire lock cmpxchg
+        Atomic(Memory("rdi", 0), RCX, RAX, AtomicKind.COMPARE_SWAP, RAX),
+        Forget(RAX),
+        ForgetFlags(),
+    ),
+    "870f": (Atomic(Memory("rdi", 0), RCX, None, AtomicKind.SWAP, RCX), Forget(RCX)),  # xchg [rdi], ecx
     "0f1107": (Set(Memory("rdi", 0), Register("?"), 128),),  # movups [rdi], xmm0
     "f3c3": (Return(),),  # repz ret
     "c3": (Return(),),
@@ -96,9 +101,9 @@ ARM = {
     0x71000400: (Compare(X0, Const(1), 32), Add(X0, X0, -1, 32)),  # subs w0, w0, #1
     0x31000400: (ForgetFlags(), Add(X0, X0, 1, 32)),  # adds w0, w0, #1
     0x1A9F17E0: (SetIf(X0, Condition.EQ),),  # cset w0, eq
-    0x88A17C02: (Atomic(Memory("x0", 0), X2, X1), Forget(X1)),  # cas w1, w2, [x0]
-    0xB8218002: (Atomic(Memory("x0", 0), X1, None), Forget(X2)),  # swp w1, w2, [x0]
-    0x88087C01: (Atomic(Memory("x0", 0), X1, None), Forget(X8)),  # stxr w8, w1, [x0]
+    0x88A17C02: (Atomic(Memory("x0", 0), X2, X1, AtomicKind.COMPARE_SWAP, X1), Forget(X1)),  # cas w1, w2, [x0]
+    0xB8218002: (Atomic(Memory("x0", 0), X1, None, AtomicKind.SWAP, X2), Forget(X2)),  # swp w1, w2, [x0]
+    0x88087C01: (Atomic(Memory("x0", 0), X1, None, AtomicKind.EXCLUSIVE, X8), Forget(X8)),  # stxr w8, w1, [x0]
     0x94000040: (Call(0x1100, None),),
     0xD63F0020: (Call(None, X1),),  # blr x1
     0xD61F0020: (JumpUnknown(X1),),  # br x1
