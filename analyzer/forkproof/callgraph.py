@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from threading import Thread
 from typing import Final, NewType
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -180,6 +181,10 @@ class Program:
         return None if binding is None else self.function(binding.object, binding.rva)
 
 
+_INDEXED: Final[WeakKeyDictionary[Image, CodeIndex]] = WeakKeyDictionary()
+"""The index of every image that is open: programs of one scan share libraries (`forkproof.shared`)."""
+
+
 def _index_all(images: list[Image]) -> tuple[CodeIndex, ...]:
     """Index every image, on two threads: the scanners spend their time in numpy, which lets go of the
     interpreter lock. The largest go first, so that no long one is left for the end."""
@@ -194,9 +199,12 @@ def _index_all(images: list[Image]) -> tuple[CodeIndex, ...]:
             except IndexError:  # the other thread took the last one
                 return
             try:
-                found[position] = index_code(images[position])
-                _ = images[position].sha256  # a report wants it: here the other thread can work meanwhile
-                images[position].release()
+                image = images[position]
+                known = _INDEXED.get(image)
+                found[position] = known if known is not None else index_code(image)
+                _INDEXED[image] = found[position]
+                _ = image.sha256  # a report wants it: here the other thread can work meanwhile
+                image.release()
             except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
                 failures.append(error)
 

@@ -26,6 +26,10 @@ class ScanOptions:
     """LD_PRELOAD, one library an element."""
     also: tuple[str, ...] = ()
     """Libraries that the program opens with dlopen, in this order."""
+    jobs: int = 1
+    """Processes that scan programs side by side."""
+    cache: Path | None = None
+    """Where results are kept and looked for; None: nowhere."""
     only: tuple[str, ...] = ()
     """Of the programs that directories and artifacts hold, those whose paths match a pattern; all if there is none."""
 

@@ -15,13 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from forkproof import artifacts, callgraph, closure, describe, facts, signatures
+from forkproof import artifacts, cache, callgraph, closure, describe, facts, signatures, workers
 from forkproof.allocators import find_libc
+from forkproof.cache import Cache
 from forkproof.callgraph import CallGraph
 from forkproof.errors import ForkproofError, InputError
 from forkproof.hazards import allocator, unsafe_call
 from forkproof.model import Diagnostic, Finding, Report, Target
-from forkproof.options import Progress, ScanOptions
+from forkproof.options import QUIET, Progress, ScanOptions
+from forkproof.report.json import in_order
+from forkproof.shared import SharedImages
 
 _STAGES = 4
 
@@ -37,7 +40,6 @@ Prove = Callable[[facts.Facts, list[Finding]], list[Finding]]
 
 def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, prove: Prove | None = None) -> Report:
     """Analyse every target; one that cannot be analysed costs only itself."""
-    known = signatures.load()
     found: list[Target] = []
     findings: list[Finding] = []
     diagnostics: list[Diagnostic] = []
@@ -48,24 +50,18 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, prove
             for error in scope.errors:
                 errors.append(str(error))
                 diagnostics.append(Diagnostic("error", error.path, str(error)))
-            for start in scope.starts:
-                name = f"{scope.prefix}{start.name}"
-                try:
-                    with _without_collector():
-                        target, hazards, notes = scan_start(start, scope, options, known, progress, prove)
-                except InputError as error:
-                    # The file may lie in a temporary directory: the name that was asked for is the one to tell.
-                    told = str(type(error)(name, error.reason, next_step=error.next_step))
-                    errors.append(told)
-                    diagnostics.append(Diagnostic("error", name, told))
-                    continue
-                found.append(target)
-                findings += hazards
-                diagnostics += notes
-                lacking = "library {} was not found; what it holds was not analysed"
-                errors += [f"{name}: {lacking.format(library)}" for library in target.missing]
-    findings.sort(key=lambda f: (f.severity.rank, f.target, f.rule, f.id))
-    return Report(tuple(found), tuple(findings), tuple(diagnostics), tuple(errors))
+        for name, outcome in _outcomes(scopes, options, progress, prove):
+            if isinstance(outcome, str):
+                errors.append(outcome)
+                diagnostics.append(Diagnostic("error", name, outcome))
+                continue
+            target, hazards, notes = outcome
+            found.append(target)
+            findings += hazards
+            diagnostics += notes
+            lacking = "library {} was not found; what it holds was not analysed"
+            errors += [f"{name}: {lacking.format(library)}" for library in target.missing]
+    return Report(tuple(found), tuple(in_order(tuple(findings))), tuple(diagnostics), tuple(errors))
 
 
 @contextmanager
@@ -80,41 +76,114 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def scan_start(
-    start: artifacts.Start,
-    scope: artifacts.Scope,
-    options: ScanOptions,
-    known: signatures.Signatures,
-    progress: Progress,
-    prove: Prove | None = None,
-) -> tuple[Target, list[Finding], list[Diagnostic]]:
-    """Analyse one program of a scope, as its unit or wrapper would start it."""
-    options = replace(options, preload=(*start.preload, *options.preload))
-    target, findings, notes = scan_one(start.name, options, known, progress, scope.sysroot, prove)
-    path = f"{scope.prefix}{target.path}"
-    if start.source:
-        words = " ".join(start.preload)
-        notes.append(Diagnostic("info", path, f"scanned with {words} preloaded, since {start.source} says so"))
-    renamed = [replace(finding, target=path) for finding in findings]
-    return replace(target, path=path, sysroot=scope.label), renamed, notes
+Result = tuple[Target, list[Finding], list[Diagnostic]]
+Outcome = Result | str
+"""What a scan of one program gave, or why it gave nothing."""
+_Task = tuple[int, artifacts.Start]
+"""A program, and which scope it is of."""
+
+_FEW: Final = 4
+"""Programs that are scanned sooner than a second process is started."""
+
+
+def _outcomes(
+    scopes: Sequence[artifacts.Scope], options: ScanOptions, progress: Progress, prove: Prove | None
+) -> Iterator[tuple[str, Outcome]]:
+    """Name and outcome of every program, in the order of the scopes, whoever was done first."""
+    tasks: list[_Task] = [(i, start) for i, scope in enumerate(scopes) for start in scope.starts]
+    names = [f"{scopes[i].prefix}{start.name}" for i, start in tasks]
+    if prove is not None or options.jobs < 2 or len(tasks) <= _FEW:
+        one = _Scanner(scopes, options, progress, prove)
+        yield from ((name, one.scan(task)) for name, task in zip(names, tasks, strict=True))
+        return
+    outcomes: dict[int, Outcome] = {}
+    count = 0
+    for number, result in workers.run(_serve, (tuple(scopes), options), tasks, options.jobs):
+        outcome: Outcome = _obituary(names[number], result) if isinstance(result, workers.Died) else result
+        outcomes[number] = outcome
+        count += 0 if isinstance(outcome, str) else len(outcome[1])
+        progress.stage(f"{count} findings; {names[number]}", len(outcomes), len(tasks))
+    yield from ((name, outcomes[number]) for number, name in enumerate(names))
+
+
+def _obituary(name: str, died: workers.Died) -> str:
+    help_text = "Scan it alone; if the system ran out of memory, with --jobs 1."
+    return f"{name}: two processes that scanned it died (exit code {died.code})\n  {help_text}"
+
+
+def _serve(setup: tuple[tuple[artifacts.Scope, ...], ScanOptions]) -> Callable[[_Task], Outcome]:
+    """What a worker does."""
+    return _Scanner(*setup, QUIET, None).scan
+
+
+class _Scanner:
+    """Scans programs of some scopes, one after the other; what they share is kept."""
+
+    def __init__(
+        self, scopes: Sequence[artifacts.Scope], options: ScanOptions, progress: Progress, prove: Prove | None
+    ) -> None:
+        self.scopes, self.options, self.progress, self.prove = scopes, options, progress, prove
+        self.known = signatures.load()
+        self.images = SharedImages()
+        self.cache = Cache(options.cache) if options.cache is not None and prove is None else None
+
+    def scan(self, task: _Task) -> Outcome:
+        """One program; whatever is wrong with its file is its outcome."""
+        number, start = task
+        scope = self.scopes[number]
+        try:
+            with _without_collector():
+                return self._start(start, scope)
+        except InputError as error:
+            # The file may lie in a temporary directory: the name that was asked for is the one to tell.
+            name = f"{scope.prefix}{start.name}"
+            return str(type(error)(name, error.reason, next_step=error.next_step))
+
+    def _start(self, start: artifacts.Start, scope: artifacts.Scope) -> Result:
+        """As its unit or wrapper would start it, and as the report calls it."""
+        options = replace(self.options, preload=(*start.preload, *self.options.preload))
+        target, findings, notes = self._one(start.name, options, scope.sysroot)
+        path = f"{scope.prefix}{target.path}"
+        if start.source:
+            words = " ".join(start.preload)
+            told = f"scanned with {words} preloaded, since {start.source} says so"
+            notes = [*notes, Diagnostic("info", path, told)]
+        return (
+            replace(target, path=path, sysroot=scope.label),
+            [replace(finding, target=path) for finding in findings],
+            notes,
+        )
+
+    def _one(self, name: str, options: ScanOptions, sysroot: closure.Sysroot) -> Result:
+        """From the cache, or analysed now."""
+        self.progress.stage(f"{name}: loading", 0, _STAGES)
+        loaded = load(name, options, sysroot, self.images)
+        if self.cache is None:
+            return scan_one(loaded, sysroot, options, self.known, self.progress, self.prove)
+        key = cache.key(loaded, sysroot, options)
+        result = self.cache.get(key)
+        if result is None:
+            result = scan_one(loaded, sysroot, options, self.known, self.progress, None)
+            self.cache.put(key, result)
+        return result
 
 
 def scan_one(
-    name: str,
+    loaded: closure.Closure,
+    sysroot: closure.Sysroot,
     options: ScanOptions,
     known: signatures.Signatures,
     progress: Progress,
-    sysroot: closure.Sysroot | None = None,
     prove: Prove | None = None,
-) -> tuple[Target, list[Finding], list[Diagnostic]]:
-    """Analyse one program."""
-    # What ld.so would map, and what every object's code calls.
-    progress.stage(f"{name}: loading", 0, _STAGES)
-    graph = call_graph(name, options, known, sysroot)
+) -> Result:
+    """Analyse one program that has been loaded."""
+    name = loaded.program.path
+    # What every object's code calls.
+    graph = callgraph.build(callgraph.link(loaded, sysroot), known)
     # Forks, threads, handlers and allocators of that program.
     progress.stage(f"{name}: following forks", 1, _STAGES)
     libc = find_libc(graph.program, known)
-    gathered = facts.gather(graph.program.closure.program.path, graph, known, libc)
+    gathered = facts.gather(name, graph, known, libc)
     # The rules.
     progress.stage(f"{name}: checking rules", 2, _STAGES)
     findings = [finding for find in RULES for finding in find(gathered)]
@@ -129,21 +198,24 @@ def scan_one(
     return result
 
 
-def call_graph(
-    name: str, options: ScanOptions, known: signatures.Signatures, sysroot: closure.Sysroot | None = None
-) -> CallGraph:
-    """Load, index and bind one program, and join its calls."""
-    sysroot = sysroot or closure.DirectorySysroot(options.sysroot or Path("/"))
-    loaded = closure.load(
-        closure.LoadRequest(
-            sysroot=sysroot,
-            target=name,
-            library_path=options.library_path,
-            preload=options.preload,
-            also=options.also,
-        )
+def load(
+    name: str, options: ScanOptions, sysroot: closure.Sysroot, images: SharedImages | None = None
+) -> closure.Closure:
+    """What ld.so would map for a program."""
+    request = closure.LoadRequest(
+        sysroot=sysroot,
+        target=name,
+        library_path=options.library_path,
+        preload=options.preload,
+        also=options.also,
     )
-    return callgraph.build(callgraph.link(loaded, sysroot), known)
+    return closure.load(request) if images is None else closure.load(request, open_image=images.load)
+
+
+def call_graph(name: str, options: ScanOptions, known: signatures.Signatures) -> CallGraph:
+    """Load, index and bind one program, and join its calls."""
+    sysroot = closure.DirectorySysroot(options.sysroot or Path("/"))
+    return callgraph.build(callgraph.link(load(name, options, sysroot), sysroot), known)
 
 
 __all__ = ["ForkproofError", "call_graph", "scan", "scan_one"]

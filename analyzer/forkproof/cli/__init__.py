@@ -33,6 +33,7 @@ class Commands(LazyGroup):
         "diff": Entry("forkproof.cli.diff:diff_command", "Compare two reports, programs, packages or images."),
         "closure": Entry("forkproof.cli.closure:closure_command", "Show what ld.so would load, and bind to what."),
         "graph": Entry("forkproof.cli.graph:graph_command", "Show the call graph of a program and its libraries."),
+        "cache": Entry("forkproof.cli.cache:cache_command", "Show or empty the cache of results."),
         "rules": Entry("forkproof.cli.rules:rules_command", "List the rules, or show what one of them means."),
     }
 

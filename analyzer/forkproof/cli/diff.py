@@ -54,7 +54,7 @@ def diff_command(
     \b
     Exit codes: 0 nothing introduced at or above --fail-on; 1 something; 3 something could not be analysed.
     """
-    scanned = world.World(*(asked.pop(name) for name in ("sysroot", "library_path", "preload", "also", "only")))
+    scanned = world.World.taken(asked)
     judged = gate.Gate(*(asked.pop(name) for name in ("fail_on", "config", "no_config", "baseline")))
     if file is not None:
         output.check(file)

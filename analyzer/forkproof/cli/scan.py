@@ -89,7 +89,7 @@ def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN4
       3  something could not be analysed, or the result not be written; the rest was
       4  internal error: a bug in forkproof
     """
-    scanned = world.World(*(asked.pop(name) for name in ("sysroot", "library_path", "preload", "also", "only")))
+    scanned = world.World.taken(asked)
     judged = gate.Gate(*(asked.pop(name) for name in ("fail_on", "config", "no_config", "baseline")))
     request = Request(world=scanned, gate=judged, **asked)
     rule = rules.find(request.explain) if request.explain is not None else None

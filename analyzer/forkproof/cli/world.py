@@ -7,8 +7,9 @@ Must never: look at a target.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,14 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def options(command: _Command) -> _Command:
     """The options, for a command that gives a `World` their values."""
     for option in (
+        click.option("--no-cache", is_flag=True, help="Neither use nor keep results: see `forkproof cache`."),
+        click.option(
+            "--jobs",
+            "-j",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Processes that scan programs side by side (default: one for each core).",
+        ),
         click.option("--only", multiple=True, metavar="PATTERN", help="Of packages, images, trees: these; repeatable."),
         click.option("--also", multiple=True, metavar="LIB", help="A library that the program dlopens; repeatable."),
         click.option("--preload", multiple=True, metavar="LIB", help="A library of LD_PRELOAD; repeatable."),
@@ -50,9 +59,18 @@ class World:
     preload: tuple[str, ...]
     also: tuple[str, ...]
     only: tuple[str, ...]
+    jobs: int | None
+    no_cache: bool
+
+    @classmethod
+    def taken(cls, asked: dict[str, Any]) -> World:
+        """Out of a command's arguments."""
+        return cls(**{field.name: asked.pop(field.name) for field in fields(cls)})
 
     def asked(self, policy: Policy) -> ScanOptions:
         """An option that was given stands for itself; one that was not, for what forkproof.toml says."""
+        from forkproof.cache import directory
+
         sysroot = self.sysroot or policy.sysroot
         if sysroot is not None and not sysroot.is_dir():
             raise UsageError(f"{policy.path}: scan.sysroot {sysroot} is no directory", next_step="Correct it.")
@@ -61,5 +79,7 @@ class World:
             self.library_path or policy.library_path,
             self.preload or policy.preload,
             self.also or policy.also,
-            self.only or policy.only,
+            only=self.only or policy.only,
+            jobs=self.jobs or len(os.sched_getaffinity(0)),
+            cache=None if self.no_cache else directory(),
         )

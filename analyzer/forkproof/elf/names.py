@@ -124,7 +124,7 @@ class FunctionNames:
         return (own, debug.static_symbols) if debug is not None else (own,)
 
     def _debug_file(self) -> Image | None:
-        for path in self._debug_paths() if self._find else ():
+        for path in self.debug_paths() if self._find else ():
             host = self._find(path) if self._find else None
             try:
                 image = load_symbols(host.read_bytes(), host) if host else None
@@ -134,7 +134,8 @@ class FunctionNames:
                 return image
         return None
 
-    def _debug_paths(self) -> Iterator[str]:
+    def debug_paths(self) -> Iterator[str]:
+        """Where a separate debug file is sought, should the object need one; paths in the sysroot."""
         if build_id := self._image.build_id:
             yield f"/usr/lib/debug/.build-id/{build_id[:2]}/{build_id[2:]}.debug"
         section = self._image.section(".gnu_debuglink")

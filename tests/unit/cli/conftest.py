@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 import pytest
@@ -26,7 +26,7 @@ class Pipeline:
     calls: list[tuple[tuple[str, ...], ScanOptions]] = field(default_factory=list)
 
     def scan(self, targets: Sequence[str], options: ScanOptions, progress: Progress) -> Report:
-        self.calls.append((tuple(targets), options))
+        self.calls.append((tuple(targets), replace(options, cache=None, jobs=1)))
         progress.stage("loading", 0, 2)
         if self.error is not None:
             raise self.error
