@@ -26,6 +26,8 @@ class ScanOptions:
     """LD_PRELOAD, one library an element."""
     also: tuple[str, ...] = ()
     """Libraries that the program opens with dlopen, in this order."""
+    replace: tuple[tuple[str, Path], ...] = ()
+    """Libraries by file name, and the files of this machine that stand in their places."""
     jobs: int = 1
     """Processes that scan programs side by side."""
     cache: Path | None = None

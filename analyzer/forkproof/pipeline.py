@@ -142,12 +142,15 @@ class _Scanner:
     def _start(self, start: artifacts.Start, scope: artifacts.Scope) -> Result:
         """As its unit or wrapper would start it, and as the report calls it."""
         options = replace(self.options, preload=(*start.preload, *self.options.preload))
-        target, findings, notes = self._one(start.name, options, scope.sysroot)
+        sysroot = artifacts.ReplacedSysroot(scope.sysroot, dict(options.replace)) if options.replace else scope.sysroot
+        target, findings, notes = self._one(start.name, options, sysroot)
         path = f"{scope.prefix}{target.path}"
         if start.source:
             words = " ".join(start.preload)
             told = f"scanned with {words} preloaded, since {start.source} says so"
             notes = [*notes, Diagnostic("info", path, told)]
+        unused = [name for name, _ in options.replace if name not in {Path(o.path).name for o in target.closure}]
+        notes = [*notes, *(Diagnostic("warning", path, f"--replace {name} changes nothing here") for name in unused)]
         return (
             replace(target, path=path, sysroot=scope.label),
             [replace(finding, target=path) for finding in findings],

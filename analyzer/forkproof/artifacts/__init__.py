@@ -7,5 +7,6 @@ this machine, nothing is executed, and everything that they can claim is counted
 """
 
 from forkproof.artifacts.open import Scope, Start, opened
+from forkproof.artifacts.replaced import ReplacedSysroot
 
-__all__ = ["Scope", "Start", "opened"]
+__all__ = ["ReplacedSysroot", "Scope", "Start", "opened"]

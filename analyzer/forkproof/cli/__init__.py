@@ -31,6 +31,9 @@ class Commands(LazyGroup):
         "observe": Entry("forkproof.cli.observe:observe_command", "Run a program and show its forks and threads."),
         "report": Entry("forkproof.cli.report:report_command", "Show a saved report in another format."),
         "diff": Entry("forkproof.cli.diff:diff_command", "Compare two reports, programs, packages or images."),
+        "matrix": Entry(
+            "forkproof.cli.matrix:matrix_command", "Try programs with allocators, in systems: what would hang."
+        ),
         "closure": Entry("forkproof.cli.closure:closure_command", "Show what ld.so would load, and bind to what."),
         "graph": Entry("forkproof.cli.graph:graph_command", "Show the call graph of a program and its libraries."),
         "cache": Entry("forkproof.cli.cache:cache_command", "Show or empty the cache of results."),

@@ -8,7 +8,7 @@ Must never: look at a target.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +37,18 @@ def options(command: _Command) -> _Command:
         ),
         click.option("--only", multiple=True, metavar="PATTERN", help="Of packages, images, trees: these; repeatable."),
         click.option("--also", multiple=True, metavar="LIB", help="A library that the program dlopens; repeatable."),
+        click.option(
+            "--libc",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="What if the C library were that of this directory: its libraries in place of the system's.",
+        ),
+        click.option(
+            "--replace",
+            multiple=True,
+            metavar="NAME=FILE",
+            help="What if this library were that file: libx.so.1=./new/libx.so.1; repeatable.",
+        ),
         click.option("--preload", multiple=True, metavar="LIB", help="A library of LD_PRELOAD; repeatable."),
         click.option("--library-path", multiple=True, metavar="DIR", help="Of LD_LIBRARY_PATH; repeatable."),
         click.option(
@@ -59,6 +71,8 @@ class World:
     preload: tuple[str, ...]
     also: tuple[str, ...]
     only: tuple[str, ...]
+    replace: tuple[str, ...]
+    libc: Path | None
     jobs: int | None
     no_cache: bool
 
@@ -80,6 +94,22 @@ class World:
             self.preload or policy.preload,
             self.also or policy.also,
             only=self.only or policy.only,
+            replace=tuple(self._replaced()),
             jobs=self.jobs or len(os.sched_getaffinity(0)),
             cache=None if self.no_cache else directory(),
         )
+
+    def _replaced(self) -> Iterator[tuple[str, Path]]:
+        """Names and files of --libc, then of --replace, which wins."""
+        if self.libc is not None:
+            found = sorted(path for path in self.libc.iterdir() if ".so" in path.name and path.is_file())
+            if not any(path.name.startswith(("libc.so", "ld-musl-")) for path in found):
+                help_text = "Name the directory that holds libc.so.6 and the dynamic linker."
+                raise UsageError(f"--libc {self.libc}: no C library in it", next_step=help_text)
+            yield from ((path.name, path.resolve()) for path in found)
+        for each in self.replace:
+            name, _, file = each.partition("=")
+            if not name or "/" in name or not Path(file).is_file():
+                help_text = "Give a library's file name and a file: --replace libx.so.1=./new/libx.so.1"
+                raise UsageError(f"--replace {each}: no such file, or no name", next_step=help_text)
+            yield name, Path(file).resolve()

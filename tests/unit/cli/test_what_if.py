@@ -1,0 +1,81 @@
+"""--replace, --libc and `forkproof matrix`: what is asked of the pipeline, and what is said of its answers."""
+
+from __future__ import annotations
+
+import json as stdlib_json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from forkproof.artifacts import ReplacedSysroot
+from forkproof.closure.sysroot import DirectorySysroot
+from forkproof.model import Hooks, Report, Severity
+from tests.unit.cli.conftest import Pipeline, run
+from tests.unit.report import samples
+
+
+class TestReplace:
+    def test_reaches_the_pipeline(self, pipeline: Pipeline, tmp_path: Path) -> None:
+        new = tmp_path / "new.so"
+        new.write_text("x")
+        run("scan", "x", "--replace", f"libx.so.1={new}")
+        assert pipeline.calls[0][1].replace == (("libx.so.1", new),)
+
+    def test_libc_is_every_library_of_a_directory(self, pipeline: Pipeline, tmp_path: Path) -> None:
+        for name in ("libc.so.6", "ld-linux-x86-64.so.2", "notes.txt"):
+            (tmp_path / name).write_text("x")
+        run("scan", "x", "--libc", tmp_path)
+        assert [name for name, _ in pipeline.calls[0][1].replace] == ["ld-linux-x86-64.so.2", "libc.so.6"]
+
+    @pytest.mark.parametrize(
+        "arguments", [["--replace", "x"], ["--replace", "a/b=/bin/true"], ["--replace", "x=/no"], ["--libc", "/etc"]]
+    )
+    def test_mistakes(self, pipeline: Pipeline, arguments: list[str]) -> None:
+        assert run("scan", "x", *arguments).exit_code == 2
+        assert pipeline.calls == []
+
+    def test_only_what_exists_is_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "lib").mkdir()
+        (tmp_path / "lib/libx.so.1.2").write_text("old")
+        (tmp_path / "lib/libx.so.1").symlink_to("libx.so.1.2")
+        new = tmp_path / "new"
+        new.write_text("new")
+        root = ReplacedSysroot(DirectorySysroot(tmp_path), {"libx.so.1": new, "liby.so.1": new})
+        assert root.read("/lib/libx.so.1") == b"new"
+        assert root.read("/lib/libx.so.1.2") == b"old"
+        assert root.resolve("/lib/liby.so.1") is None
+        assert root.identity("/lib/libx.so.1") != root.identity("/lib/libx.so.1.2")
+
+
+class TestMatrix:
+    def outcome(self, pipeline: Pipeline, report: Report) -> str:
+        pipeline.report = report
+        said = run("matrix", "x", "--allocators", "liba.so", "--format", "json").output
+        return str(stdlib_json.loads(said)["cells"][0]["outcome"])
+
+    def test_a_scan_for_each_allocator_and_system(self, pipeline: Pipeline, tmp_path: Path) -> None:
+        one, two = tmp_path / "one", tmp_path / "two"
+        one.mkdir()
+        two.mkdir()
+        assert run("matrix", "x", "--allocators", "a,b", "--sysroot", one, "--sysroot", two).exit_code == 1
+        asked = [(options.sysroot, options.preload) for _, options in pipeline.calls]
+        assert asked == [(root, preload) for root in (one, two) for preload in ((), ("a",), ("b",))]
+
+    def test_outcomes(self, pipeline: Pipeline) -> None:
+        whole = samples.incident()
+        assert self.outcome(pipeline, whole) == "hangs"
+        milder = tuple(replace(finding, severity=Severity.MEDIUM) for finding in whole.findings)
+        assert self.outcome(pipeline, replace(whole, findings=milder)) == "may hang"
+        assert self.outcome(pipeline, samples.cured()) == "ok"
+        unsure = replace(samples.ALLOCATOR, hooks=Hooks.UNKNOWN)
+        target = replace(samples.TARGET, allocators=(unsure,))
+        assert self.outcome(pipeline, Report((target,))) == "unknown"
+        assert self.outcome(pipeline, Report(errors=("x: no ELF file",))) == "not analysed"
+
+    @pytest.mark.usefixtures("pipeline")
+    def test_the_table(self) -> None:
+        text = run("matrix", "x", "--allocators", "liba.so").output
+        assert text.splitlines()[0].split() == ["program", "machine", "libc", "own", "a"]
+        assert text.splitlines()[1].split()[-2:] == ["hangs", "hangs"]
+        assert "| program |" in run("matrix", "x", "--allocators", "liba.so", "--format", "markdown").output
