@@ -183,7 +183,9 @@ class Facts:
             edges = graph.edges_from(Function(function))
             found += [Function(int(graph.target[e])) for e in edges if graph.kind[e] == EdgeKind.THREAD]
         starters = self.flow.signatures.thread_starters
-        hidden = graph.program.called([name for name, starter in starters.items() if starter.callback is None])
+        hidden = graph.program.called(
+            [name for name, starter in starters.items() if starter.callback is None and starter.structure is None]
+        )
         if any(int(graph.target[e]) in hidden for e in source.path):
             # std::thread and its like: what runs is a virtual function of an object that the caller made.
             found += [t for f in reversed(sources) for t in table_targets(graph.program, Function(f))]

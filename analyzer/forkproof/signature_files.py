@@ -391,7 +391,14 @@ KINDS: Final[Mapping[str, Kind]] = {
         "threads",
         "entries",
         ThreadStarter,
-        {"name": Field(_text), "callback": Field(_optional(_index)), "data": Field(_optional(_index))},
+        {
+            "name": Field(_text),
+            "callback": Field(_optional(_index)),
+            "data": Field(_optional(_index)),
+            "structure": Field(_index, required=False),
+            "word": Field(_number, required=False),
+            "equals": Field(_number, required=False),
+        },
         lambda starter: f"name {starter.name!r}",
     ),
     "callbacks": Kind(

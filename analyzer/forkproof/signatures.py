@@ -418,12 +418,17 @@ class ThreadStarter:
     """Starts a thread in the function given as argument ``callback``, with argument ``data`` as its argument.
 
     ``callback`` is None when the entry is hidden in an object (std::thread's state and its virtual table).
+    ``structure``, ``word``, ``equals``: it does so only if the structure that this argument points to has this
+    32-bit number at this offset; a null pointer has not.
     """
 
     name: str
     callback: int | None
     data: int | None
     origin: Origin
+    structure: int | None = None
+    word: int = 0
+    equals: int = 0
 
 
 When = Literal["during", "later", "exit", "thread-exit", "new-thread", "new-process", "prepare", "parent", "child"]

@@ -21,11 +21,13 @@ import numpy.typing as npt
 
 from forkproof.atfork import Registration
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach
-from forkproof.code.explore import CallEffect, Effects, explore
+from forkproof.code.explore import CallEffect, Cell, Effects, State, Value, Word, explore
 from forkproof.columns import unique
+from forkproof.elf.image import Image
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, Level
 from forkproof.model import Answer
+from forkproof.signatures import ThreadStarter
 from forkproof.tables import reached_loosely
 
 _MAX_FUNCTIONS: Final = 60
@@ -62,12 +64,15 @@ class Threads:
         self.registrations = tuple(registrations)
         self.may_clone = False
         self.windows: tuple[ForkWindow, ...] = ()
+        self._blocks: dict[Function, Mapping[int, tuple[int, ...]]] = {}
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
 
     @cached_property
     def starters(self) -> frozenset[Function]:
         """Functions that start a thread: the ones that signatures name, in whichever object."""
-        return frozenset(self.flow.program.called(self.flow.signatures.thread_starters))
+        # Those that must be asked call one of the others; `harmless` leaves out the calls that do not ask.
+        known = self.flow.signatures.thread_starters
+        return frozenset(self.flow.program.called([n for n, starter in known.items() if starter.structure is None]))
 
     @cached_property
     def are_hidden(self) -> bool:
@@ -102,7 +107,37 @@ class Threads:
     @cached_property
     def to_start(self) -> Reach:
         """Distance of every function to the start of a thread."""
-        return self.graph.distances(self.primitive_starters, backward=True)
+        return self.graph.distances(self.primitive_starters, backward=True, without=self.harmless)
+
+    @cached_property
+    def harmless(self) -> frozenset[int]:
+        """Calls of functions that start a thread only if asked to, and are not: timers that send signals."""
+        program, graph = self.flow.program, self.graph
+        known = self.flow.signatures.thread_starters
+        conditional = [name for name, starter in known.items() if starter.structure is not None]
+        return frozenset(
+            edge
+            for function, name in program.called(conditional).items()
+            for edge in graph.edges_to(function)
+            if graph.kind[edge] in CERTAIN and not self._is_asked(edge, known[name])
+        )
+
+    def _is_asked(self, edge: int, starter: ThreadStarter) -> bool:
+        """True unless the structure that is passed plainly says otherwise."""
+        flow, site = self.flow, int(self.graph.site[edge])
+        function = flow.whole(Function(int(self.graph.source[edge])))
+        state = flow.states(function, [site]).get(site)
+        if state is None or starter.structure is None:
+            return True
+        pointer = state.register(flow.convention.arguments[starter.structure])
+        if pointer is None:
+            return True
+        if pointer.base is None and pointer.offset == 0:
+            return False
+        word = _word(
+            state, (pointer.base, pointer.offset + starter.word), flow.program.image(flow.program.object_of(function))
+        )
+        return word is None or word == starter.equals
 
     @cached_property
     def entries(self) -> tuple[Function, ...]:
@@ -134,7 +169,7 @@ class Threads:
         return tuple(s for s in sources if s is not None)
 
     def _source(self, why: str, root: Function) -> ThreadSource | None:
-        path = self.graph.path(root, self.to_start)
+        path = self.graph.path(root, self.to_start, without=self.harmless)
         if path is None:
             return None
         starter = Function(int(self.graph.target[path[-1]])) if path else root
@@ -182,9 +217,10 @@ class Threads:
         """
         graph, flow = self.graph, self.flow
         to_window = graph.distances([window.function], backward=True)
-        elsewhere = self._done_by_others(window, to_window)
+        others = self._done_by_others(window, to_window)
+        elsewhere = others | self.harmless
         to_start = self.to_start
-        if elsewhere:
+        if others:
             to_start = graph.distances(self.primitive_starters, backward=True, without=elsewhere)
         between = np.flatnonzero((from_roots >= 0) & (to_window >= 0) & (to_start >= 0))
         order = between[np.lexsort((between, from_roots[between]))]
@@ -245,13 +281,18 @@ class Threads:
         forks |= {window.site} if function == window.function else set()
         if not starts or not forks:
             return None
-        program = self.flow.program
-        run = explore(
-            self.flow.body(function), self.flow.machine, program.rva_of(function), effects=self.flow.effects(function)
-        )
-        before = _can_come_before(run.successors, forks)
+        before = _can_come_before(self._successors(function), forks)
         ordered = [e for e in starts if before(int(graph.site[e]))]
         return min(ordered, key=lambda e: (to_start[graph.target[e]], graph.site[e]), default=None)
+
+    def _successors(self, function: Function) -> Mapping[int, tuple[int, ...]]:
+        """The feasible block graph of a function: one function lies on the way to many forks."""
+        if function not in self._blocks:
+            flow = self.flow
+            entry = flow.program.rva_of(function)
+            run = explore(flow.body(function), flow.machine, entry, effects=flow.effects(function))
+            self._blocks[function] = run.successors
+        return self._blocks[function]
 
     def loosely_reached(self, roots: tuple[Function, ...]) -> npt.NDArray[np.bool_]:
         """What the roots can reach when tables and deferred calls count; searched once for each set of roots."""
@@ -271,6 +312,28 @@ def constructor_functions(flow: Flow) -> list[Function]:
             if function is not None:
                 found.append(function)
     return list(dict.fromkeys(found))
+
+
+def _word(state: State, cell: Cell, image: Image) -> int | None:
+    """The 32-bit constant in a cell, which may have been stored together with the word before it."""
+    base, offset = cell
+    for place, shift, bits in ((offset, 0, 32), (offset - 4, 32, 64)):
+        held = state.cells.get((base, place))
+        value = None if held is None or held.bits < bits else _constant(held.value, image)
+        if value is not None:
+            return value >> shift & 0xFFFFFFFF
+    return None
+
+
+def _constant(value: Value, image: Image) -> int | None:
+    """A constant, or one that the code loads from where nothing can change it."""
+    if value.base is None:
+        return value.offset
+    if not isinstance(value.base, Word) or value.offset:
+        return None
+    address = value.base.address
+    fixed = any(s.rva <= address < s.rva + s.file_size and not s.writable for s in image.segments)
+    return image.read_u64(address) if fixed else None
 
 
 def _with_result(effects: Effects, site: int, value: int) -> Effects:
