@@ -111,33 +111,45 @@ class Threads:
 
     @cached_property
     def harmless(self) -> frozenset[int]:
-        """Calls of functions that start a thread only if asked to, and are not: timers that send signals."""
+        """Calls of functions that start a thread only if asked to, and are not shown to be: most timers."""
+        return frozenset(edge for edge, answer in self._asked.items() if answer is not Answer.YES)
+
+    @cached_property
+    def may_ask(self) -> bool:
+        """Something that may run calls such a function, and what it asks for is not known."""
+        reached = self.loosely_reached(self.roots)
+        unknown = [edge for edge, answer in self._asked.items() if answer is Answer.UNKNOWN]
+        return any(reached[self.graph.source[edge]] for edge in unknown)
+
+    @cached_property
+    def _asked(self) -> Mapping[int, Answer]:
         program, graph = self.flow.program, self.graph
         known = self.flow.signatures.thread_starters
         conditional = [name for name, starter in known.items() if starter.structure is not None]
-        return frozenset(
-            edge
+        return {
+            edge: self._is_asked(edge, known[name])
             for function, name in program.called(conditional).items()
             for edge in graph.edges_to(function)
-            if graph.kind[edge] in CERTAIN and not self._is_asked(edge, known[name])
-        )
+            if graph.kind[edge] in CERTAIN
+        }
 
-    def _is_asked(self, edge: int, starter: ThreadStarter) -> bool:
-        """True unless the structure that is passed plainly says otherwise."""
+    def _is_asked(self, edge: int, starter: ThreadStarter) -> Answer:
+        """Whether the structure that a call passes asks for a thread."""
         flow, site = self.flow, int(self.graph.site[edge])
         function = flow.whole(Function(int(self.graph.source[edge])))
         state = flow.states(function, [site]).get(site)
         if state is None or starter.structure is None:
-            return True
+            return Answer.UNKNOWN
         pointer = state.register(flow.convention.arguments[starter.structure])
         if pointer is None:
-            return True
+            return Answer.UNKNOWN
         if pointer.base is None and pointer.offset == 0:
-            return False
-        word = _word(
-            state, (pointer.base, pointer.offset + starter.word), flow.program.image(flow.program.object_of(function))
-        )
-        return word is None or word == starter.equals
+            return Answer.NO
+        image = flow.program.image(flow.program.object_of(function))
+        word = _word(state, (pointer.base, pointer.offset + starter.word), image)
+        if word is None:
+            return Answer.UNKNOWN
+        return Answer.YES if word == starter.equals else Answer.NO
 
     @cached_property
     def entries(self) -> tuple[Function, ...]:
@@ -186,7 +198,7 @@ class Threads:
         found = self._on_the_way(window, from_roots)
         if found is not None:
             return Answer.YES, found
-        if self.are_hidden or self.may_clone or self._may_come_first(window, roots, from_roots):
+        if self.are_hidden or self.may_clone or self.may_ask or self._may_come_first(window, roots, from_roots):
             return Answer.UNKNOWN, None
         return Answer.NO, None
 
