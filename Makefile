@@ -9,6 +9,7 @@
 #   make sysroots    Debian sysroots for the tests that need real binaries (about 300 MB, in the user's cache)
 #   make validators  the SARIF validators from npm, for the tests that use them: build/node/
 #   make fuzz        22,000 mutated files and archives (two minutes)
+#   make docs        the documents as a site (mkdocs): build/site/
 #   make dev         puts an editable forkproof into .venv, until the next make test or demo
 #   make clean
 
@@ -23,7 +24,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench fixtures sysroots validators fuzz dev clean
+.PHONY: help demo test lint bench fixtures sysroots validators fuzz docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -71,6 +72,12 @@ sysroots: $(VENV)/.dependencies
 
 fuzz: $(VENV)/.dependencies
 	$(bin)/python tools/fuzz.py --cases 22000 --seed 1
+
+docs: $(VENV)/.dependencies
+	$(bin)/python -m pip install --quiet --disable-pip-version-check 'mkdocs>=1.6,<2'
+	rm -rf build/docs && cp -r docs build/docs
+	mkdir build/docs/rules && cp analyzer/forkproof/rules/*.md build/docs/rules/
+	$(bin)/python -m mkdocs build --quiet
 
 validators:
 	@command -v npm >/dev/null || { echo "make validators needs npm: apt-get install npm" >&2; exit 1; }

@@ -239,7 +239,11 @@ class _Opening:
         return scopes
 
     def _lies_behind(self, name: str) -> bool:
-        return self.behind is None or Path(name).resolve().is_relative_to(self.behind.resolve())
+        """A part of the sysroot; another root inside it, a build root for example, is none."""
+        if self.behind is None:
+            return True
+        place, behind = Path(name).resolve(), self.behind.resolve()
+        return place == behind or (place.is_relative_to(behind) and self.kinds[name] is not _Kind.ROOT)
 
     def _in_place(self, root: DirectorySysroot, label: str, names: Sequence[str], *, several: bool = False) -> Scope:
         """Files and directories of one sysroot."""

@@ -258,6 +258,14 @@ class TestDirectories:
             assert [start.name for start in scope.starts] == ["/prog"]
             assert scope.sysroot.resolve("/usr/lib") == "/usr/lib"
 
+    def test_a_build_root_stands_before_the_sysroot_that_it_lies_in(self, tmp_path: Path) -> None:
+        (tmp_path / "build/usr/bin").mkdir(parents=True)
+        (tmp_path / "build/usr/bin/prog").write_bytes(TRUE)
+        (tmp_path / "usr/lib").mkdir(parents=True)
+        with opened([str(tmp_path / "build")], tmp_path) as (scope,):
+            assert [start.name for start in scope.starts] == ["/usr/bin/prog"]
+            assert scope.sysroot.resolve("/usr/lib") == "/usr/lib"
+
     def test_an_empty_one_is_an_error(self, tmp_path: Path) -> None:
         with opened([str(tmp_path)], None) as (scope,):
             assert "holds no ELF program" in str(scope.errors[0])
