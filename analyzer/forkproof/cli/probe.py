@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,9 +17,13 @@ from forkproof.cli.gate import FAIL_ON, exit_code, limit
 from forkproof.cli.progress import progress
 from forkproof.errors import InputError
 from forkproof.model import Report
-from forkproof.options import ScanOptions
+from forkproof.options import QUIET, Progress, ScanOptions
 from forkproof.report import formats, proof
 from forkproof.report.layout import WIDTH
+
+if TYPE_CHECKING:
+    from forkproof.facts import Facts
+    from forkproof.model import Finding
 
 
 @click.command("probe", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -124,7 +128,9 @@ class Request:
         from forkproof import pipeline
 
         if self.write_plan is not None:
-            output.write(self.write_plan, self.plan_text())
+            with progress() as watched:
+                text = plan_text(self.command[0], self.options, watched)
+            output.write(self.write_plan, text)
             return None
         from forkproof.probe import planfile
         from forkproof.probe.prove import Prover, Wanted
@@ -144,25 +150,6 @@ class Request:
         self.check_finding(report)
         return report
 
-    def plan_text(self) -> str:
-        """Scan CMD, and say where its locks are taken."""
-        from forkproof import pipeline
-        from forkproof.facts import Facts
-        from forkproof.model import Finding
-        from forkproof.probe import plan, planfile
-
-        made: list[plan.Plan] = []
-
-        def note(facts: Facts, findings: list[Finding]) -> list[Finding]:
-            made.append(plan.make(facts, str(self.sysroot or "/")))
-            return findings
-
-        with progress() as watched:
-            report = pipeline.scan((self.command[0],), self.options, watched, note)
-        if not made:
-            raise InputError(self.command[0], "; ".join(report.errors), next_step="See forkproof scan.")
-        return planfile.dump(report, made[0])
-
     def check_finding(self, report: Report) -> None:
         """A finding that was asked for has to be there."""
         if self.finding is not None and all(f.id != self.finding for f in report.findings):
@@ -176,3 +163,20 @@ class Request:
         if self.form == "text":
             return proof.render(report, verbose=self.verbose, width=width, color=color)
         return formats.render(report, self.form, formats.Look(self.verbose, width, color, limit(self.fail_on)))
+
+
+def plan_text(program: str, options: ScanOptions, watched: Progress = QUIET) -> str:
+    """Scan a program, and say where its locks are taken: the content of a plan file."""
+    from forkproof import pipeline
+    from forkproof.probe import plan, planfile
+
+    made: list[plan.Plan] = []
+
+    def note(facts: Facts, findings: list[Finding]) -> list[Finding]:
+        made.append(plan.make(facts, str(options.sysroot or "/")))
+        return findings
+
+    report = pipeline.scan((program,), options, watched, note)
+    if not made:
+        raise InputError(program, "; ".join(report.errors), next_step="See forkproof scan.")
+    return planfile.dump(report, made[0])

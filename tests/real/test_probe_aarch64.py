@@ -1,0 +1,124 @@
+"""Probes of arm64 programs, in a virtual machine of unmodified Debian packages: the incident, its cure, the fixtures.
+
+The scans are made here, with the packages as a sysroot; the machine only probes. One boot serves all tests.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixtures.build import Result
+from forkproof.cli.probe import plan_text
+from forkproof.options import ScanOptions
+from tests.support import probe_in_guest
+from tools import laboratory
+
+QEMU = "/usr/bin/qemu-system-aarch64"
+DAEMON = [QEMU, "-S", "-no-user-config", "-nodefaults", "-nographic", "-machine", "none", "-daemonize"]
+HANGING = ("daemon_unhooked", "daemon_mutex", "daemon_futex", "daemon_weak", "daemon_decoy")
+CLEAN = ("daemon_hooked", "daemon_mutex_hooked", "daemon_futex_hooked", "daemon_shimmed", "daemon_once")
+SHIM = "/work/fixtures/libshim_pthread_atfork.so"
+RUNS, FIXTURE_RUNS = 5, 2
+
+Results = Mapping[str, Any]
+
+
+def _small_sysroot(folder: Path, system: Path, fixtures: Path) -> Path:
+    """libc and the fixtures, where they will be in the machine."""
+    libraries = folder / "usr/lib/aarch64-linux-gnu"
+    libraries.mkdir(parents=True)
+    (folder / "lib").symlink_to("usr/lib")
+    for name in ("libc.so.6", "ld-linux-aarch64.so.1"):
+        shutil.copy2(system / "usr/lib/aarch64-linux-gnu" / name, libraries / name)
+    (folder / "usr/lib/ld-linux-aarch64.so.1").symlink_to("aarch64-linux-gnu/ld-linux-aarch64.so.1")
+    shutil.copytree(
+        fixtures, folder / "work/fixtures", ignore=shutil.ignore_patterns("stripped", "O0", "minidebug", "separate")
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, sysroot_arm64: Path, built_aarch64: Result) -> Results:
+    if (reason := laboratory.missing()) is not None:
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("laboratory")
+    fixtures = built_aarch64.tree.root()
+    small = _small_sysroot(folder / "root", sysroot_arm64, fixtures)
+    plans = folder / "plans"
+    plans.mkdir()
+    incident = plan_text(QEMU, ScanOptions(sysroot_arm64, preload=("libtcmalloc.so.4",)))
+    (plans / "incident.json").write_text(incident, encoding="utf-8")
+    jobs = [
+        {
+            "name": "incident",
+            "plan": "plans/incident.json",
+            "command": DAEMON,
+            "preload": ["libtcmalloc.so.4"],
+            "runs": RUNS,
+        },
+        {
+            "name": "cured",
+            "plan": "plans/incident.json",
+            "command": DAEMON,
+            "preload": [SHIM, "libtcmalloc.so.4"],
+            "runs": RUNS,
+        },
+    ]
+    for job in jobs:
+        job["rule"] = "atfork-unbound"
+    for name in (*HANGING, *CLEAN):
+        path = f"/work/fixtures/{name}"
+        (plans / f"{name}.json").write_text(plan_text(path, ScanOptions(small)), encoding="utf-8")
+        jobs.append(
+            {
+                "name": name,
+                "plan": f"plans/{name}.json",
+                "command": [path],
+                "preload": [],
+                "runs": FIXTURE_RUNS,
+                "covered": True,
+            }
+        )
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    files = {"plans": plans, "jobs.json": folder / "jobs.json", "fixtures": small / "work/fixtures"}
+    files["guest.py"] = Path(probe_in_guest.__file__)
+    done = laboratory.run("python3 guest.py jobs.json /work/out/results.json\n", files, seconds=1500)
+    if "results.json" not in done.files:
+        pytest.fail(f"the machine brought nothing back:\n{done.console[-3000:]}")
+    return {result["name"]: result for result in json.loads(done.files["results.json"])}
+
+
+@pytest.mark.real
+@pytest.mark.laboratory
+class TestInTheMachine:
+    def test_incident_is_confirmed_every_time(self, results: Results) -> None:
+        assert results["incident"]["verdicts"] == [["confirmed"]] * RUNS
+
+    def test_child_waits_in_futex_on_the_held_word(self, results: Results) -> None:
+        findings = results["incident"]["report"]["findings"]
+        record = next(f["probe"] for f in findings if f["probe"] and f["probe"]["verdict"] == "confirmed")
+        assert record["waiters"]
+        assert all(record["lock_address"] in waiter["doing"] for waiter in record["waiters"])
+        functions = {frame["function"] for waiter in record["waiters"] for frame in waiter["stack"]}
+        assert "SpinLock::SlowLock()" in functions
+        assert "os_daemonize" in {frame["function"] for frame in record["fork"]}
+
+    def test_shim_refutes_it_every_time(self, results: Results) -> None:
+        assert results["cured"]["verdicts"] == [["refuted"]] * RUNS
+
+    @pytest.mark.parametrize("name", HANGING)
+    def test_hanging_fixture(self, results: Results, name: str) -> None:
+        assert results[name]["verdicts"] == [["confirmed"]] * FIXTURE_RUNS
+
+    @pytest.mark.parametrize("name", CLEAN)
+    def test_clean_twin(self, results: Results, name: str) -> None:
+        assert results[name]["verdicts"] == [["refuted"]] * FIXTURE_RUNS
+
+    def test_nothing_is_left_over(self, results: Results) -> None:
+        assert {name: result["left"] for name, result in results.items() if result["left"]} == {}
