@@ -90,6 +90,8 @@ class Actor:
     names: dict[int, int] = field(default_factory=dict)
     """Ordinal of each thread, in the order in which they came."""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG))
+    calls: int = 0
+    """System calls that were more than a pause: the process gets on."""
     busy: dict[int, int] = field(default_factory=dict)
     """By thread: how many system calls in a row were nothing but a pause."""
 
@@ -271,6 +273,7 @@ class Stage:
             )
             return None
         is_pause = syscalls.is_pause(self.machine, call.number)
+        actor.calls += not is_pause
         actor.busy[thread.tid] = actor.busy.get(thread.tid, 0) + 1 if is_pause else 0
         made = fork_call(thread)
         if made is None or not made.copies_memory:

@@ -112,6 +112,8 @@ class _Parked:
     lock: watch.Lock
     stuck: int = 0
     samples: int = 0
+    """In a row, in which the process made no system call but pauses."""
+    calls: int = 0
 
 
 def perform(stage: Stage, cast: Cast, seconds: float) -> Performance:
@@ -211,7 +213,9 @@ class _Dance:
         if parked.thread.tid not in self.session.threads:
             self.parked = None
             return
-        parked.samples += 1
+        calls = self.stage.actor_of(parked.thread.process).calls
+        parked.samples = parked.samples + 1 if calls == parked.calls else 0
+        parked.calls = calls
         parked.stuck = parked.stuck + 1 if self._others_wait(parked) else 0
         if parked.stuck >= _STUCK or parked.samples >= _PATIENCE:
             self._unpark()
