@@ -19,8 +19,8 @@ from forkproof.pipeline import scan
 from forkproof.probe.prove import Prover, Wanted
 from forkproof.probe.stage import Command
 
-RUNS = int(os.environ.get("FORKPROOF_PROBE_RUNS", "2"))
-"""The figures of docs/probes.md are of 20."""
+RUNS = int(os.environ.get("FORKPROOF_PROBE_RUNS", "1"))
+"""More for measuring."""
 MACHINE = platform.machine()
 HANGING = (
     "daemon_unhooked", "daemon_mutex", "daemon_futex", "daemon_decoy", "daemon_call", "daemon_partial", "cxx_new"
