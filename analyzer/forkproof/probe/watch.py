@@ -27,6 +27,8 @@ from forkproof.probe.tracee import Process, Thread, where
 
 SAMPLES: Final = 25
 """In a row, before a wait is called one without end."""
+_MOVING: Final = frozenset("Rt")
+"""Running, or stopped because the tracer has not come to it yet: on a slow machine that is often so."""
 _SETTLED: Final = 12
 """Samples in a row in which nothing runs, before a process is at rest."""
 
@@ -287,7 +289,9 @@ class Rest:
         for process in self.stage.session.processes.values():
             for thread in process.threads.values() if process.is_alive else ():
                 seen = where(process.pid, thread.tid)
-                if seen is not None and not thread.is_frozen and (seen.state == "R" or seen.syscall is None):
+                if thread.is_frozen or thread.is_listening or seen is None:
+                    continue
+                if seen.state in _MOVING or seen.syscall is None:
                     return False
         return True
 
