@@ -137,7 +137,9 @@ class Facts:
         """
         locks = self.locks_of(allocator)
         runs_handlers = window.window.handlers_run or allocator.hooks is not Hooks.EFFECTIVE
-        if locks is not None and runs_handlers and (locks.goals or allocator.hooks is Hooks.EFFECTIVE):
+        if allocator.hooks is Hooks.EFFECTIVE and runs_handlers:
+            return locks.goals if locks is not None else ()
+        if locks is not None and runs_handlers and locks.goals:
             return locks.goals
         return self._any_lock_of(allocator)
 

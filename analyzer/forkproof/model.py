@@ -138,7 +138,7 @@ class Allocator:
     why: str
     coverage: str = ""
     """How far prepare_locks and uncovered_locks were looked into: "judged", "N locks unresolved", "not judged" (no
-    fork was seen that needs them), or empty where no handler is registered or needed."""
+    fork was seen that needs them, or libc is in the same file), or empty where no handler is registered or needed."""
 
 
 @dataclass(frozen=True, slots=True)

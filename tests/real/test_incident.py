@@ -22,6 +22,14 @@ QEMU = {"arm64": "/usr/bin/qemu-system-aarch64", "amd64": "/usr/bin/qemu-system-
 TCMALLOC = "libtcmalloc.so.4"
 SHIM = "libshim_pthread_atfork.so"
 
+# gdb's stacks of the hung child, outermost first: what stripped files still name.
+HOLDER_STACK = ("g_free", "tcmalloc::CentralFreeList::InsertRange", "SpinLock::SlowLock")
+REQUESTER_STACK = (
+    "tcmalloc::ThreadCache::FetchFromCentralCache",
+    "tcmalloc::CentralFreeList::RemoveRange",
+    "SpinLock::SlowLock",
+)
+
 Json = dict[str, Any]
 
 
@@ -86,11 +94,16 @@ def _active(target: Json) -> Json:
 
 
 def _inherited(done: Completed) -> Json:
-    """The finding about the daemon."""
-    found = [f for f in done.json()["findings"] if f["rule"] == "inherited-lock" and f["severity"] == "high"]
-    (finding,) = [f for f in found if f["fork"]["function"] == "os_daemonize"]
-    assert isinstance(finding, dict)
+    """The finding about the daemon and the lock of the incident: one of the central lists."""
+    (finding,) = [f for f in _of_the_daemon(done) if f["lock"]["form"] == "array"]
     return finding
+
+
+def _of_the_daemon(done: Completed) -> list[Json]:
+    found: list[Json] = [
+        f for f in done.json()["findings"] if f["rule"] == "inherited-lock" and f["severity"] == "high"
+    ]
+    return [f for f in found if f["fork"]["function"] == "os_daemonize"]
 
 
 def _functions(frames: list[Json]) -> list[str]:
@@ -134,6 +147,18 @@ class TestTheHang:
         conditions = finding["conditions"]
         assert "constructor" in conditions["threads"]
         assert "binds to nothing" in conditions["not_quiesced"]
+
+    def test_each_lock_that_the_handlers_would_have_taken_is_found(self, arm64: Completed) -> None:
+        locks = {(f["lock"]["form"], f["lock"]["name"]) for f in _of_the_daemon(arm64)}
+        assert ("global", "tcmalloc::Static::pageheap_lock_") in locks
+        assert {form for form, _ in locks} == {"global", "array"}
+
+    def test_the_stacks_are_those_of_the_incident(self, arm64: Completed) -> None:
+        """In order, the functions that gdb showed and that the file's symbols name."""
+        finding = _inherited(arm64)
+        for path, stack in (("holder", HOLDER_STACK), ("requester", REQUESTER_STACK)):
+            named = iter([name.partition("(")[0] for name in _functions(finding[path])])
+            assert all(wanted in named for wanted in stack), (path, _functions(finding[path]))
 
     def test_the_holder_frees_what_it_was_started_with(self, arm64: Completed) -> None:
         """The incident's own stack: qemu_thread_start → g_free → free → … → the lock of a central list."""

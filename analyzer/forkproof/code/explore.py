@@ -27,6 +27,7 @@ from forkproof.code.operations import (
     Branch,
     Call,
     Compare,
+    CompareIf,
     Condition,
     Const,
     Forget,
@@ -379,7 +380,7 @@ class _Explorer:
         left, right, bits, carry = operation
         state.flags = self._flags(FlagKind(True, carry), instruction, (left, right), bits, state)
 
-    def forget_flags(self, _: Instruction, __: ForgetFlags, state: State) -> None:
+    def forget_flags(self, _: Instruction, __: ForgetFlags | CompareIf, state: State) -> None:
         state.flags = None
 
     def atomic(self, instruction: Instruction, operation: Atomic, state: State) -> None:
@@ -442,6 +443,7 @@ _STEPS: Final[Mapping[type, Callable[[_Explorer, Instruction, Any, State], None]
     Compare: _Explorer.compare,
     Test: _Explorer.test,
     ForgetFlags: _Explorer.forget_flags,
+    CompareIf: _Explorer.forget_flags,
     Atomic: _Explorer.atomic,
     Syscall: _Explorer.syscall,
     Pause: _Explorer.pause,

@@ -20,6 +20,7 @@ from forkproof.code.operations import (
     Branch,
     Call,
     Compare,
+    CompareIf,
     Condition,
     Const,
     Forget,
@@ -176,6 +177,9 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
         return found
     if name.startswith(("ld", "st")):
         return _transfer(name, parts, operands)
+    if name == "ccmp" and first is not None and second is not None and len(parts) == 4:
+        zero = int(parts[2].lstrip("#"), 0) & 4 != 0
+        return (CompareIf(first, second, bits, _CONDITIONS.get(parts[3], Condition.UNKNOWN), zero),)
     if name in ("ccmp", "ccmn", "fcmp", "fcmpe", "fccmp", "fccmpe"):
         return (ForgetFlags(),)
     forgotten: tuple[Operation, ...] = (Forget(first),) if isinstance(first, Register) else ()

@@ -134,6 +134,16 @@ class Test(NamedTuple):
     """False where the carry of a test does not mean what it means after a comparison with 0 (AArch64)."""
 
 
+class CompareIf(NamedTuple):
+    """Flags from left - right if the condition holds for the flags before, else only zero or not (ccmp)."""
+
+    left: Operand
+    right: Operand
+    bits: int
+    condition: Condition
+    zero: bool
+
+
 class ForgetFlags(NamedTuple):
     """Flags get a value that is not followed."""
 
@@ -225,6 +235,7 @@ Operation = (
     | SetIf
     | Compare
     | Test
+    | CompareIf
     | ForgetFlags
     | Call
     | Jump

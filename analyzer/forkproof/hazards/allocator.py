@@ -31,6 +31,8 @@ from forkproof.model import (
 from forkproof.threads import ThreadSource
 
 _FOLLOWED = (WindowKind.DAEMONIZE, WindowKind.EXEC, WindowKind.EXIT, WindowKind.UNKNOWN)
+_ABOUT = 2
+"""Calls by which a way may be longer than the shortest and still be preferred for coming first."""
 _NEAR = 1
 """A child that is about to exec allocates, as a matter of course, in its own function or one call below (a
 string copied, a directory opened). Deeper ways are mostly what it does when a call fails. A child that
@@ -324,16 +326,18 @@ def _from_handlers(facts: Facts, active: AllocatorFacts, goal: Goal, window: Win
 
 
 def _nearest_call(facts: Facts, reach: Reach, window: WindowFacts) -> tuple[int, Function] | None:
+    """Of the child's calls that lead to the lock on a way about as short as can be, the first that it makes."""
     flow, graph = facts.flow, facts.flow.graph
     calls = [
-        ((int(reach[graph.target[edge]]), depth, int(graph.site[edge])), edge, level.function)
+        (int(reach[graph.target[edge]]), (depth, int(graph.site[edge])), edge, level.function)
         for depth, level in enumerate(window.window.levels)
         for edge in level.edges
         if reach[graph.target[edge]] >= 0 and Function(int(graph.target[edge])) not in flow.forkers
     ]
     if not calls:
         return None
-    _, edge, function = min(calls)
+    shortest = min(distance for distance, *_ in calls)
+    _, edge, function = min((place, e, f) for distance, place, e, f in calls if distance <= shortest + _ABOUT)
     return edge, function
 
 

@@ -37,6 +37,7 @@ from forkproof.code.operations import (
     Branch,
     Call,
     Compare,
+    CompareIf,
     Condition,
     Const,
     Forget,
@@ -315,6 +316,12 @@ class _Flags(NamedTuple):
     right: Value
     bits: int
     site: int = 0
+    before: _Flags | None = None
+    """For a conditional comparison: what was compared before it,"""
+    condition: Condition = Condition.UNKNOWN
+    """the condition under which it was made,"""
+    zero: bool = False
+    """and whether the flags say equal otherwise."""
 
 
 @dataclass(slots=True)
@@ -405,6 +412,7 @@ class _Interpreter:
             SetIf: self._set_if,
             Compare: self._compare,
             Test: self._compare,
+            CompareIf: self._compare_if,
             ForgetFlags: self._forget_flags,
             Syscall: self._syscall,
             Pause: self._pause,
@@ -914,12 +922,32 @@ class _Interpreter:
             return
         if self._is_argument(left.base) and self._is_argument(right.base):
             return
-        is_equality = flags is not None and flags.kind == "cmp" and branch.condition in (Condition.EQ, Condition.NE)
         turns = self.turns.setdefault(self.block, {})
         for position, taken in ((self.body.position(branch.target), True), (here + 1, False)):
             if position is not None:
-                equal = (branch.condition is Condition.EQ) is taken if is_equality else None
-                turns[Turn(position, left, right, equal)] = None
+                for value, other, equal in self._shown(branch, flags, left, right, taken=taken):
+                    turns[Turn(position, value, other, equal)] = None
+
+    @staticmethod
+    def _shown(
+        branch: Branch, flags: _Flags | None, left: Value, right: Value, *, taken: bool
+    ) -> list[tuple[Value, Value, bool | None]]:
+        """What one side of a branch shows: two values, and whether they are equal there if that is told.
+
+        Behind a conditional comparison, the side that its other outcome excludes shows both comparisons.
+        """
+        equal = (branch.condition is Condition.EQ) is taken
+        if flags is None or branch.condition not in (Condition.EQ, Condition.NE):
+            return [(left, right, None)]
+        if flags.kind != "both":
+            return [(left, right, equal if flags.kind == "cmp" else None)]
+        if flags.zero is equal:
+            return [(left, right, None)]
+        found: list[tuple[Value, Value, bool | None]] = [(left, right, equal)]
+        first = flags.before
+        if first is not None and first.kind == "cmp" and flags.condition in (Condition.EQ, Condition.NE):
+            found.insert(0, (first.left, first.right, flags.condition is Condition.EQ))
+        return found
 
     def _is_argument(self, base: Base) -> bool:
         return base is None or (isinstance(base, Entry) and base.register in self.convention.arguments)
@@ -955,7 +983,7 @@ class _Interpreter:
             if branch.condition in (Condition.BELOW, Condition.ABOVE_EQ):
                 return flags.site, (branch.condition is Condition.ABOVE_EQ) is taken
             return None
-        if branch.condition not in (Condition.EQ, Condition.NE):
+        if branch.condition not in (Condition.EQ, Condition.NE) or flags.kind == "both":
             return None
         equal = (branch.condition is Condition.EQ) is taken
         if flags.kind == "won":
@@ -1139,6 +1167,12 @@ class _Interpreter:
         left = self._read(instruction, operation.left, state)
         right = self._read(instruction, operation.right, state)
         state.flags = _Flags("cmp" if isinstance(operation, Compare) else "test", left, right, operation.bits)
+
+    def _compare_if(self, instruction: Instruction, operation: CompareIf, state: _State) -> None:
+        left = self._read(instruction, operation.left, state)
+        right = self._read(instruction, operation.right, state)
+        before, condition, zero = state.flags, operation.condition, operation.zero
+        state.flags = _Flags("both", left, right, operation.bits, 0, before, condition, zero)
 
     def _forget_flags(self, _: Instruction, __: Operation, state: _State) -> None:
         state.flags = None

@@ -273,7 +273,7 @@ def _doubts(target: Target) -> Iterator[str]:
     """Every question of this target that has no answer: it could hide a finding."""
     for allocator in target.allocators:
         if allocator.active and allocator.coverage == "not judged":
-            yield f"whether the fork handlers of {allocator.object} take all its locks (no fork was seen to need them)"
+            yield f"whether the fork handlers of {allocator.object} take all its locks (not judged here)"
         elif allocator.active and allocator.coverage.endswith("unresolved"):
             count = allocator.coverage.partition(" ")[0]
             yield f"which {count} further locks {allocator.object} takes: the code does not tell their addresses"
