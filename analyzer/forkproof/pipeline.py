@@ -20,7 +20,7 @@ from forkproof.allocators import find_libc
 from forkproof.cache import Cache
 from forkproof.callgraph import CallGraph
 from forkproof.errors import ForkproofError, InputError
-from forkproof.hazards import allocator, unsafe_call
+from forkproof.hazards import allocator, reentry, unsafe_call
 from forkproof.model import Diagnostic, Finding, Report, Target
 from forkproof.options import QUIET, Progress, ScanOptions
 from forkproof.report.json import in_order
@@ -30,6 +30,7 @@ _STAGES = 4
 
 RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (
     allocator.find,
+    reentry.find,
     unsafe_call.find,
 )
 """The rules, each a function of the facts. A rule computes what only it needs when the facts call for it."""

@@ -42,17 +42,13 @@ ALLOCATORS = frozenset(f.output for f in read_all().values() if f.area == "alloc
 
 #: Rules whose truths the fixtures state and that no code checks yet.
 NOT_YET = {
-    "atfork-incomplete": "needs the locks of an allocator one by one",
     "atfork-order": "no such rule yet",
     "handler-unsafe": "no such rule yet",
     "handlers-skipped": "no such rule yet",
-    "lock-reentry": "needs the locks of an allocator one by one",
     "threads-lost": "no such rule yet",
     "vfork-misuse": "no such rule yet",
 }
-NO_LOCK_NAMES = "locks are not told apart yet: findings speak of 'a lock of' an allocator"
 NO_OTHER_LOCKS = "only locks of the allocator are followed yet"
-PARTIAL = "whether handlers take all locks is not decided yet"
 
 
 #: Libraries that fixtures need, beside the dynamic linker.
@@ -68,10 +64,6 @@ def not_yet(expectation: Expectation) -> str | None:
             return f"{rule}: {NOT_YET[rule]}"
         case truth.Finding(object=name) if name is not None and name not in ALLOCATORS:
             return NO_OTHER_LOCKS
-        case truth.Finding(object="liballoc_partial.so") | truth.Allocator(hooks="incomplete"):
-            return PARTIAL
-        case truth.Finding(lock=lock) if lock is not None:
-            return NO_LOCK_NAMES
         case _:
             return None
 
@@ -253,20 +245,6 @@ def test_not_yet(case: Case, expectation: Expectation, locate: Locate) -> None:
     document = _document(locate(case).scan())
     only = replace(case.fixture, expectations=(expectation,))
     assert truths.report_mismatches(only, case.machine, document) == []
-
-
-@pytest.mark.parametrize("case", list(cases(frozenset({"O2"}))))
-def test_a_lock_without_its_name_is_found_already(case: Case, locate: Locate) -> None:
-    """Where only the name of the lock is missing, all else in the truth must hold."""
-    nameless = [
-        replace(e, fact=replace(e.fact, lock=None))
-        for e in case.fixture.expected(case.machine)
-        if isinstance(e.fact, truth.Finding) and not_yet(e) == NO_LOCK_NAMES
-    ]
-    if not nameless:
-        return
-    only = replace(case.fixture, expectations=tuple(nameless))
-    assert truths.report_mismatches(only, case.machine, _document(locate(case).scan())) == []
 
 
 def _with_facts(*kinds: type, variants: frozenset[str]) -> list[Any]:

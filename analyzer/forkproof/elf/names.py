@@ -12,7 +12,7 @@ Source: GDB manual, "Separate Debug Files" and "MiniDebugInfo".
 from __future__ import annotations
 
 import lzma
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.columns import among
-from forkproof.elf.image import I64, STB_LOCAL, STT_FUNC, STT_IFUNC, Image, SymbolTable, load_symbols
+from forkproof.elf.image import I64, STB_LOCAL, STT_FUNC, STT_IFUNC, STT_OBJECT, Image, SymbolTable, load_symbols
 from forkproof.errors import InputError
 
 DebugFinder = Callable[[str], Path | None]
@@ -67,6 +67,18 @@ class FunctionNames:
         for others in self._others:
             found |= others.get(name, set())
         return tuple(sorted(found))
+
+    @cached_property
+    def variables(self) -> Mapping[int, tuple[str, int]]:
+        """Name and size of the variable at an address, the shortest name where there are several."""
+        found: dict[int, tuple[str, int]] = {}
+        for table in self._tables:
+            names = table.names
+            for row in np.flatnonzero(table.defined & (table.type == STT_OBJECT) & (table.size > 0)).tolist():
+                address, name = int(table.value[row]), names[row]
+                if address not in found or len(name) < len(found[address][0]):
+                    found[address] = name, int(table.size[row])
+        return found
 
     @cached_property
     def _named(self) -> list[tuple[list[str], list[int]]]:

@@ -21,7 +21,6 @@ from forkproof.elf.image import I64
 from forkproof.locks.values import TELLING, Content, Element, Entry, Foreign, Object, Value, chain, root
 from forkproof.model import Lock
 
-_STT_OBJECT: Final = 1
 _ARRAY_REACH: Final = 1 << 20
 """Bytes after the start of an array within which a lock a whole number of steps away is one of its elements."""
 
@@ -131,43 +130,19 @@ def _chain_name(program: Program, obj: int, value: Value) -> str:
 
 def _symbol(program: Program, obj: int, address: int) -> str:
     """The variable at an address, or object+address."""
-    found = _variables(program, obj)
-    name = found.get(address)
-    if name is not None:
-        return demangle(name)
+    variables = program.names[obj].variables
+    if address in variables:
+        return demangle(variables[address][0])
     starts = _starts(program, obj)
     index = int(np.searchsorted(starts, address, side="right")) - 1
     if index >= 0:
         start = int(starts[index])
-        if address < start + _sizes(program, obj)[start]:
-            return f"{demangle(found[start])}+{address - start:#x}"
+        name, size = variables[start]
+        if address < start + size:
+            return f"{demangle(name)}+{address - start:#x}"
     return f"{program.closure.objects[obj].name}+{address:#x}"
 
 
 @cache
-def _sizes(program: Program, obj: int) -> dict[int, int]:
-    image = program.image(obj)
-    found: dict[int, int] = {}
-    for table in (image.static_symbols, image.dynamic_symbols):
-        rows = np.flatnonzero(table.defined & (table.type == _STT_OBJECT) & (table.size > 0))
-        for row in rows.tolist():
-            found.setdefault(int(table.value[row]), int(table.size[row]))
-    return found
-
-
-@cache
-def _variables(program: Program, obj: int) -> dict[int, str]:
-    image = program.image(obj)
-    found: dict[int, str] = {}
-    for table in (image.static_symbols, image.dynamic_symbols):
-        names = table.names
-        for row in np.flatnonzero(table.defined & (table.type == _STT_OBJECT) & (table.size > 0)).tolist():
-            address = int(table.value[row])
-            if address not in found or len(names[row]) < len(found[address]):
-                found[address] = names[row]
-    return found
-
-
-@cache
 def _starts(program: Program, obj: int) -> I64:
-    return np.array(sorted(_variables(program, obj)), np.int64)
+    return np.array(sorted(program.names[obj].variables), np.int64)

@@ -60,7 +60,7 @@ class Occasions:
         """When the lock at an address, as the entries see it, is taken."""
         if any(self.is_sure(entry, taken.address) for entry in self.entries):
             return Occasion(Rank.ALWAYS, "each call takes it")
-        reason = self._rare(taken)
+        reason = self.rare(taken.path)
         return Occasion(Rank.RARE, reason) if reason else Occasion(Rank.USUAL, "")
 
     @cached_property
@@ -124,15 +124,14 @@ class Occasions:
             total += len(run.blocks.requires(run.block_of(step.site)))
         return total
 
-    def _rare(self, taken: Taken) -> str:
-        """What must be the case on the way to the acquire site, if it is something rare."""
-        for step in taken.path:
+    def rare(self, path: tuple[Step, ...]) -> str:
+        """What must be the case on a way to an acquire site, if it is something rare."""
+        for step in path:
             run = self.summaries.run(step.function)
             for turn in run.blocks.requires(run.block_of(step.site)):
                 if reason := self._reason(step, turn):
                     return reason
-        leaf = taken.path[-1].function
-        if self._reports(leaf) or any(self._reports(step.function) for step in taken.path[1:]):
+        if self._reports(path[-1].function) or any(self._reports(step.function) for step in path[1:]):
             return "only while a problem is reported"
         return ""
 

@@ -51,11 +51,11 @@ class Reentries:
     def _from(self, function: Function, address: Value) -> list[tuple[Step, ...]]:
         """Ways that begin with a call in a function that has taken the lock itself."""
         run = self.summaries.runs[function]
-        ways = []
-        for call in run.calls:
-            if address in call.held and (way := self._in(Function(call.target), address, 0)) is not None:
-                ways.append((Step(function, call.site), *way))
-        return ways
+        return [
+            (Step(function, call.site), *way)
+            for call in run.calls
+            if address in call.held and (way := self._in(Function(call.target), address, 0)) is not None
+        ]
 
     def _in(self, function: Function, address: Value, depth: int) -> tuple[Step, ...] | None:
         """The way from a function that is entered with the lock held to where it waits for it."""
