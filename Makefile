@@ -5,6 +5,7 @@
 #   make test        the test suite, against an installed wheel
 #   make lint        ruff and mypy
 #   make bench       the benchmarks, as ratios
+#   make libc-stress every row of docs/libc.md, by running it                                 (a few minutes)
 #   make fixtures    every fixture, for every machine there is a compiler for: build/fixtures/<machine>/
 #   make sysroots    Debian sysroots for the tests that need real binaries (about 300 MB, in the user's cache)
 #   make validators  the SARIF validators from npm, for the tests that use them: build/node/
@@ -24,7 +25,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench fixtures sysroots validators fuzz docs dev clean
+.PHONY: help demo test lint bench libc-stress fixtures sysroots validators fuzz docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -61,6 +62,10 @@ lint: $(VENV)/.dependencies
 bench: $(VENV)/.wheel
 	@tools/require cc binutils
 	$(bin)/python benchmarks/run.py
+
+libc-stress: $(VENV)/.wheel
+	@tools/require cc cross qemu musl
+	$(bin)/python -m tools.libc_stress
 
 fixtures: $(VENV)/.dependencies
 	@tools/require cc cxx cross

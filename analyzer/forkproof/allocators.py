@@ -408,8 +408,7 @@ def _registered_from(flow: Flow, obj: int, entries: tuple[Function, ...], outerm
         return "a constructor"
     if any(to_call[f] >= 0 for f in entries):
         return "the first allocation"
-    roots = program.called(["main"], [0])
-    if any(to_call[f] >= 0 for f in roots):
+    if flow.main is not None and to_call[flow.main] >= 0:
         return "main"
     return "not found"
 

@@ -20,7 +20,15 @@ from forkproof.allocators import find_libc
 from forkproof.cache import Cache
 from forkproof.callgraph import CallGraph
 from forkproof.errors import ForkproofError, InputError
-from forkproof.hazards import allocator, reentry, unsafe_call
+from forkproof.hazards import (
+    allocator,
+    handler_unsafe,
+    handlers_skipped,
+    reentry,
+    threads_lost,
+    unsafe_call,
+    vfork_misuse,
+)
 from forkproof.model import Diagnostic, Finding, Report, Target
 from forkproof.options import QUIET, Progress, ScanOptions
 from forkproof.report.json import in_order
@@ -32,6 +40,10 @@ RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (
     allocator.find,
     reentry.find,
     unsafe_call.find,
+    threads_lost.find,
+    handlers_skipped.find,
+    handler_unsafe.find,
+    vfork_misuse.find,
 )
 """The rules, each a function of the facts. A rule computes what only it needs when the facts call for it."""
 

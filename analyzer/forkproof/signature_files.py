@@ -28,6 +28,7 @@ from forkproof.signatures import (
     Callback,
     Fix,
     Forker,
+    HandlerLock,
     LibcArea,
     LibcLockNames,
     LibcSignature,
@@ -346,6 +347,13 @@ KINDS: Final[Mapping[str, Kind]] = {
         {"area": Field(_text), "names": Field(_list(_text)), "rare": Field(_text, required=False)},
         lambda entry: f"area {entry.area!r}",
     ),
+    "fork-handlers": Kind(
+        "libc",
+        "entries",
+        HandlerLock,
+        {"libc": Field(_text), "versions": Field(_versions), "held": Field(_truth)},
+    ),
+    "blocking": Kind("locks", "names", Names, {"names": Field(_names)}),
     "signal-safe": Kind(
         "posix",
         "entries",

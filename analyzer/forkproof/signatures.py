@@ -506,6 +506,16 @@ class LibcArea:
 
 
 @dataclass(frozen=True, slots=True)
+class HandlerLock:
+    """Whether a libc holds the lock of its list of fork handlers while it runs them."""
+
+    libc: str
+    versions: VersionRange
+    held: bool
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class SignalSafe:
     """Functions that POSIX calls async-signal-safe, since an edition and perhaps until one."""
 
@@ -656,6 +666,17 @@ class Signatures:
         """What the lock of a libc's function has to do with: time zone, locale, …"""
         found: list[LibcArea] = self._values("libc-areas")
         return MappingProxyType({name: each for each in found for name in each.names})
+
+    def holds_handler_lock(self, libc: str | None, version: str | None) -> bool | None:
+        """Whether that libc holds the lock of its fork handlers while it runs them; None when it is not known."""
+        found: list[HandlerLock] = self._values("fork-handlers")
+        mine = [each for each in found if each.libc == libc and each.versions.contains(version)]
+        return mine[0].held if len(mine) == 1 else None
+
+    @cached_property
+    def blocking(self) -> NameSet:
+        """Functions that wait for another thread, another process or for time."""
+        return self._name_set("blocking")
 
     def signal_safe(self, edition: str) -> frozenset[str]:
         """The async-signal-safe functions of one edition of POSIX."""

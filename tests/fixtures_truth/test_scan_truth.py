@@ -43,10 +43,6 @@ ALLOCATORS = frozenset(f.output for f in read_all().values() if f.area == "alloc
 #: Rules whose truths the fixtures state and that no code checks yet.
 NOT_YET = {
     "atfork-order": "no such rule yet",
-    "handler-unsafe": "no such rule yet",
-    "handlers-skipped": "no such rule yet",
-    "threads-lost": "no such rule yet",
-    "vfork-misuse": "no such rule yet",
 }
 NO_OTHER_LOCKS = "only locks of the allocator are followed yet"
 

@@ -21,6 +21,7 @@ FIXTURES = read_all()
 #: What is true on the machine itself, but cannot be shown by user-mode emulation.
 BEYOND_QEMU = {
     "handler_starts_thread": "qemu-user cannot start threads in the child of a threaded process",
+    "threads_in_handler": "qemu-user cannot start threads in the child of a threaded process",
     "raw_clone3": "qemu-user does not know clone3",
 }
 HANG_RUNS, HANG_LIMIT = 40, 1.5
