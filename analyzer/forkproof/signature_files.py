@@ -353,7 +353,6 @@ KINDS: Final[Mapping[str, Kind]] = {
         HandlerLock,
         {"libc": Field(_text), "versions": Field(_versions), "held": Field(_truth)},
     ),
-    "blocking": Kind("locks", "names", Names, {"names": Field(_names)}),
     "signal-safe": Kind(
         "posix",
         "entries",
@@ -440,6 +439,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         {"machine": Field(_MACHINE), "name": Field(_text), "number": Field(_number)},
         lambda call: f"system call {call.number} of {call.machine}",
     ),
+    "blocking": Kind("locks", "names", Names, {"names": Field(_names)}),
     "noreturn": Kind("noreturn", "names", Names, {"names": Field(_names)}),
 }
 DIRECTORIES: Final = tuple(dict.fromkeys(kind.directory for kind in KINDS.values()))
