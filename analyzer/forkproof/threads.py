@@ -26,7 +26,7 @@ from forkproof.columns import unique
 from forkproof.elf.image import Image
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, Level
-from forkproof.model import Answer
+from forkproof.model import Answer, WindowKind
 from forkproof.signatures import ThreadStarter
 from forkproof.tables import reached_loosely
 
@@ -195,9 +195,12 @@ class Threads:
             return Answer.YES, self.constructors[0]
         if self.from_entries[window.function] >= 0:
             return Answer.YES, ThreadSource("forks from a thread", window.function, (), window.function)
-        found = self._on_the_way(window, from_roots)
+        happens_once = window.kind is WindowKind.DAEMONIZE
+        found = self._on_the_way(window, from_roots, strictly=happens_once)
         if found is not None:
             return Answer.YES, found
+        if happens_once and self._on_the_way(window, from_roots, strictly=False) is not None:
+            return Answer.UNKNOWN, None  # only in a second round of a loop, but a program becomes a daemon once
         if self.are_hidden or self.may_clone or self.may_ask or self._may_come_first(window, roots, from_roots):
             return Answer.UNKNOWN, None
         return Answer.NO, None
@@ -221,8 +224,10 @@ class Threads:
             return Answer.YES
         return Answer.UNKNOWN if np.any(self.loosely_reached(roots) & (self.to_start >= 0)) else Answer.NO
 
-    def _on_the_way(self, window: ForkWindow, from_roots: Reach) -> ThreadSource | None:
+    def _on_the_way(self, window: ForkWindow, from_roots: Reach, *, strictly: bool) -> ThreadSource | None:
         """A call that starts a thread and can come before the call that leads to the fork.
+
+        `strictly`: and cannot come after it, as it can in a loop around both.
 
         1. take the functions that lie between a root and the window, nearest to a root first;
         2. in each, a call that reaches a start must be able to run before one that reaches the window.
@@ -237,7 +242,7 @@ class Threads:
         between = np.flatnonzero((from_roots >= 0) & (to_window >= 0) & (to_start >= 0))
         order = between[np.lexsort((between, from_roots[between]))]
         for function in order[:_MAX_FUNCTIONS].tolist():
-            edge = self._ordered_call(flow.whole(Function(function)), window, to_window, to_start, elsewhere)
+            edge = self._ordered_call(flow.whole(Function(function)), window, to_window, to_start, elsewhere, strictly)
             if edge is not None:
                 rest = graph.path(Function(int(graph.target[edge])), to_start, without=elsewhere) or []
                 last = rest[-1] if rest else edge
@@ -284,7 +289,13 @@ class Threads:
         return [e for e in calls if not any(int(graph.site[e]) in run.visited for run in runs)]
 
     def _ordered_call(
-        self, function: Function, window: ForkWindow, to_window: Reach, to_start: Reach, elsewhere: frozenset[int]
+        self,
+        function: Function,
+        window: ForkWindow,
+        to_window: Reach,
+        to_start: Reach,
+        elsewhere: frozenset[int],
+        strictly: bool,
     ) -> int | None:
         graph = self.graph
         edges = [e for e in self.flow.outgoing(function) if graph.kind[e] in CERTAIN]
@@ -295,6 +306,12 @@ class Threads:
             return None
         before = _can_come_before(self._successors(function), forks)
         ordered = [e for e in starts if before(int(graph.site[e]))]
+        if strictly:
+            ordered = [
+                e
+                for e in ordered
+                if not any(_can_come_before(self._successors(function), {int(graph.site[e])})(fork) for fork in forks)
+            ]
         return min(ordered, key=lambda e: (to_start[graph.target[e]], graph.site[e]), default=None)
 
     def _successors(self, function: Function) -> Mapping[int, tuple[int, ...]]:

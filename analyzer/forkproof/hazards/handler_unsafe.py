@@ -57,7 +57,9 @@ def _of_handler(facts: Facts, registration: Registration, role: str, handler: Fu
         if edges is None:
             continue
         name = facts.flow.name(handler)
-        severity = deed.severity if len(edges) <= _NEAR else _milder(deed.severity)
+        severity = deed.severity if len(edges) <= _NEAR else Severity.LOW
+        if deed.severity is Severity.NOTE and len(edges) > _NEAR:
+            continue
         yield Finding(
             rule="handler-unsafe",
             severity=severity,
@@ -70,10 +72,6 @@ def _of_handler(facts: Facts, registration: Registration, role: str, handler: Fu
             fork=facts.flow.frame(handler, None, ""),
             requester=frames_along(facts, edges, handler),
         )
-
-
-def _milder(severity: Severity) -> Severity:
-    return Severity.LOW if severity.rank < Severity.LOW.rank else Severity.NOTE
 
 
 def _way(facts: Facts, handler: Function, goals: frozenset[Function]) -> list[int] | None:

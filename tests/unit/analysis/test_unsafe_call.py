@@ -112,6 +112,21 @@ CASES = (
         int main(void) { if (fork() == 0) { mallopt(1, 1); _exit(0); } return 0; }""",
     ),
     Case(
+        "daemonizes_once_in_a_loop",
+        "",
+        _CLOCK
+        + f"""
+        int main(void) {{
+            int done = 0;
+            while (ask()) {{
+                if (!done) {{ done = ask(); if (fork()) _exit(0); }}
+                pthread_t t; pthread_create(&t, 0, clock_thread, 0);
+                {_TELL}
+            }}
+            return 0;
+        }}""",
+    ),
+    Case(
         "readers_wait_for_no_reader",
         "",
         """
