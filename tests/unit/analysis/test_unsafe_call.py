@@ -120,7 +120,7 @@ CASES = (
             int done = 0;
             while (ask()) {{
                 if (!done) {{ done = ask(); if (fork()) _exit(0); }}
-                pthread_t t; pthread_create(&t, 0, clock_thread, 0);
+                pthread_t thread; pthread_create(&thread, 0, clock_thread, 0);
                 {_TELL}
             }}
             return 0;
