@@ -111,8 +111,9 @@ class LibcLocks:
     @cached_property
     def methods(self) -> Mapping[Function, _Method]:
         """Functions of libc that wait for the lock that their first parameter points to."""
-        found = {function: _Method("", shared=False) for function in self._waits_on_parameter()}
         known = self.flow.signatures.locks
+        others = self.program.called([n for n, f in known.items() if f.op != "acquire"], self.libc.objects)
+        found = {f: _Method("", shared=False) for f in self._waits_on_parameter() if f not in others}
         names = [n for n, f in known.items() if f.op == "acquire" and f.kind in _SIZES and not f.bounded]
         for function, name in self.program.called(sorted(names, key=plainness), self.libc.objects).items():
             found[function] = _Method(known[name].kind, known[name].shared)
