@@ -158,7 +158,9 @@ class Prover:
             return self._tries[key]
         assert self.census is not None
         found = self._tries[key] = _Try()
-        left = frozenset(self.census.wanted)
+        left = frozenset(lock for lock in self.census.wanted if is_of(self.census.places.get(lock), finding.lock))
+        if not left:
+            return found
         leader_too = any(not f.is_leader for f in matching(self.census, finding.fork))
         for _ in range(_ATTEMPTS):
             run = self._perform(finding, Cast(number, left, leader_too=leader_too))
@@ -192,7 +194,8 @@ class Prover:
             )
             return replace(self._told(finding, blank, run, number), verdict=Verdict.REFUTED, why=why)
         if not runs:
-            return replace(blank, why="nothing was steered")
+            name = finding.lock.name if finding.lock is not None else "a lock"
+            return replace(blank, why=f"no other thread and child were seen to take {name} in the run without steering")
         number, run = (held or runs)[-1]
         return replace(self._told(finding, blank, run, number), why=_undecided(run))
 
@@ -228,10 +231,28 @@ class Prover:
         )
 
 
+_ARRAY_REACH: Final = 1 << 20
+"""Bytes after the start of an array of locks within which its elements lie."""
+_LARGEST: Final = 64
+"""Bytes of the largest lock object."""
+
+
+def is_of(place: Address | None, lock: Lock | None) -> bool:
+    """Whether a lock that was seen is the one that a finding names; any is, where the finding names none by address."""
+    if lock is None or lock.rva is None or lock.form not in ("global", "array"):
+        return True
+    if place is None or not place.object or Module.of(place.object).name != lock.object:
+        return False
+    reach = _LARGEST if lock.form == "global" else _ARRAY_REACH
+    return lock.rva <= place.rva < lock.rva + reach
+
+
 def _fork_key(finding: Finding) -> str:
-    """Findings with the same key are the same runs."""
-    fork = finding.fork
-    return f"{finding.object}\0{fork.object}\0{fork.function}" if fork is not None else finding.object
+    """Findings with the same key are the same runs; one that names less is told by the runs of those that name more."""
+    lock, fork = finding.lock, finding.fork
+    is_named = lock is not None and lock.rva is not None
+    parts = [finding.object, *([lock.name] if is_named and lock is not None else [])]
+    return "\0".join([*parts, *([fork.object, fork.function] if fork is not None else [])])
 
 
 def matching(census: Census, fork: Frame | None) -> list[counting.Fork]:
