@@ -88,10 +88,9 @@ class Facts:
     def summaries(self) -> Summaries:
         """What functions do with locks; costs nothing until it is asked."""
         program = self.flow.program
-        reach = self.flow.graph.distances([e for a in self.allocators if a.is_used for e in a.entries])
-        base = program.base
-        used = [o for o in range(len(program.codes)) if np.any(reach[base[o] : base[o + 1]] >= 0)]
-        return Summaries(self.flow, self.libc.objects, used)
+        used = [a for a in self.allocators if a.is_used]
+        homes = {program.object_of(f) for a in used for f in (*a.entries, *a.locks.evidence)}
+        return Summaries(self.flow, self.libc.objects, homes | {r.object for r in self.registrations if r.is_effective})
 
     @cached_property
     def _allocator_locks(self) -> dict[int, AllocatorLocks]:

@@ -24,6 +24,7 @@ from forkproof.hazards import (
     allocator,
     handler_unsafe,
     handlers_skipped,
+    order,
     reentry,
     threads_lost,
     unsafe_call,
@@ -39,6 +40,7 @@ _STAGES = 4
 RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (
     allocator.find,
     reentry.find,
+    order.find,
     unsafe_call.find,
     threads_lost.find,
     handlers_skipped.find,

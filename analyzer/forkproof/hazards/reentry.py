@@ -9,12 +9,12 @@ Wrong where: see the rule's page.
 from __future__ import annotations
 
 from forkproof.allocators import AllocatorFacts
-from forkproof.callgraph import EdgeKind
 from forkproof.facts import Facts
 from forkproof.locks.identity import lock_of
 from forkproof.locks.ordinary import Occasions
 from forkproof.locks.reentry import Reentries, Reentry
-from forkproof.model import Finding, Frame, Severity, Verdict
+from forkproof.locks.summary import step_frames
+from forkproof.model import Finding, Severity, Verdict
 
 
 def find(facts: Facts) -> list[Finding]:
@@ -36,7 +36,7 @@ def _of_one(facts: Facts, allocator: AllocatorFacts) -> list[Finding]:
 def _finding(facts: Facts, allocator: AllocatorFacts, reentry: Reentry, occasions: Occasions) -> Finding:
     name = facts.object_name(allocator.object)
     lock = lock_of(facts.flow.program, reentry.address, allocator.object)
-    path = tuple(_frame(facts, reentry, position) for position in range(len(reentry.path)))
+    path = step_frames(facts.flow, reentry.path)
     rare = occasions.rare(reentry.path)
     doubt = f" That happens {rare}." if rare else ""
     return Finding(
@@ -52,11 +52,3 @@ def _finding(facts: Facts, allocator: AllocatorFacts, reentry: Reentry, occasion
         lock=lock,
         holder=path,
     )
-
-
-def _frame(facts: Facts, reentry: Reentry, position: int) -> Frame:
-    step = reentry.path[position]
-    is_last = position == len(reentry.path) - 1
-    kinds = [int(facts.flow.graph.kind[e]) for e in facts.flow.edges_at(step.function, step.site)]
-    edge = "" if is_last or not kinds else EdgeKind(min(kinds)).name.lower()
-    return facts.flow.frame(step.function, step.site, edge)

@@ -95,8 +95,10 @@ def _is_of(summaries: Summaries, taken: Taken, objects: frozenset[int]) -> bool:
 
 def prepared_by(summaries: Summaries, prepare: Function) -> tuple[Held, bool]:
     """What a prepare handler holds at its exit, on whichever way it gets there, and whether all of it was seen."""
-    run = summaries.interpreted_run(prepare, frozenset(), joined=True)
-    return frozenset().union(*(e.held for e in run.exits)), run.complete
+    if prepare not in summaries.prepared:
+        run = summaries.interpreted_run(prepare, frozenset(), joined=True)
+        summaries.prepared[prepare] = frozenset().union(*(e.held for e in run.exits)), run.complete
+    return summaries.prepared[prepare]
 
 
 def coverage(

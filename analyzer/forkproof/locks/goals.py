@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from forkproof.callgraph import EdgeKind, Function, Reach
+from forkproof.callgraph import Function, Reach
 from forkproof.flow import Flow
 from forkproof.locks.coverage import AllocatorLock, Cover, Coverage, coverage, taken_by
 from forkproof.locks.identity import lock_of
 from forkproof.locks.ordinary import Occasion, Occasions, Rank
-from forkproof.locks.summary import Step, Summaries
+from forkproof.locks.summary import Step, Summaries, step_frames
 from forkproof.locks.values import Value
 from forkproof.model import Frame, Lock
 
@@ -63,12 +63,7 @@ class Goal:
         steps = self.places[place]
         if not steps:
             return (self.flow.frame(place, None, ""),)
-        frames = [self.flow.frame(s.function, s.site, self._edge(s)) for s in steps[:-1]]
-        return (*frames, self.flow.frame(steps[-1].function, steps[-1].site, ""))
-
-    def _edge(self, step: Step) -> str:
-        kinds = [int(self.flow.graph.kind[e]) for e in self.flow.edges_at(step.function, step.site)]
-        return EdgeKind(min(kinds)).name.lower() if kinds else EdgeKind.CALLBACK.name.lower()
+        return step_frames(self.flow, steps)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from forkproof.code.index import SCANNERS
 from forkproof.code.operations import Call
 from forkproof.locks.interpret import Turn
 from forkproof.locks.summary import Step, Summaries, Taken
-from forkproof.locks.values import Content, Named, Object, Value, Word
+from forkproof.locks.values import Content, Entry, Named, Object, Value, Word, root
 
 _DEEPEST: Final = 12
 _REPORTING: Final = frozenset({"write", "writev", "abort", "fprintf", "vfprintf", "perror", "syslog"})
@@ -111,6 +111,8 @@ class Occasions:
         for call in run.calls:
             callee = Function(call.target)
             for taken in summaries.of(callee).taken:
+                if taken.address != address and not isinstance(root(taken.address.base), Entry):
+                    continue
                 passed = summaries.replaced(callee, call.arguments, taken.address)
                 if passed == address and self.is_sure(callee, taken.address, depth + 1):
                     goals.add(run.block_of(call.site))

@@ -10,7 +10,7 @@ Wrong where: functions call each other in a circle (a function that is being sum
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Final, NamedTuple
@@ -24,12 +24,13 @@ from forkproof.flow import Flow
 from forkproof.locks.evidence import ObjectEvidence
 from forkproof.locks.interpret import NOTHING, Effect, Exit, Held, Run, interpret
 from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
+from forkproof.model import Frame
 from forkproof.signatures import LockFunction
 
 _FOLLOWED: Final = CALLS | {EdgeKind.IFUNC, EdgeKind.CALLBACK}
 _SMALL: Final = 120
 """Bytes of a function that may be an unlock method with a plain store."""
-_MOST: Final = 400
+_MOST: Final = 160
 """Locks that one summary keeps."""
 
 
@@ -38,6 +39,16 @@ class Step(NamedTuple):
 
     function: Function
     site: int
+
+
+def step_frames(flow: Flow, path: Sequence[Step]) -> tuple[Frame, ...]:
+    """A way to an acquire site as a report shows it; the last step is the site itself."""
+    frames = []
+    for step in path:
+        kinds = [int(flow.graph.kind[e]) for e in flow.edges_at(step.function, step.site)]
+        edge = EdgeKind(min(kinds)).name.lower() if kinds else EdgeKind.CALLBACK.name.lower()
+        frames.append(flow.frame(step.function, step.site, "" if step is path[-1] else edge))
+    return tuple(frames)
 
 
 class Taken(NamedTuple):
@@ -85,14 +96,15 @@ EMPTY: Final = Summary(())
 class Summaries:
     """Summaries of functions, made when they are asked for."""
 
-    def __init__(self, flow: Flow, libc_objects: frozenset[int], atomic_objects: Iterable[int]) -> None:
-        """`atomic_objects` are those in which atomic operations may be locks; elsewhere only library locks count."""
-        self.atomic_objects = frozenset(atomic_objects)
+    def __init__(self, flow: Flow, libc_objects: frozenset[int], objects: Iterable[int]) -> None:
+        """Only functions of these objects are followed: the allocators and whoever registers fork handlers."""
+        self.objects = frozenset(objects) - libc_objects
         self.flow, self.graph, self.program = flow, flow.graph, flow.program
         self.libc_objects = libc_objects
         self.known: dict[Function, Summary] = {}
         self.runs: dict[Function, Run] = {}
         self.interpreted = 0
+        self.prepared: dict[Function, tuple[Held, bool]] = {}
 
     # ---- which functions matter ------------------------------------------------------------
 
@@ -115,7 +127,7 @@ class Summaries:
             for edge in self.graph.edges_to(Function(target)):
                 if self.graph.kind[edge] in CALLS:
                     found[self.flow.whole(Function(int(self.graph.source[edge])))] = True
-        for obj in self.atomic_objects - self.libc_objects:
+        for obj in sorted(self.objects):
             found[list(self.evidence[obj].atomics)] = True
         base = self.program.base
         for obj in self.libc_objects:
@@ -130,8 +142,9 @@ class Summaries:
         found = reach >= 0
         found[list(self.library)] = False
         base = self.program.base
-        for obj in self.libc_objects:  # libc calls back into allocators; its own locks are `forkproof.libc`'s
-            found[base[obj] : base[obj + 1]] = False
+        for obj in range(len(self.program.codes)):  # libc's own locks are `forkproof.libc_locks`'
+            if obj not in self.objects:
+                found[base[obj] : base[obj + 1]] = False
         return found
 
     # ---- summaries -------------------------------------------------------------------------

@@ -132,7 +132,7 @@ Substitution = Callable[[Base], Value]
 def substituted(value: Value, replace: Substitution) -> Value:
     """A callee's value as the caller sees it."""
     base = value.base
-    if base is None or isinstance(base, Object):
+    if base is None or isinstance(base, Object) or isinstance(root(base), Object | Foreign):
         return value
     if isinstance(base, Content):
         inner = substituted(Value(base.base, base.offset), replace)
