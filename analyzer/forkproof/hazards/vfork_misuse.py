@@ -39,6 +39,8 @@ def _matters(window: WindowFacts) -> bool:
     inner = window.window
     if inner.shares_memory is not Answer.YES or window.reachable is Answer.NO or not inner.levels:
         return False
+    if inner.forker.strip("_") != "vfork":  # clone with CLONE_VM gives its child a stack of its own, or it would crash
+        return False
     return inner.levels[0].function == inner.function and inner.levels[0].site == inner.site
 
 
