@@ -50,7 +50,8 @@ def _of(facts: Facts, window: WindowFacts, registration: Registration) -> Findin
     locks = _locks(facts, registration)
     fork, name = fork_frame(facts, window), facts.object_name(registration.object)
     near = call.depth <= (_LIVES_NEAR if window.window.kind is WindowKind.DAEMONIZE else _NEAR)
-    is_certain = window.window.shares_memory is not Answer.UNKNOWN and window.reachable is Answer.YES
+    # In shared memory the other threads go on, and give their locks back.
+    is_certain = window.window.shares_memory is Answer.NO and window.reachable is Answer.YES
     needs_lock = bool(locks) and window.threads is Answer.YES
     severity = Severity.MEDIUM if near and is_certain and needs_lock else Severity.LOW
     what = "leave locks taken that another thread held" if locks else "leave state of the parent in place"
