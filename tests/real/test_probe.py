@@ -94,22 +94,23 @@ def _path(built: object, name: str) -> Path:
     return result.tree.path(result.fixtures[name])
 
 
+@pytest.fixture(scope="module")
+def hookless(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A library whose pthread_atfork does nothing: it makes of x86-64 what arm64 is."""
+    source = tmp_path_factory.mktemp("hookless") / "hookless.c"
+    source.write_text(
+        "int pthread_atfork(void (*a)(void), void (*b)(void), void (*c)(void)) { return !a && !b && !c; }\n"
+    )
+    library = source.with_name("libhookless.so")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return str(library)
+
+
 @pytest.mark.real
 @pytest.mark.skipif(MACHINE != "x86_64", reason="the amd64 packages run here only")
 @pytest.mark.usefixtures("nothing_left")
 class TestQemu:
     """Debian's QEMU under tcmalloc, with its handlers and without."""
-
-    @pytest.fixture(scope="class")
-    def hookless(self, tmp_path_factory: pytest.TempPathFactory) -> str:
-        """A library whose pthread_atfork does nothing: it makes of x86-64 what arm64 is."""
-        source = tmp_path_factory.mktemp("hookless") / "hookless.c"
-        source.write_text(
-            "int pthread_atfork(void (*a)(void), void (*b)(void), void (*c)(void)) { return !a && !b && !c; }\n"
-        )
-        library = source.with_name("libhookless.so")
-        subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-        return str(library)
 
     def run(self, root: Path, preload: Sequence[str]) -> list[Finding]:
         libraries = root / "usr/lib/x86_64-linux-gnu"

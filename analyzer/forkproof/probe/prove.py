@@ -159,7 +159,7 @@ class Prover:
         assert self.census is not None
         found = self._tries[key] = _Try()
         left = frozenset(lock for lock in self.census.wanted if is_of(self.census.places.get(lock), finding.lock))
-        if not left:
+        if not left and finding.lock is not None and finding.lock.rva is not None:
             return found
         leader_too = any(not f.is_leader for f in matching(self.census, finding.fork))
         for _ in range(_ATTEMPTS):

@@ -23,6 +23,7 @@ from forkproof.elf.image import load
 from forkproof.model import Frame
 from forkproof.probe import syscalls
 from forkproof.probe.forkcalls import ForkCall, fork_call
+from forkproof.probe.ptrace import Gone
 from forkproof.probe.session import Reason, Session, Stop
 from forkproof.probe.sites import Acquire, AcquireSite, Form, decode_site
 from forkproof.probe.stack import Modules
@@ -220,13 +221,20 @@ class Stage:
         last = time.monotonic()
         while time.monotonic() < deadline:
             stop = self.session.wait(TICK)
-            if stop is not None and (scene := self.scene_of(stop)) is not None:
+            if stop is not None and (scene := self._seen(stop)) is not None:
                 yield scene
             if stop is None and not self.session.threads:
                 return
             if time.monotonic() - last >= TICK:
                 last = time.monotonic()
                 yield Scene(Kind.TICK)
+
+    def _seen(self, stop: Stop) -> Scene | None:
+        """The scene of a stop; none where the thread was killed between its stop and a look at it."""
+        try:
+            return self.scene_of(stop)
+        except Gone:
+            return None
 
     def go(self, *threads: Thread | None) -> None:
         """Let stopped threads go on."""
