@@ -126,8 +126,11 @@ class TestQemu:
     def test_without_handlers_it_is_confirmed(self, sysroot_amd64: Path, hookless: str) -> None:
         for _ in range(RUNS):
             found = [f for f in self.run(sysroot_amd64, [hookless]) if f.fork and f.fork.function == "os_daemonize"]
-            assert verdicts(found) == {Verdict.CONFIRMED}
-            record = found[0].probe
+            # Which lock the thread takes is chance; a finding about one that it does not take stays open.
+            confirmed = [f for f in found if f.probe is not None and f.probe.verdict is Verdict.CONFIRMED]
+            assert confirmed
+            assert verdicts(found) <= {Verdict.CONFIRMED, Verdict.INCONCLUSIVE}
+            record = confirmed[0].probe
             assert record is not None
             assert all(record.lock_address in waiter.doing for waiter in record.waiters)
 
