@@ -104,16 +104,20 @@ class Functions:
 
 @dataclass(frozen=True, eq=False)
 class Extents:
-    """Sorted starts with sizes; what has no size reaches to the next start."""
+    """Sorted starts with sizes; what has no size reaches to the next start, but not out of its section."""
 
     starts: I64
     sizes: I64
+    code: tuple[range, ...]
 
     def owners(self, addresses: I64) -> I64:
         """Start of the function that holds each address; -1 outside."""
         if not len(self.starts):
             return np.full(len(addresses), -1, np.int64)
         following = np.append(self.starts[1:], np.iinfo(np.int64).max)
+        for section in self.code:
+            within = (self.starts >= section.start) & (self.starts < section.stop)
+            following[within] = np.minimum(following[within], section.stop)
         ends = np.where(self.sizes > 0, self.starts + self.sizes, following)
         index = np.searchsorted(self.starts, addresses, side="right") - 1
         inside = (index >= 0) & (addresses < ends[np.maximum(index, 0)])
@@ -245,16 +249,16 @@ def _disassembly(path: Path, machine: str) -> Iterator[bytes]:
 
 def extents(table: Functions, found: Listing) -> Extents:
     """The functions of a file: those of its tables, and those that are only called."""
-    named = _extents(table.known)
+    named = _extents(table.known, table.code)
     calls = np.unique(found.target[~found.jump])
     nameless = calls[named.owners(calls) < 0].tolist()
     called = [c for c in nameless if c not in found.stubs and any(c in r for r in table.code)]
-    return _extents(dict.fromkeys(called, 0) | table.known)
+    return _extents(dict.fromkeys(called, 0) | table.known, table.code)
 
 
-def _extents(known: dict[int, int]) -> Extents:
+def _extents(known: dict[int, int], code: tuple[range, ...]) -> Extents:
     starts = sorted(known)
-    return Extents(np.array(starts, np.int64), np.array([known[s] for s in starts], np.int64))
+    return Extents(np.array(starts, np.int64), np.array([known[s] for s in starts], np.int64), code)
 
 
 def edges(functions: Extents, found: Listing) -> set[Edge]:
