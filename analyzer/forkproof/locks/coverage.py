@@ -22,7 +22,7 @@ from enum import Enum
 
 from forkproof.callgraph import Function
 from forkproof.locks.identity import Match, is_resolved, same
-from forkproof.locks.interpret import Held
+from forkproof.locks.runs import Held
 from forkproof.locks.summary import Summaries, Taken
 from forkproof.locks.values import Object, Value, root
 

@@ -19,7 +19,7 @@ import numpy as np
 from forkproof.callgraph import CALLS, Function, Reach
 from forkproof.code.index import SCANNERS
 from forkproof.code.operations import Call
-from forkproof.locks.interpret import Turn
+from forkproof.locks.runs import Turn
 from forkproof.locks.summary import Step, Summaries, Taken
 from forkproof.locks.values import Content, Entry, Named, Object, Value, Word, root
 

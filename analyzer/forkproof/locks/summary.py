@@ -22,7 +22,8 @@ from forkproof.callgraph import CALLS, EdgeKind, Function
 from forkproof.code.operations import Atomic, Call
 from forkproof.flow import Flow
 from forkproof.locks.evidence import ObjectEvidence
-from forkproof.locks.interpret import NOTHING, Effect, Exit, Held, Run, interpret
+from forkproof.locks.interpret import interpret
+from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
 from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
 from forkproof.model import Frame
 from forkproof.signatures import LockFunction

@@ -1,0 +1,211 @@
+"""What instructions do to registers, the frame and the flags.
+
+Owns: the data side of the interpretation: values of operands, addresses, loads, arithmetic, comparisons.
+Takes: decoded operations and a `State`, which it changes. Gives: values.
+Must never: decide where control goes, or touch what is held: `forkproof.locks.interpret` does.
+Wrong where: memory other than the stack changes between two loads (it is believed not to).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from forkproof.code.decode import Instruction
+from forkproof.code.explore import Convention
+from forkproof.code.operations import (
+    Add,
+    Address,
+    Compare,
+    CompareIf,
+    Condition,
+    Const,
+    Forget,
+    ForgetFlags,
+    Insert,
+    Memory,
+    Operand,
+    Operation,
+    Register,
+    Reserve,
+    Set,
+    SetIf,
+    Sum,
+    Test,
+)
+from forkproof.locks.branches import Attempts
+from forkproof.locks.runs import Calls
+from forkproof.locks.state import Flags, State
+from forkproof.locks.values import (
+    ZERO,
+    Base,
+    Content,
+    Element,
+    Entry,
+    Named,
+    Object,
+    Old,
+    Value,
+    Won,
+    Word,
+    content,
+    stepped,
+)
+
+Step = Callable[[Instruction, Any, State], None]
+
+
+class Data:
+    """The operations that change registers and flags only, for one function."""
+
+    def __init__(self, convention: Convention, obj: int, calls: Calls, attempts: Attempts) -> None:
+        self.calls, self.attempts = calls, attempts
+        self.object = Object(obj)
+        self.stack = Entry(convention.stack)
+        self.steps: Mapping[type, Step] = {
+            Set: self._set,
+            Address: self._address,
+            Add: self._add,
+            Sum: self._add_values,
+            Forget: self._forget,
+            Insert: self._insert,
+            SetIf: self._set_if,
+            Compare: self._compare,
+            Test: self._compare,
+            CompareIf: self._compare_if,
+            ForgetFlags: self._forget_flags,
+            Reserve: self._reserve,
+        }
+
+    def is_frame(self, base: Base) -> bool:
+        return base == self.stack or (isinstance(base, Named) and base.register == self.stack.register)
+
+    def address_of(self, value: Value) -> Value:
+        """A number that lies in the object is an address of it."""
+        if value.base is None and self.calls.is_data(value.offset):
+            return Value(self.object, value.offset)
+        return value
+
+    def cell(self, instruction: Instruction, memory: Memory, state: State) -> Value:
+        """The address of a memory operand."""
+        if memory.base == "pc":
+            return Value(self.object, instruction.end + memory.displacement)
+        base = ZERO if memory.base is None else state.register(memory.base)
+        if memory.indexed:
+            if memory.by is None:
+                return Value(Named(instruction.address, "segment"), memory.displacement)
+            index = state.register(memory.by)
+            return self._sum(Value(base.base, base.offset + memory.displacement), index, instruction.address)
+        return self.address_of(Value(base.base, base.offset + memory.displacement))
+
+    def _sum(self, a: Value, b: Value, site: int) -> Value:
+        """A pointer and a step: an element of the array that begins there."""
+        if a.base is None and not self.calls.is_data(a.offset):
+            a, b = b, a
+        if b.base is None and not self.calls.is_data(b.offset):
+            return Value(a.base, a.offset + b.offset)
+        a, b = self.address_of(a), self.address_of(b)
+        if isinstance(a.base, Content | Entry) and isinstance(b.base, Content | Entry):
+            return Value(Named(site, "sum"), 0)
+        if isinstance(b.base, Object) or (not self._may_point(a.base) and self._may_point(b.base)):
+            a, b = b, a
+        if not self._may_point(a.base):
+            return Value(Named(site, "sum"), 0)
+        if isinstance(a.base, Element):
+            return a
+        return Value(Element(a.base, a.offset, 0), 0)
+
+    @staticmethod
+    def _may_point(base: Base) -> bool:
+        return isinstance(base, Object | Content | Element | Entry)
+
+    def read(self, instruction: Instruction, operand: Operand, state: State) -> Value:
+        if isinstance(operand, Const):
+            return Value(None, operand.value)
+        if isinstance(operand, Register):
+            return state.register(operand.name)
+        return self._load(self.cell(instruction, operand, state), instruction.address, state)
+
+    def _load(self, address: Value, site: int, state: State) -> Value:
+        known = state.frame.get(address)
+        if known is not None:
+            return known
+        if address.base == self.object and (slot := self.calls.slot(address.offset)) is not None:
+            return slot
+        if self.is_frame(address.base) and address.base != self.stack:
+            return Value(Named(site, "frame"), 0)
+        return content(address, Named(site, "deep"))
+
+    def _set(self, instruction: Instruction, operation: Set, state: State) -> None:
+        value = self.read(instruction, operation.source, state)
+        bits = operation.bits
+        if bits < 64 and value.base is None:
+            sign = 1 << (bits - 1)
+            low = value.offset & ((1 << bits) - 1)
+            value = Value(None, (low & (sign - 1)) - (low & sign) if operation.signed else low)
+        elif bits < 64 and isinstance(value.base, Content) and value.offset == 0:
+            value = Value(Word(*value.base), 0)
+        state.registers[operation.destination.name] = value  # type: ignore[union-attr]
+
+    def _address(self, instruction: Instruction, operation: Address, state: State) -> None:
+        cell = self.cell(instruction, operation.source, state)
+        state.registers[operation.destination.name] = cell
+
+    def _add(self, _: Instruction, operation: Add, state: State) -> None:
+        old = state.register(operation.left.name)
+        value = Value(old.base, old.offset + operation.value)
+        if value.base is None and operation.bits < 64:
+            value = Value(None, value.offset & ((1 << operation.bits) - 1))
+        state.registers[operation.destination.name] = stepped(value)
+
+    def _add_values(self, instruction: Instruction, operation: Sum, state: State) -> None:
+        left = self.read(instruction, operation.left, state)
+        right = Value(Named(instruction.address, "step"), 0)
+        if operation.right is not None:
+            right = self.read(instruction, operation.right, state)
+        state.registers[operation.destination.name] = self._sum(left, right, instruction.address)
+
+    def _forget(self, instruction: Instruction, operation: Forget, state: State) -> None:
+        name = operation.destination.name
+        state.registers[name] = Value(Named(instruction.address, name), 0)
+
+    def _insert(self, instruction: Instruction, operation: Insert, state: State) -> None:
+        old = state.register(operation.destination.name)
+        value = Value(Named(instruction.address, operation.destination.name), 0)
+        if old.base is None:
+            value = Value(None, old.offset & ~(0xFFFF << operation.shift) | operation.value << operation.shift)
+        state.registers[operation.destination.name] = value
+
+    def _set_if(self, instruction: Instruction, operation: SetIf, state: State) -> None:
+        flags = state.flags
+        value = Value(Named(instruction.address, operation.destination.name), 0)
+        if flags is not None and operation.condition in (Condition.EQ, Condition.NE):
+            if flags.kind == "test" and flags.left == flags.right:
+                flags = flags._replace(kind="cmp", right=ZERO)
+            outcome = (flags.site, True) if flags.kind == "won" else None
+            if flags.kind == "cmp":
+                outcome = self.attempts.tested(flags.left, flags.right, equal=True)
+            if outcome is not None and outcome[1]:
+                value = Value(Won(outcome[0], operation.condition is Condition.NE), 0)
+        elif flags is not None and flags.kind == "bit" and operation.condition is Condition.BELOW:
+            value = Value(Won(flags.site, True), 0)
+        state.registers[operation.destination.name] = value
+
+    def _compare(self, instruction: Instruction, operation: Compare | Test, state: State) -> None:
+        left = self.read(instruction, operation.left, state)
+        right = self.read(instruction, operation.right, state)
+        state.flags = Flags("cmp" if isinstance(operation, Compare) else "test", left, right, operation.bits)
+
+    def _compare_if(self, instruction: Instruction, operation: CompareIf, state: State) -> None:
+        left = self.read(instruction, operation.left, state)
+        right = self.read(instruction, operation.right, state)
+        before, condition, zero = state.flags, operation.condition, operation.zero
+        state.flags = Flags("both", left, right, operation.bits, 0, before, condition, zero)
+
+    def _forget_flags(self, _: Instruction, __: Operation, state: State) -> None:
+        state.flags = None
+
+    def _reserve(self, instruction: Instruction, operation: Reserve, state: State) -> None:
+        state.reserved = instruction.address
+        state.known.pop(instruction.address, None)
+        state.registers[operation.destination.name] = Value(Old(instruction.address), 0)

@@ -1,0 +1,128 @@
+"""What is known at one point of a function: registers, the frame, flags, and what attempts at locks are open.
+
+Owns: the state of the interpretation, how two states meet, and the elements of arrays that a loop walks.
+Takes: values. Gives: `State`, `Flags`, `Attempt`, `Joins`.
+Must never: keep a value where two ways disagree: it gets the name of the block, or is some element of an array.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from forkproof.code.explore import Convention
+from forkproof.code.operations import Condition
+from forkproof.locks.values import Base, Content, Element, Entry, Named, Object, Value
+
+
+class Attempt(NamedTuple):
+    """An atomic operation that may acquire; `by_status` if a store-exclusive's status tells its success."""
+
+    address: Value
+    kind: str
+    expected: int = 0
+    by_status: bool = False
+    is_token: bool = True
+    """The result alone tells success. Not so where a pointer is swapped in, or a ticket drawn."""
+
+
+class Flags(NamedTuple):
+    """What the flags were made by: cmp, test, won (an attempt's own), bit (the carry is the old bit)."""
+
+    kind: str
+    left: Value
+    right: Value
+    bits: int
+    site: int = 0
+    before: Flags | None = None
+    """For a conditional comparison: what was compared before it,"""
+    condition: Condition = Condition.UNKNOWN
+    """the condition under which it was made,"""
+    zero: bool = False
+    """and whether the flags say equal otherwise."""
+
+
+@dataclass(slots=True)
+class State:
+    """One point of one way through a function."""
+
+    registers: dict[str, Value] = field(default_factory=dict)
+    frame: dict[Value, Value] = field(default_factory=dict)
+    flags: Flags | None = None
+    known: dict[int, int] = field(default_factory=dict)
+    """Constants that exclusive loads were found to have given."""
+    reserved: int = 0
+    """Site of the last exclusive load."""
+    failed: int = 0
+    """Site of a call that has just come back without the lock that it may return with."""
+    pending: int = 0
+    """Site of an attempt of which the code has not yet looked whether it succeeded."""
+
+    def register(self, name: str) -> Value:
+        """What a register holds: what it held on entry, if nothing has set it."""
+        return self.registers.get(name) or Value(Entry(name), 0)
+
+    def copy(self) -> State:
+        copied = State(dict(self.registers), dict(self.frame), self.flags, dict(self.known), self.reserved)
+        copied.pending = self.pending
+        return copied
+
+
+class Joins:
+    """Meeting of states, by one machine's convention."""
+
+    def __init__(self, convention: Convention) -> None:
+        self.arguments = frozenset(convention.arguments)
+
+    def is_pointer(self, base: Base) -> bool:
+        """What may point to an array: a word of memory, or a parameter."""
+        return isinstance(base, Content) or (isinstance(base, Entry) and base.register in self.arguments)
+
+    def join(self, old: State, new: State, position: int, *, keep: bool) -> bool:
+        """Let `old` know only what `new` knows too; whether that changes it. Without `keep` all is named anew."""
+        changed = False
+        mine, theirs = old.registers, new.registers
+        for name in mine.keys() | theirs.keys():
+            a = mine.get(name) or Value(Entry(name), 0)
+            b = theirs.get(name) or Value(Entry(name), 0)
+            if a != b or not keep:
+                joined = self._joined(a, b, position, name, keep=keep)
+                if joined != a:
+                    mine[name] = joined
+                    changed = True
+        for cell, a in list(old.frame.items()):
+            other = new.frame.get(cell)
+            if other is None:
+                del old.frame[cell]
+                changed = True
+            elif a != other:
+                joined = self._joined(a, other, position, str(cell.offset), keep=keep)
+                if joined != a:
+                    old.frame[cell] = joined
+                    changed = True
+        if old.flags is not None and old.flags != new.flags:
+            old.flags = None
+            changed = True
+        if old.known != new.known:
+            old.known = {k: v for k, v in old.known.items() if new.known.get(k) == v}
+        return changed
+
+    def _joined(self, a: Value, b: Value, position: int, name: str, *, keep: bool) -> Value:
+        """What two values have in common: themselves, an array that both are elements of, or a new name."""
+        phi = Value(Named(-1 - position, name), 0)
+        if a == b and (keep or isinstance(a.base, Object | Element | Entry)):
+            return a
+        if not keep or a == phi:
+            return phi
+        if isinstance(a.base, Element):
+            base = a.base
+            if (base.base, base.stride) == (b.base, 0) or (b.base == base.base and base.stride):
+                step = b.offset - base.offset - a.offset
+                return a if base.stride and step % base.stride == 0 else phi
+            if isinstance(b.base, Element) and b.base[:2] == base[:2]:
+                step = b.base.stride or b.offset - a.offset
+                return a if step == 0 or (base.stride and step % base.stride == 0) else phi
+            return phi
+        if a.base == b.base and (isinstance(a.base, Object) or self.is_pointer(a.base)):
+            return Value(Element(a.base, a.offset, abs(b.offset - a.offset)), 0)
+        return phi
