@@ -257,7 +257,8 @@ def _with_forwarding(
     ]
     first: tuple[LockFunctions, Judgement] | None = None
     for part in (obj, *others):
-        handlers = [h.function for r in registrations if r.object == part for h in r.handlers if h.function is not None]
+        mine = _registrations_of(flow, part, registrations)
+        handlers = [h.function for r in mine for h in r.handlers if h.function is not None]
         locks = lock_functions(flow, part, [*entries, *handlers])
         judgement = _from_code(flow, part, entries, locks, registrations)
         first = first or (locks, judgement)
@@ -291,8 +292,8 @@ def _from_code(
         return Hooks.UNKNOWN, "its allocation functions were not found in the code", None, ""
     if not used:
         return _without_locks(flow, reach, obj, locks)
-    mine = [r for r in registrations if r.object == obj]
-    quiescing = [r for r in mine if _shares_lock(flow, r, used, locks)]
+    mine = _registrations_of(flow, obj, registrations)
+    quiescing = [r for r in mine if _shares_lock(flow, obj, r, used, locks)]
     halves = [r for r in quiescing if r.handlers[2].function is None and r.handlers[2].is_known]
     if halves and len(halves) == len(quiescing):
         why = "its prepare handler takes a lock, and no child handler is registered that could release it in the child"
@@ -350,10 +351,21 @@ def _without_locks(flow: Flow, reach: Reach, obj: int, locks: LockFunctions) -> 
     return Hooks.NOT_NEEDED, f"no function on its allocation paths takes a lock that waits{detail}", None, ""
 
 
-def _shares_lock(flow: Flow, registration: Registration, used: set[Function], locks: LockFunctions) -> bool:
+def _registrations_of(flow: Flow, obj: int, registrations: tuple[Registration, ...]) -> list[Registration]:
+    """Registrations that an object makes, or that others make for it: of a prepare handler that it exports."""
+    return [r for r in registrations if r.object == obj or _prepares(flow, r) == obj]
+
+
+def _prepares(flow: Flow, registration: Registration) -> int | None:
+    """The object that holds the prepare handler."""
+    prepare = registration.handlers[0].function
+    return flow.program.object_of(prepare) if prepare is not None else None
+
+
+def _shares_lock(flow: Flow, obj: int, registration: Registration, used: set[Function], locks: LockFunctions) -> bool:
     """The prepare handler takes a lock that the allocation paths take: the same function, or the same word."""
     prepare = registration.handlers[0].function
-    if prepare is None or flow.program.object_of(prepare) != registration.object:
+    if prepare is None or flow.program.object_of(prepare) != obj:
         return False
     reach = flow.graph.distances([prepare])
     taken = {f for f in locks.evidence if reach[f] >= 0}
@@ -374,7 +386,7 @@ def _from_registration(flow: Flow, obj: int, entries: tuple[Function, ...], regi
     prepare = registration.handlers[0].function
     assert prepare is not None
     handler = flow.name(prepare)
-    source = _registered_from(flow, obj, entries, registration.outermost)
+    source = _registered_from(flow, registration.object, entries, registration.outermost)
     if not registration.is_effective:
         why = f"it would register {handler} with {registration.symbol}, but {_obstacle(flow, registration)}"
         return Hooks.UNBOUND, why, registration, "never"
@@ -382,7 +394,8 @@ def _from_registration(flow: Flow, obj: int, entries: tuple[Function, ...], regi
     if source == "not found":
         why = f"it holds a registration of {handler}, but no call was found that leads to it"
         return Hooks.UNKNOWN, why, registration, source
-    why = f"it registers {handler} from {source}, and {registration.symbol} binds to {provider}"
+    who = "it" if registration.object == obj else program.closure.objects[registration.object].name
+    why = f"{who} registers {handler} from {source}, and {registration.symbol} binds to {provider}"
     return Hooks.EFFECTIVE, why, registration, source
 
 

@@ -29,6 +29,9 @@ class Commands(LazyGroup):
             "forkproof.cli.probe:probe_command", "Run a program and show the hang, or that it is protected."
         ),
         "observe": Entry("forkproof.cli.observe:observe_command", "Run a program and show its forks and threads."),
+        "mitigate": Entry(
+            "forkproof.cli.mitigate:mitigate_command", "Build a library that registers what an allocator does not."
+        ),
         "report": Entry("forkproof.cli.report:report_command", "Show a saved report in another format."),
         "diff": Entry("forkproof.cli.diff:diff_command", "Compare two reports, programs, packages or images."),
         "matrix": Entry(

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 from forkproof.closure.model import Closure, Libc, LoadedObject, LookedIn, Missing
 from forkproof.closure.notes import announced
-from forkproof.closure.order import glibc_order, musl_order
+from forkproof.closure.order import glibc_order, initfirst, musl_order
 from forkproof.closure.rules import LoaderRules, glibc_rules, host_hwcaps, musl_rules
-from forkproof.closure.search import Asker, Found, NotFound, Search
+from forkproof.closure.search import DT_FLAGS_1, Asker, Found, NotFound, Search
 from forkproof.elf import image as elf
 from forkproof.elf.image import Machine, ObjectKind
 from forkproof.errors import InputError, UnsupportedElf
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     OpenImage = Callable[[Path], Image]
 
 PRELOAD_FILE: Final = "/etc/ld.so.preload"
+_DF_1_INITFIRST: Final = 0x20
 _DEFAULT_INTERPRETERS: Final = {
     (Libc.GLIBC, Machine.X86_64): "/lib64/ld-linux-x86-64.so.2",
     (Libc.GLIBC, Machine.AARCH64): "/lib/ld-linux-aarch64.so.1",
@@ -291,7 +292,12 @@ class _Loading:
             reached = musl_order(indexes[id(root)], needed)
             rest = tuple(index for index in needed if index not in reached)
             return rest + reached
-        return glibc_order(sorted(needed), needed, indexes[id(root)])
+        return initfirst(
+            glibc_order(sorted(needed), needed, indexes[id(root)]), [i for i in needed if self._is_first(i)]
+        )
+
+    def _is_first(self, index: int) -> bool:
+        return bool(self.order[index].image.dynamic.get(DT_FLAGS_1, 0) & _DF_1_INITFIRST)
 
     def _place(self, item: _Map) -> None:
         item.position = len(self.order)

@@ -7,7 +7,7 @@ Wrong where: GLIBC_TUNABLES=glibc.rtld.dynamic_sort=1 or a glibc before 2.35 is 
       have a cycle: the old algorithm breaks cycles elsewhere. Without cycles both obey every dependency,
       but may differ in the order of objects that do not depend on each other.
 
-Source: glibc elf/dl-sort-maps.c (`_dl_sort_maps_dfs`, the default since 2.35) and elf/dl-init.c;
+Source: glibc elf/dl-sort-maps.c (`_dl_sort_maps_dfs`, the default since 2.35), elf/dl-init.c and elf/dl-load.c;
 musl ldso/dynlink.c (`queue_ctors`).
 """
 
@@ -34,6 +34,14 @@ def glibc_order(objects: Sequence[int], needed: Mapping[int, Sequence[int]], fir
         if start != first:
             _visit(start, needed, members, visited, done)
     return (*done, first)
+
+
+def initfirst(order: tuple[int, ...], marked: Sequence[int]) -> tuple[int, ...]:
+    """What glibc makes of an order: the last loaded object that is linked with -z initfirst goes before all others."""
+    if not marked:
+        return order
+    first = max(marked)
+    return (first, *(index for index in order if index != first))
 
 
 def musl_order(program: int, needed: Mapping[int, Sequence[int]]) -> tuple[int, ...]:

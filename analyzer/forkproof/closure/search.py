@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _TOKEN: Final = re.compile(r"\$(?:\{(ORIGIN|LIB|PLATFORM)\}|(ORIGIN|LIB|PLATFORM)(?![A-Za-z0-9_]))")
 _DF_1_NODEFLIB: Final = 0x800
-_DT_FLAGS_1: Final = 0x6FFFFFFB
+DT_FLAGS_1: Final = 0x6FFFFFFB
 _MACHINE_NUMBER: Final = {Machine.X86_64: 62, Machine.AARCH64: 183}
 
 
@@ -240,7 +240,7 @@ class Search:
 
 
 def _has_no_default_libraries(asker: Asker) -> bool:
-    return bool(asker.image.dynamic.get(_DT_FLAGS_1, 0) & _DF_1_NODEFLIB)
+    return bool(asker.image.dynamic.get(DT_FLAGS_1, 0) & _DF_1_NODEFLIB)
 
 
 def _has_foreign_token(part: str) -> bool:

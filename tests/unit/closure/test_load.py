@@ -10,7 +10,7 @@ import pytest
 
 from forkproof.closure import Closure, DirectorySysroot, Libc, LoadRequest, load
 from forkproof.closure.notes import MayOpen, announced
-from forkproof.closure.order import glibc_order, musl_order
+from forkproof.closure.order import glibc_order, initfirst, musl_order
 from forkproof.elf.image import Rva, Section
 from forkproof.errors import NotElf, UnsupportedElf
 from tests.unit.closure.memory import LD_SO, MemorySysroot, fake_image
@@ -171,6 +171,12 @@ def test_root_stays_last_even_when_a_dependency_needs_it() -> None:
 
 def test_musl_initialises_in_the_order_of_needed() -> None:
     assert musl_order(0, {0: [1, 2], 1: [3], 2: [3], 3: []}) == (3, 1, 2, 0)
+
+
+def test_initfirst_goes_before_what_it_needs_and_the_last_of_them_wins() -> None:
+    assert initfirst((3, 2, 1, 0), []) == (3, 2, 1, 0)
+    assert initfirst((3, 2, 1, 0), [1]) == (1, 3, 2, 0)
+    assert initfirst((3, 2, 1, 0), [1, 2]) == (2, 3, 1, 0)
 
 
 def test_long_chain_does_not_exhaust_the_stack() -> None:
