@@ -23,7 +23,7 @@ from forkproof.facts import Facts
 from forkproof.locks.coverage import Cover, coverage, prepared_by
 from forkproof.locks.goals import allocator_locks
 from forkproof.locks.identity import is_resolved, lock_of, same
-from forkproof.locks.interpret import NOTHING, Held
+from forkproof.locks.runs import NOTHING, Held
 from forkproof.mitigate.parameters import read_arguments
 from forkproof.model import Finding
 
