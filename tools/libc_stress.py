@@ -105,7 +105,7 @@ def catalogued(found: Facts, row: str) -> tuple[str, tuple[str, ...]]:
 
 def _blocks(found: Facts, lock: object, function: Function) -> bool:
     """A call that only reads waits for no other call of the same."""
-    from forkproof.libc_locks import LibcLock
+    from forkproof.libc_code import LibcLock
 
     assert isinstance(lock, LibcLock)
     return lock.writers == lock.takers or found.libc_locks.is_usual(function, lock, writing=True)

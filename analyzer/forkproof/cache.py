@@ -21,13 +21,14 @@ import os
 import secrets
 import time
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from forkproof.model import Diagnostic, Finding, Report, Target
 from forkproof.report import json as report_json
@@ -36,12 +37,18 @@ if TYPE_CHECKING:
     from forkproof.closure import Closure, Sysroot
     from forkproof.options import ScanOptions
 
-_SCHEMA: Final = "1"
-_MAGIC: Final = b"forkproof-result-1 "
+_SCHEMA: Final = "2"
+_MAGIC: Final = b"forkproof-entry-2 "
+_RESULTS: Final = "results"
+_PARTS: Final = "parts"
+_KEPT: Final = 256
+"""Parts that stay in memory; the largest, a libc's catalogue, has some 50 KB."""
 _LARGEST: Final = 64 << 20
 """Bytes that an entry may unpack to."""
 
 Result = tuple[Target, list[Finding], list[Diagnostic]]
+Json = Any
+"""What json.loads gives."""
 
 
 def directory() -> Path:
@@ -78,8 +85,7 @@ def key(closure: Closure, sysroot: Sysroot, options: ScanOptions) -> str:
         list(pool.map(lambda each: each.image.sha256, closure.objects))
     objects = []
     for each in closure.objects:
-        places = FunctionNames(each.image, each.path, debug).debug_paths()
-        files = [(path, _digest(found)) for path in places if (found := debug(path)) is not None]
+        files = FunctionNames(each.image, each.path, debug).debug_digests
         objects.append((each.name, each.path, each.why, each.needed, each.in_scope, each.image.sha256, files))
     whole = (
         _SCHEMA,
@@ -93,14 +99,6 @@ def key(closure: Closure, sysroot: Sysroot, options: ScanOptions) -> str:
     return hashlib.sha256(repr(whole).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""
-
-
 @dataclass(frozen=True, slots=True)
 class Cache:
     """One directory; it need not exist."""
@@ -109,23 +107,40 @@ class Cache:
 
     def get(self, key: str) -> Result | None:
         """The result, or None for whatever is not exactly an entry."""
-        path = self._path(key)
+        text = self._read(_RESULTS, key)
+        return None if text is None else _parsed(text)
+
+    def put(self, key: str, result: Result) -> None:
+        """Keep a result. A full disk or a directory without permission costs the entry, nothing else."""
+        target, findings, notes = result
+        self._write(_RESULTS, key, report_json.render(Report((target,), tuple(findings), tuple(notes))))
+
+    def get_part(self, key: str) -> Json:
+        """What was found about a part of programs, as `put_part` got it; None for nothing."""
+        text = self._read(_PARTS, key)
+        return None if text is None else json.loads(text)
+
+    def put_part(self, key: str, value: object) -> None:
+        """Keep what was found about a part of programs: JSON."""
+        self._write(_PARTS, key, json.dumps(value, separators=(",", ":")))
+
+    def _read(self, kind: str, key: str) -> str | None:
+        path = self._path(kind, key)
         try:
             raw = path.read_bytes()
         except OSError:
             return None
-        found = _decoded(raw, key)
-        if found is not None:
+        text = _decoded(raw, kind, key)
+        if text is not None:
             _touch(path)
-        return found
+        return text
 
-    def put(self, key: str, result: Result) -> None:
-        """Keep a result. A full disk or a directory without permission costs the entry, nothing else."""
-        path = self._path(key)
+    def _write(self, kind: str, key: str, text: str) -> None:
+        path = self._path(kind, key)
         temporary = path.with_name(f".{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_bytes(_encoded(key, result))
+            temporary.write_bytes(_encoded(kind, key, text))
             temporary.replace(path)
         except OSError:
             with suppress(OSError):
@@ -155,13 +170,14 @@ class Cache:
             removed, freed = removed + 1, freed + size
         return removed, freed
 
-    def _path(self, key: str) -> Path:
-        return self.root / "results" / key[:2] / key
+    def _path(self, kind: str, key: str) -> Path:
+        return self.root / kind / key[:2] / key
 
     def _files(self) -> Iterator[Path]:
         """Entries, and what writers that were killed have left."""
-        for place in sorted((self.root / "results").glob("[0-9a-f][0-9a-f]")):
-            yield from sorted(place.iterdir())
+        for kind in (_RESULTS, _PARTS):
+            for place in sorted((self.root / kind).glob("[0-9a-f][0-9a-f]")):
+                yield from sorted(place.iterdir())
 
 
 def _touch(path: Path) -> None:
@@ -170,22 +186,68 @@ def _touch(path: Path) -> None:
         os.utime(path)
 
 
-def _encoded(key: str, result: Result) -> bytes:
-    target, findings, notes = result
-    body = zlib.compress(report_json.render(Report((target,), tuple(findings), tuple(notes))).encode("ascii"), 1)
-    return _MAGIC + hashlib.sha256(key.encode() + body).hexdigest().encode() + b"\n" + body
+def _head(kind: str, key: str, body: bytes) -> bytes:
+    return _MAGIC + hashlib.sha256(f"{kind}/{key}".encode() + body).hexdigest().encode()
 
 
-def _decoded(raw: bytes, key: str) -> Result | None:
+def _encoded(kind: str, key: str, text: str) -> bytes:
+    body = zlib.compress(text.encode("ascii"), 1)
+    return _head(kind, key, body) + b"\n" + body
+
+
+def _decoded(raw: bytes, kind: str, key: str) -> str | None:
     head, _, body = raw.partition(b"\n")
-    if head != _MAGIC + hashlib.sha256(key.encode() + body).hexdigest().encode():
+    if head != _head(kind, key, body):
         return None
     try:
         decoder = zlib.decompressobj()
         text = decoder.decompress(body, _LARGEST)
-        report = report_json.parse(text.decode("ascii")) if decoder.eof else None
-    except (zlib.error, report_json.BadReport, UnicodeDecodeError, json.JSONDecodeError):
+        return text.decode("ascii") if decoder.eof else None
+    except (zlib.error, UnicodeDecodeError):
         return None
-    if report is None or len(report.targets) != 1:
+
+
+def _parsed(text: str) -> Result | None:
+    try:
+        report = report_json.parse(text)
+    except (report_json.BadReport, json.JSONDecodeError):
+        return None
+    if len(report.targets) != 1:
         return None
     return report.targets[0], list(report.findings), list(report.diagnostics)
+
+
+class Parts:
+    """What was found about parts of programs (`forkproof.content`), by key.
+
+    In memory for the programs of one scan, and in a cache's directory if there is one.
+    """
+
+    def __init__(self, cache: Cache | None = None) -> None:
+        self._cache = cache
+        self._known: OrderedDict[str, Json] = OrderedDict()
+
+    def get(self, key: str) -> Json:
+        """What was put there: JSON, to be read only; None for nothing."""
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        value = None if self._cache is None else self._cache.get_part(_with_sources(key))
+        if value is not None:
+            self._keep(key, value)
+        return value
+
+    def put(self, key: str, value: object) -> None:
+        """Keep a value."""
+        self._keep(key, value)
+        if self._cache is not None:
+            self._cache.put_part(_with_sources(key), value)
+
+    def _keep(self, key: str, value: object) -> None:
+        self._known[key] = value
+        if len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+
+
+def _with_sources(key: str) -> str:
+    return hashlib.sha256(f"{_SCHEMA} {_own_sources()} {key}".encode()).hexdigest()

@@ -271,6 +271,10 @@ class CallGraph:
         return (packed & 0xFFFFFFFF).astype(np.int32)
 
     @cached_property
+    def _numbers(self) -> npt.NDArray[np.int32]:
+        return np.arange(len(self.target), dtype=np.int32)
+
+    @cached_property
     def _in(self) -> Columns:
         return np.searchsorted(self.target[self._by_target], np.arange(self.size + 1))
 
@@ -315,13 +319,18 @@ class CallGraph:
         distance[list(blocked)] = _BLOCKED
         frontier = unique(np.fromiter((int(r) for r in roots), np.int64))
         distance[frontier] = 0
+        place = np.empty(self.size, np.int32)
         level = 0
         while len(frontier):
             level += 1
             edges = spans(pointers[frontier], pointers[frontier + 1])
             positions = edges if order is None else order[edges]
             ends = end[positions[allowed[self.kind[positions]] if usable is None else usable[positions]]]
-            frontier = unique(ends[distance[ends] == -1])
+            new = ends[distance[ends] == -1]
+            # Each once, in any order: the last that put its number in the function's place. Sorting costs more.
+            numbers = self._numbers[: len(new)]
+            place[new] = numbers
+            frontier = new[place[new] == numbers]
             distance[frontier] = level
         distance[distance == _BLOCKED] = -1
         return distance

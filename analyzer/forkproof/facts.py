@@ -14,6 +14,7 @@ import numpy as np
 
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
 from forkproof.atfork import Registration, find_registrations
+from forkproof.cache import Parts
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
@@ -57,11 +58,13 @@ class Facts:
     allocators: tuple[AllocatorFacts, ...]
     windows: tuple[WindowFacts, ...]
     is_program: bool
+    parts: Parts
+    """What is known of parts of the program from others."""
 
     @cached_property
     def libc_locks(self) -> LibcLocks:
         """The locks inside the C library; computed when a rule asks."""
-        return LibcLocks(self.flow, self.libc)
+        return LibcLocks(self.flow, self.libc, self.parts)
 
     @cached_property
     def gaps(self) -> tuple[str, ...]:
@@ -193,7 +196,7 @@ class Facts:
         return list(dict.fromkeys(found))
 
 
-def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFacts) -> Facts:
+def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFacts, parts: Parts | None = None) -> Facts:
     """Run every analysis of one program."""
     program = graph.program
     flow = Flow(graph, signatures, find_forkers(program, signatures, libc.id, libc.version, libc.objects))
@@ -208,7 +211,7 @@ def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFact
     startable = is_program(program.closure.program.image)
     return Facts(
         target, flow, libc, roots, registrations, threads, allocators,
-        tuple(around.of(w) for w in windows), startable,
+        tuple(around.of(w) for w in windows), startable, parts or Parts(),
     )  # fmt: skip
 
 

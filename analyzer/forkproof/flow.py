@@ -74,6 +74,7 @@ class Flow:
         self._bodies: dict[Function, Body] = {}
         self._returning: dict[Function, bool] = {}
         self._parts: dict[Function, tuple[Function, ...]] = {}
+        self._owners: dict[Function, Function | None] = {}
         self._sites: dict[Function, dict[int, list[int]]] = {}
         self._ends: dict[tuple[Function, frozenset[Function]], frozenset[int]] = {}
         self._taken: dict[int, I64] = {}
@@ -133,10 +134,17 @@ class Flow:
         A part is entered by jumps of one function only, its address is never taken, and no name but
         `*.cold` is on it.
         """
+        if function not in self._owners:
+            self._owners[function] = self._find_owner(function)
+        return self._owners[function]
+
+    def _find_owner(self, function: Function) -> Function | None:
         graph = self.graph
         incoming = graph.edges_to(function)
-        callers = {int(graph.source[e]) for e in incoming if graph.source[e] != function}
-        if len(callers) != 1 or any(graph.kind[e] != _JUMP for e in incoming):
+        if not all(kind == _JUMP for kind in graph.kind[incoming].tolist()):
+            return None
+        callers = {*graph.source[incoming].tolist()} - {function}
+        if len(callers) != 1:
             return None
         obj, rva = self.program.object_of(function), self.program.rva_of(function)
         names = self.program.names[obj].aliases(rva)

@@ -1,611 +1,197 @@
-"""The locks inside a C library: which of its functions take which, and which of them its fork quiesces.
+"""What the rules ask about the locks of a program's C library.
 
-Owns: the locks that are words in libc's own data, found from libc's code: who takes them, what they are
-      called, and whether fork takes or re-initialises them; with what only signatures can say (a FILE's
-      lock, functions of the dynamic linker that libc calls through pointers).
-Takes: `Flow`, the target's libc. Gives: `LibcLocks`, which computes what it is asked for, once.
-Must never: decide by a function's name whether fork quiesces its lock: fork's code says that. Where the
-      code cannot, the signature names its source.
-Wrong where: a lock is taken through a pointer that the code computes; where fork quiesces a lock in a way
-      that is neither an acquire, a store to the lock, nor a table that leads to it.
-
-How a lock is found: libc's functions wait in the kernel in a handful of places, each of which waits on its
-own first parameter (`__lll_lock_wait_private`, musl's `__lock`) or has a name (`pthread_mutex_lock`). Whoever
-calls one of these with an address in writable data takes the lock at that address. An inlined lock's fast
-side is the block that leads to the call.
+Owns: the questions, and the keeping of the answers for other programs with the same libc.
+Takes: `Flow`, the target's libc, what is known of parts of programs (`forkproof.cache.Parts`). Gives: `LibcLocks`,
+      which computes what it is asked for, once.
+Must never: give another answer because something was kept: `forkproof.content` is the key.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from forkproof.callgraph import CALLS, CERTAIN, Function, data_arguments
-from forkproof.code.decode import Instruction
-from forkproof.code.explore import Entry, Exploration, Value, Word, explore
-from forkproof.code.index import SCANNERS
-from forkproof.code.operations import Atomic, Memory, Register, Return, Set
-from forkproof.elf.names import plainness
+from forkproof.callgraph import Function, Reach
+from forkproof.content import Part, part_of
+from forkproof.libc_code import Address, Catalogue, LibcLock, Method, derive
+from forkproof.libc_usual import Usual
 
 if TYPE_CHECKING:
     from forkproof.allocators import LibcFacts
+    from forkproof.cache import Json, Parts
     from forkproof.flow import Flow
-
-_NUMBER_REACH: Final = 192
-"""Bytes before a system call in which its number must stand."""
-_FUTEX_OPERATION: Final = 0x7F
-_FUTEX_WAITS: Final = frozenset({0, 6, 9, 11, 13})
-"""WAIT, LOCK_PI, WAIT_BITSET, WAIT_REQUEUE_PI, LOCK_PI2 (linux/futex.h)."""
-_SIZES: Final[Mapping[str, int]] = {"mutex": 40, "rwlock": 56, "spin": 4, "sem": 32}
-"""Bytes of the libc's lock objects: a store anywhere inside re-initialises them."""
-_BARE: Final = 4
-"""Bytes of a lock that is one word."""
-_LOOK_BACK: Final = 8
-"""Instructions before a call that may set its first argument."""
-_FORK_DEPTH: Final = 3
-"""Calls below fork in which stores to locks are looked for."""
-_TABLE: Final = 512
-"""Bytes of a table that are followed, if nothing else begins before."""
-_TABLE_DEPTH: Final = 2
-"""Pointers from an entry of a table to a lock."""
-_HELPER: Final = 64
-"""Bytes of the largest out-of-line atomic operation."""
-_RARE: Final = 0.5
-"""A lock is taken as a matter of course when less than this part of a function can run without it."""
-_CHECKS: Final = 1
-"""Calls that a check of arguments may need."""
-_WRAPPER: Final = 64
-"""Instructions of a function that does little else than to check its arguments."""
-_ANY: Final = 1
-_DEPTH: Final = 8
-"""Calls inside libc to a lock that is taken as a matter of course."""
-
-
-class Address(NamedTuple):
-    """Where a lock lies: an object of the closure and an address in it."""
-
-    object: int
-    rva: int
-
-
-@dataclass(frozen=True, eq=False)
-class LibcLock:
-    """One lock of libc's, or one that a signature describes (then it has no address)."""
-
-    address: Address | None
-    name: str
-    takers: frozenset[Function]
-    """Functions that take it themselves."""
-    writers: frozenset[Function]
-    """Those of them that do not only read under it: a reader waits for no other reader."""
-    quiesced: str
-    """How fork quiesces it; empty when nothing does."""
-    rare: str = ""
-    """Why running programs hardly ever take it; empty where nothing is known."""
-
-
-class _Method(NamedTuple):
-    """A function that waits for a lock until it has it."""
-
-    kind: str
-    shared: bool
-    """A reader's lock, which waits for writers only."""
 
 
 class LibcLocks:
     """The locks of one libc."""
 
-    def __init__(self, flow: Flow, libc: LibcFacts) -> None:
-        self.flow, self.libc = flow, libc
-        self.graph, self.program = flow.graph, flow.program
-        self._explored: dict[Function, Exploration] = {}
-        self._usual: dict[tuple[Function, int, bool], bool] = {}
-
-    # ---- who takes what --------------------------------------------------------------------
+    def __init__(self, flow: Flow, libc: LibcFacts, parts: Parts) -> None:
+        self.flow, self.libc, self.parts = flow, libc, parts
+        self._usual_takers: dict[tuple[int, bool], frozenset[Function]] = {}
+        self._ways: dict[int, Reach] = {}
+        self._reaching: dict[tuple[int, bool, frozenset[Function]], Reach] = {}
 
     @cached_property
-    def methods(self) -> Mapping[Function, _Method]:
-        """Functions of libc that wait for the lock that their first parameter points to."""
-        known = self.flow.signatures.locks
-        others = self.program.called([n for n, f in known.items() if f.op != "acquire"], self.libc.objects)
-        found = {f: _Method("", shared=False) for f in self._waits_on_parameter() if f not in others}
-        names = [n for n, f in known.items() if f.op == "acquire" and f.kind in _SIZES and not f.bounded]
-        for function, name in self.program.called(sorted(names, key=plainness), self.libc.objects).items():
-            found[function] = _Method(known[name].kind, known[name].shared)
+    def _part(self) -> Part:
+        return part_of(self.flow, self.libc.objects, "libc", self.libc.id, self.libc.version)
+
+    @cached_property
+    def _catalogue(self) -> Catalogue:
+        kept = self.parts.get(self._part.key)
+        if kept is not None:
+            return _unpacked(kept, self._part)
+        found = derive(self.flow, self.libc)
+        packed = _packed(found, self._part)
+        if packed is not None:
+            self.parts.put(self._part.key, packed)
         return found
 
-    def _waits_on_parameter(self) -> Iterator[Function]:
-        """Functions that hand their first parameter to futex(2) to wait on."""
-        flow, (pointer, operation) = self.flow, self.flow.convention.arguments[:2]
-        for function, site in self._futex_sites():
-            state = flow.states(function, [site]).get(site)
-            if state is None or not _is_wait(state.register(operation)):
-                continue
-            address = state.register(pointer)
-            if address == Value(Entry(pointer), 0):
-                yield function
-
-    def _futex_sites(self) -> Iterator[tuple[Function, int]]:
-        flow, core = self.flow, self.libc.core
-        if core is None:
-            return
-        numbers = [n for n, call in flow.signatures.wait_syscalls(flow.machine.value).items() if call.name == "futex"]
-        image, code, base = self.program.image(core), self.program.codes[core], int(self.program.base[core])
-        sites = code.sites.syscalls
-        for site, owner in zip(sites.tolist(), code.owners(sites).tolist(), strict=True):
-            before = image.read(max(site - _NUMBER_REACH, 0), min(site, _NUMBER_REACH)).tobytes()
-            if owner < 0 or not SCANNERS[flow.machine].mentions(before, numbers):
-                continue
-            function = flow.whole(Function(base + owner))
-            if flow.constant_before(function, site, flow.convention.syscall_number) in numbers:
-                yield function, site
-
-    @cached_property
-    def _acquires(self) -> Mapping[Address, dict[Function, list[int]]]:
-        """For every lock in data, the functions that take it, with the sites of the calls that wait."""
-        found: dict[Address, dict[Function, list[int]]] = {}
-        for function, site, address in self._method_calls_seen:
-            if address is not None:
-                found.setdefault(address, {}).setdefault(function, []).append(site)
-        return dict(sorted(found.items()))
-
-    @cached_property
-    def _method_calls_seen(self) -> tuple[tuple[Function, int, Address | None], ...]:
-        return tuple(self._method_calls())
-
-    def _method_calls(self) -> Iterator[tuple[Function, int, Address | None]]:
-        graph, core = self.graph, self.libc.core
-        calls = [
-            (Function(int(graph.source[e])), int(graph.site[e]))
-            for method in sorted(self.methods)
-            for e in graph.edges_to(method)
-            if graph.kind[e] in CALLS and self.program.object_of(Function(int(graph.source[e]))) == core
-        ]
-        calls = [(f, site) for f, site in dict.fromkeys(calls) if f not in self.methods]
-        if core is None or not calls:
-            return
-        passed = data_arguments(self.program, core, np.array([site for _, site in calls], np.int64), 0)
-        for function, site in calls:
-            whole = self.flow.whole(function)
-            if site in passed:
-                word, is_load = passed[site]
-                address = self._loaded(core, word, 0) if is_load else self._in_data(core, word)
-            else:
-                address = self._argument(whole, site)
-            yield whole, site, address
-
-    def _argument(self, function: Function, site: int) -> Address | None:
-        """The first argument of a call, followed through the function.
-
-        What was just loaded from an object that a register points to is no address that libc's data has.
-        """
-        if self._is_loaded_from_object(function, site):
-            return None
-        state = self.flow.states(function, [site]).get(site)
-        return None if state is None else self._address(state.register(self.flow.convention.arguments[0]))
-
-    def _is_loaded_from_object(self, function: Function, site: int) -> bool:
-        body, argument = self.flow.body(function), Register(self.flow.convention.arguments[0])
-        position = body.position(site) or 0
-        for instruction in reversed(body.instructions[max(position - _LOOK_BACK, 0) : position]):
-            for operation in reversed(instruction.operations):
-                if getattr(operation, "destination", None) == argument:
-                    source = operation.source if isinstance(operation, Set) else None
-                    return isinstance(source, Memory) and source.base not in (None, "pc")
-        return False
-
-    def _address(self, value: Value | None) -> Address | None:
-        core = self.libc.core
-        if value is None or core is None:
-            return None
-        if isinstance(value.base, Word):
-            return self._loaded(core, value.base.address, value.offset)
-        return self._in_data(core, value.offset) if value.base is None else None
-
-    def _loaded(self, obj: int, slot: int, offset: int) -> Address | None:
-        """The address that a loader-filled word holds, and `offset` bytes on."""
-        image = self.program.image(obj)
-        if (symbol := image.slot_symbols.get(slot)) is not None:
-            binding = self.program.bindings.resolve(obj, symbol)
-            return None if binding is None else Address(binding.object, binding.rva + offset)
-        target = image.pointer_at(slot)
-        return None if target is None else self._in_data(obj, target + offset)
-
-    def _in_data(self, obj: int, rva: int) -> Address | None:
-        segments = self.program.image(obj).segments
-        inside = any(s.writable and s.rva <= rva < s.rva + s.memory_size for s in segments)
-        return Address(obj, rva) if inside else None
-
-    # ---- what fork does ----------------------------------------------------------------------
-
-    @cached_property
-    def forks(self) -> tuple[Function, ...]:
-        """libc's own functions that fork, handlers and all; not those that call one of them (forkpty)."""
-        found = {f for f, forker in self.flow.forkers.items() if forker.kind == "fork" and forker.handlers_run}
-        graph = self.graph
-        callers = {f for f in found if any(int(graph.target[e]) in found - {f} for e in graph.edges_from(f))}
-        return tuple(sorted(found - callers or found))
-
-    @cached_property
-    def _below_fork(self) -> Mapping[Function, int]:
-        """What fork calls on its way, with the number of calls between; not what it calls to die."""
-        found = dict.fromkeys(self.forks, 0)
-        pending = list(self.forks)
-        for function in pending:
-            for edge in self.flow.outgoing(function):
-                target = Function(int(self.graph.target[edge]))
-                if self.graph.kind[edge] in CERTAIN and target not in found and self.flow.returns(target):
-                    found[target] = found[function] + 1
-                    pending.append(target)
-        return found
-
-    def _quiesced(self, address: Address, takers: Mapping[Function, list[int]]) -> str:
-        title = self.libc.title
-        if any(f in self._below_fork for f in takers):
-            return f"the fork of {title} takes it before it forks"
-        methods = [m for f, sites in takers.items() for m in self._methods_of(f, sites)]
-        size = max((_SIZES.get(m.kind, _BARE) for m in methods), default=_BARE)
-        if any(obj == address.object and address.rva <= rva < address.rva + size for obj, rva in self._stores):
-            return f"the fork of {title} re-initialises it in the child"
-        if address in self._begin_fork_loops:
-            return f"the fork of {title} takes it, in a loop that begins with it, before it forks"
-        if address in self._in_fork_tables:
-            return f"the fork of {title} takes it, through a table, before it forks"
-        return ""
-
-    def _methods_of(self, function: Function, sites: Iterable[int]) -> list[_Method]:
-        """What is called at these sites to wait."""
-        targets = [Function(int(self.graph.target[e])) for site in sites for e in self.flow.edges_at(function, site)]
-        return [self.methods[target] for target in targets if target in self.methods]
-
-    @cached_property
-    def _stores(self) -> frozenset[Address]:
-        """Addresses in data that fork's own code stores to."""
-        found: set[Address] = set()
-        for function, depth in self._below_fork.items():
-            if depth <= _FORK_DEPTH and self.program.object_of(function) == self.libc.core:
-                found |= self._stored_by(function)
-        return frozenset(found)
-
-    def _stored_by(self, function: Function) -> set[Address]:
-        body = self.flow.body(function)
-        places = {
-            i.address: (o.destination, i.end)
-            for i in body.instructions
-            for o in i.operations
-            if isinstance(o, Set)
-            and isinstance(o.destination, Memory)
-            and o.destination.base != self.flow.convention.stack
-        }
-        found = set()
-        for site, state in self.flow.states(function, places).items() if places else ():
-            cell, end = places[site]
-            if cell.indexed:
-                continue
-            if cell.base is None or cell.base == "pc":
-                value: Value | None = Value(None, cell.displacement + (end if cell.base == "pc" else 0))
-            else:
-                base = state.register(cell.base)
-                value = None if base is None else Value(base.base, base.offset + cell.displacement)
-            address = self._address(value)
-            if address is not None:
-                found.add(address)
-        return found
-
-    @cached_property
-    def _fork_loops(self) -> frozenset[Function]:
-        """Functions below fork that take locks whose addresses the code does not name: those of a list or table."""
-        return frozenset(f for f, _, address in self._method_calls_seen if address is None and f in self._below_fork)
-
-    @cached_property
-    def _begin_fork_loops(self) -> frozenset[Address]:
-        """Addresses in data from which such functions set out (glibc: main_arena)."""
-        core = self.libc.core
-        if core is None:
-            return frozenset()
-        code, base = self.program.codes[core], int(self.program.base[core])
-        owned = np.isin(code.data_owner + base, sorted(self._fork_loops))
-        return frozenset(Address(core, rva) for rva in code.sites.data_target[owned].tolist())
-
-    @cached_property
-    def _in_fork_tables(self) -> frozenset[Address]:
-        """What the constant tables of a fork that takes locks in a loop lead to (musl: atfork_locks)."""
-        core = self.libc.core
-        loops = self._fork_loops & set(self.forks)
-        if core is None or not loops:
-            return frozenset()
-        code, base = self.program.codes[core], int(self.program.base[core])
-        starts = np.unique(code.sites.data_target)
-        owned = np.unique(code.sites.data_target[np.isin(code.data_owner + base, sorted(loops))])
-        ends = np.append(starts, np.iinfo(np.int64).max)[np.searchsorted(starts, owned) + 1]
-        image, found = self.program.image(core), set[Address]()
-        pending = [
-            (slot, _TABLE_DEPTH)
-            for start, end in zip(owned.tolist(), ends.tolist(), strict=True)
-            for slot in range(start, min(end, start + _TABLE), 8)
-        ]
-        while pending:
-            slot, depth = pending.pop()
-            target = image.pointer_at(slot)
-            if target is None:
-                continue
-            found.add(Address(core, target))
-            if depth:
-                pending.append((target, depth - 1))
-        return frozenset(found)
-
-    # ---- the catalogue -----------------------------------------------------------------------
-
-    @cached_property
+    @property
     def all(self) -> tuple[LibcLock, ...]:
         """Every lock: those found in the code, then those that signatures describe."""
-        return (*(self._lock(address, takers) for address, takers in self._acquires.items()), *self._described())
+        return self._catalogue.locks
 
-    def _lock(self, address: Address, takers: Mapping[Function, list[int]]) -> LibcLock:
-        functions = frozenset(takers)
-        readers = {f for f, sites in takers.items() if all(m.shared for m in self._methods_of(f, sites))}
-        name, rare = self._name(address, functions)
-        return LibcLock(address, name, functions, functions - readers, self._quiesced(address, takers), rare)
-
-    def _described(self) -> Iterator[LibcLock]:
-        for entry in self.flow.signatures.libc_locks_for(self.libc.id, self.libc.version):
-            takers = frozenset(self.program.called(entry.functions.exact, self.libc.objects))
-            if takers:
-                yield LibcLock(None, entry.name, takers, takers, entry.quiesced, entry.rare)
+    @property
+    def public(self) -> Mapping[Function, str]:
+        """libc's functions that programs call, with their plainest names."""
+        return self._catalogue.public
 
     @cached_property
     def inherited(self) -> tuple[LibcLock, ...]:
         """The locks that nothing quiesces: a child gets them as they are."""
         return tuple(lock for lock in self.all if not lock.quiesced)
 
-    def _name(self, address: Address, takers: frozenset[Function]) -> tuple[str, str]:
-        """What the lock guards, by the areas that signatures name, and why it is rare; else who takes it."""
-        exported = self._exported(takers)
-        areas = self.flow.signatures.libc_areas
-        for name in exported:
-            if name in areas:
-                return f"the {areas[name].area} lock of {name}", areas[name].rare
-        return (f"the lock of {exported[0]}" if exported else f"a lock at {address.rva:#x}"), ""
-
-    def _exported(self, takers: frozenset[Function]) -> list[str]:
-        """Public names of functions that take a lock, or that lead to one that does; the nearest first."""
-        distance = self.graph.distances(takers, backward=True, blocked=self.flow.dying)
-        near = [(int(distance[f]), plainness(name), name) for f, name in self.public.items() if distance[f] >= 0]
-        least = min((d for d, _, _ in near), default=0)
-        return [name for d, _, name in sorted(near) if d == least]
-
-    @cached_property
-    def _may_take(self) -> Mapping[Function, int]:
-        """For libc's functions, a bit for each of `all` that a call may take; `_ANY` for any lock at all.
-
-        Ways to die are left out. One pass over libc's own calls, repeated until nothing changes.
-        """
-        graph, core = self.graph, self.libc.core
-        found: dict[Function, int] = {}
-        for function, _, _ in self._method_calls_seen:
-            found[function] = _ANY
-        for method in self.methods:
-            found[method] = _ANY
-        for bit, lock in enumerate(self.all, 1):
-            for function in lock.takers:
-                found[function] = found.get(function, 0) | 1 << bit
-        pending = [f for f in found if f not in self.flow.dying]
-        while pending:
-            function = pending.pop()
-            mask = found[function]
-            for edge in graph.edges_to(function):
-                source = self.flow.whole(Function(int(graph.source[edge])))
-                inside = self.program.object_of(source) == core and source not in self.flow.dying
-                if inside and graph.kind[edge] in CERTAIN and mask & ~found.get(source, 0):
-                    found[source] = found.get(source, 0) | mask
-                    pending.append(source)
-        return found
-
     def taken_by(self, function: Function) -> list[LibcLock]:
         """The locks that a call of this function of libc may take."""
-        mask = self._may_take.get(function, 0)
-        return [lock for bit, lock in enumerate(self.all, 1) if mask >> bit & 1]
+        mask = self._catalogue.may_take.get(function, 0)
+        return [lock for bit, lock in enumerate(self.all, 1) if mask >> bit & 1] if mask else []
 
     def takes_inherited(self, function: Function) -> bool:
         """A call of this function of libc may take a lock that nothing quiesces."""
-        return bool(self._may_take.get(function, 0) & self._inherited_bits)
+        return bool(self._catalogue.may_take.get(function, 0) & self._inherited_bits)
 
     @cached_property
     def _inherited_bits(self) -> int:
-        return sum(self._bit(lock) for lock in self.inherited)
+        return sum(2 << self._numbers[id(lock)] for lock in self.inherited)
 
     def takes_any(self, function: Function) -> bool:
         """A call of this function of libc may take some lock, quiesced or not."""
-        return bool(self._may_take.get(function, 0))
-
-    @cached_property
-    def public(self) -> Mapping[Function, str]:
-        """libc's functions that programs call, with their plainest names."""
-        core = self.libc.core
-        if core is None:
-            return {}
-        table = self.program.image(core).dynamic_symbols
-        names = sorted({n for n, d in zip(table.names, table.defined.tolist(), strict=True) if d and n}, key=plainness)
-        return self.program.called(names, [core])
-
-    # ---- how usual it is ---------------------------------------------------------------------
+        return bool(self._catalogue.may_take.get(function, 0))
 
     def usual_takers(self, lock: LibcLock, *, writing: bool) -> list[Function]:
         """libc's public functions whose call takes the lock as a matter of course."""
-        bit = self._bit(lock)
-        able = sorted(f for f, mask in self._may_take.items() if mask & bit and f in self.public)
-        return [f for f in able if self.is_usual(f, lock, writing=writing)]
+        return sorted(f for f in self._usual_of(lock, writing=writing) if f in self.public)
 
-    def is_usual(self, function: Function, lock: LibcLock, *, writing: bool = False, depth: int = _DEPTH) -> bool:
-        """A call of this function of libc takes the lock as a matter of course; `writing`: not only to read.
+    def is_usual(self, function: Function, lock: LibcLock, *, writing: bool = False) -> bool:
+        """A call of this function of libc takes the lock as a matter of course; `writing`: not only to read."""
+        return function in self._usual_of(lock, writing=writing)
 
-        So it is when less than half of the function can run without taking it; what is left are checks of
-        arguments and ways out. Where the lock is taken in a callee, the callee must do so as a matter of
-        course too.
+    def reaching(self, lock: LibcLock, dead: frozenset[Function], *, writing: bool) -> Reach:
+        """Number of calls from each function to one of `usual_takers`.
+
+        No way leads through `dead` functions, nor through libc by another function: what that does on its rare ways is
+        no matter of course.
         """
-        key = function, self._bit(lock), writing
-        known = self._usual.get(key)
-        if known is None:
-            self._usual[key] = False  # a recursive call: the other way must show it
-            known = self._usual[key] = self._decide_usual(function, lock, writing, depth)
-        return known
+        key = self._numbers[id(lock)], writing, dead
+        reach = self._reaching.get(key)
+        if reach is None:
+            takers = self.usual_takers(lock, writing=writing)
+            base, core = self.flow.program.base, self.libc.core
+            inside = set(range(base[core], base[core + 1])) if core is not None else set()
+            blocked = [*self.flow.dying, *dead, *(inside - set(takers))]
+            reach = self._reaching[key] = self.flow.graph.distances(takers, backward=True, blocked=blocked)
+        return reach
 
-    def _bit(self, lock: LibcLock) -> int:
-        """The lock's bit in `_may_take`."""
-        return 1 << 1 + self._numbers[id(lock)]
+    def way_to(self, lock: LibcLock, function: Function) -> list[int]:
+        """Call edges inside libc from a function to one that takes the lock itself."""
+        number = self._numbers[id(lock)]
+        reach = self._ways.get(number)
+        if reach is None:
+            graph, dying = self.flow.graph, self.flow.dying
+            reach = self._ways[number] = graph.distances(lock.takers, backward=True, blocked=dying)
+        return self.flow.graph.path(function, reach) or []
+
+    def _usual_of(self, lock: LibcLock, *, writing: bool) -> frozenset[Function]:
+        number = self._numbers[id(lock)]
+        found = self._usual_takers.get((number, writing))
+        if found is None:
+            found = self._usual_takers[number, writing] = self._find_usual(lock, number, writing=writing)
+        return found
+
+    def _find_usual(self, lock: LibcLock, number: int, *, writing: bool) -> frozenset[Function]:
+        key = f"{self._part.key} usual {number} {writing:d}"
+        kept = self.parts.get(key)
+        if kept is not None:
+            return frozenset(self._part.functions(kept))
+        found = self._usual.takers(lock, 2 << number, writing=writing)
+        self.parts.put(key, [self._part.place(function) for function in sorted(found)])
+        return found
+
+    @cached_property
+    def _usual(self) -> Usual:
+        return Usual(self.flow, self._catalogue)
 
     @cached_property
     def _numbers(self) -> Mapping[int, int]:
         return {id(lock): number for number, lock in enumerate(self.all)}
 
-    def _decide_usual(self, function: Function, lock: LibcLock, writing: bool, depth: int) -> bool:
-        bit = self._bit(lock)
-        if not depth or function in self.flow.dying or not self._may_take.get(function, 0) & bit:
-            return False
-        if lock.address is None:
-            return function in lock.takers
-        own = {
-            site
-            for site in self._acquires[lock.address].get(function, ())
-            if not (writing and all(m.shared for m in self._methods_of(function, [site])))
-        }
-        sites = set(own)
-        for edge in self.flow.outgoing(function):
-            target = Function(int(self.graph.target[edge]))
-            may = self.graph.kind[edge] in CERTAIN and self._may_take.get(target, 0) & bit
-            if may and self.is_usual(target, lock, writing=writing, depth=depth - 1):
-                sites.add(int(self.graph.site[edge]))
-        return bool(sites) and self._is_main_way(function, sites, own)
 
-    def _is_main_way(self, function: Function, sites: set[int], own: set[int]) -> bool:
-        """Less than half of a function runs when it returns without passing any of these sites.
-
-        What is left must be decided early: checks of arguments come before the work, options after it. In a
-        small function, what runs before the decision does not count: a wrapper that checks its arguments.
-        """
-        run = self._exploration(function)
-        blocks = _Blocks(run)
-        slow = {blocks.of(site) for site in own if site in run.visited}
-        cut = {blocks.of(site) for site in sites if site in run.visited}
-        cut |= {before for block in slow for before in self._fast_sides(function, run, block)}
-        if not cut:
-            return False
-        start = blocks.of(self.program.rva_of(function))
-        ways = blocks.reached([start], cut) & blocks.reached(self._exits(function, run), cut, backward=True)
-        if not ways:
-            return True
-        before = blocks.dominators(start, cut)
-        calls = sum(not t.is_jump and blocks.of(t.site) in before - cut for t in run.transfers)
-        if len(run.visited) <= _WRAPPER:
-            ways -= before
-        return calls <= _CHECKS and sum(blocks.size(b) for b in ways) < _RARE * len(run.visited)
-
-    def _exits(self, function: Function, run: Exploration) -> list[int]:
-        """The blocks that end in a return or a tail call."""
-        body = self.flow.body(function)
-        leaving = {t.site for t in run.transfers if t.is_jump}
-        found = []
-        for block in run.successors:
-            first = body.index[block]
-            last = body.instructions[body.block_end(first) - 1]
-            if last.address in leaving or any(isinstance(o, Return) for o in last.operations):
-                found.append(block)
-        return found
-
-    def _fast_sides(self, function: Function, run: Exploration, slow: int) -> Iterator[int]:
-        """The blocks whose atomic operation, when it fails, leads to the block that waits."""
-        body = self.flow.body(function)
-        for block, following in run.successors.items():
-            if slow in following and block != slow:
-                first = body.index[block]
-                inside = body.instructions[first : body.block_end(first)]
-                if any(_is_atomic(i) or self._is_atomic_helper(function, i.address) for i in inside):
-                    yield block
-
-    def _is_atomic_helper(self, function: Function, site: int) -> bool:
-        for edge in self.flow.edges_at(function, site):
-            target = Function(int(self.graph.target[edge]))
-            obj = self.program.object_of(target)
-            size = int(self.program.codes[obj].size[target - int(self.program.base[obj])])
-            if 0 < size <= _HELPER and any(_is_atomic(i) for i in self.flow.body(target).instructions):
-                return True
-        return False
-
-    def _exploration(self, function: Function) -> Exploration:
-        found = self._explored.get(function)
-        if found is None:
-            found = self._explored[function] = explore(
-                self.flow.body(function),
-                self.flow.machine,
-                self.program.rva_of(function),
-                effects=self.flow.effects(function),
-            )
-        return found
+# ---- the catalogue as JSON -------------------------------------------------------------------
 
 
-class _Blocks:
-    """The feasible blocks of one function."""
+def _packed(catalogue: Catalogue, part: Part) -> Json:
+    """None where a lock lies outside of the part: then the catalogue is one program's own."""
+    addresses = [lock.address for lock in catalogue.locks if lock.address is not None]
+    if any(address.object not in part.objects for address in addresses):
+        return None
 
-    def __init__(self, run: Exploration) -> None:
-        self.starts = sorted(run.successors)
-        self.addresses = sorted(run.visited)
-        self.after: dict[int, list[int]] = {b: list(run.successors[b]) for b in self.starts}
-        self.before: dict[int, list[int]] = {b: [] for b in self.starts}
-        for block, following in self.after.items():
-            for other in following:
-                self.before.setdefault(other, []).append(block)
+    def places(functions: Iterable[Function]) -> list[tuple[int, int]]:
+        return [part.place(function) for function in sorted(functions)]
 
-    def of(self, address: int) -> int:
-        return self.starts[max(bisect_right(self.starts, address) - 1, 0)]
+    def address(found: Address) -> tuple[int, int]:
+        return part.objects.index(found.object), found.rva
 
-    def size(self, block: int) -> int:
-        """Instructions of a block."""
-        position = bisect_right(self.starts, block)
-        end = self.starts[position] if position < len(self.starts) else 1 << 62
-        return bisect_left(self.addresses, end) - bisect_left(self.addresses, block)
-
-    def reached(self, starts: Iterable[int], cut: Collection[int], *, backward: bool = False) -> set[int]:
-        """Blocks that can be reached from these without entering one that is cut."""
-        steps = self.before if backward else self.after
-        seen: set[int] = set()
-        pending = list(starts)
-        while pending:
-            block = pending.pop()
-            if block not in seen and block not in cut:
-                seen.add(block)
-                pending += steps.get(block, ())
-        return seen
-
-    def dominators(self, start: int, goals: Collection[int]) -> set[int]:
-        """Blocks on every way from `start` to any of the goals: those of one shortest way that no other avoids."""
-        came: dict[int, int | None] = {start: None}
-        pending = [start]
-        for block in pending:
-            if block in goals:
-                break
-            for following in self.after.get(block, ()):
-                if following not in came:
-                    came[following] = block
-                    pending.append(following)
-        way: list[int] = []
-        here = next((b for b in came if b in goals), None)
-        while here is not None:
-            way.append(here)
-            here = came[here]
-        return {b for b in way if b == start or not self.reached([start], {b}) & set(goals)}
+    return {
+        "methods": [(part.place(f), m.kind, m.shared) for f, m in catalogue.methods.items()],
+        "locks": [
+            [
+                *(lock.address and address(lock.address), lock.name, places(lock.takers), places(lock.writers)),
+                *(lock.quiesced, lock.rare),
+            ]
+            for lock in catalogue.locks
+        ],
+        "acquires": [
+            (address(a), [(part.place(f), sites) for f, sites in takers.items()])
+            for a, takers in catalogue.acquires.items()
+        ],
+        "may_take": [(part.place(f), f"{mask:x}") for f, mask in catalogue.may_take.items()],
+        "public": [(part.place(f), name) for f, name in catalogue.public.items()],
+    }
 
 
-def _is_atomic(instruction: Instruction) -> bool:
-    return any(isinstance(operation, Atomic) for operation in instruction.operations)
+def _unpacked(kept: Json, part: Part) -> Catalogue:
+    def functions(places: Iterable[Any]) -> list[Function]:
+        return part.functions(places)
 
+    def address(place: Json) -> Address:
+        return Address(part.objects[place[0]], place[1])
 
-def _is_wait(operation: Value | None) -> bool:
-    """A futex operation that waits, or one that is not known."""
-    if operation is None or operation.base is not None:
-        return True
-    return operation.offset & _FUTEX_OPERATION in _FUTEX_WAITS
+    def rows(name: str) -> Iterator[tuple[Function, list[Any]]]:
+        return zip(functions(row[0] for row in kept[name]), (row[1:] for row in kept[name]), strict=True)
+
+    locks = tuple(
+        LibcLock(place and address(place), name, frozenset(functions(t)), frozenset(functions(w)), quiesced, rare)
+        for place, name, t, w, quiesced, rare in kept["locks"]
+    )
+    acquires = {
+        address(place): dict(zip(functions(t for t, _ in takers), (tuple(s) for _, s in takers), strict=True))
+        for place, takers in kept["acquires"]
+    }
+    return Catalogue(
+        {function: Method(kind, shared) for function, (kind, shared) in rows("methods")},
+        locks,
+        acquires,
+        {function: int(mask, 16) for function, (mask,) in rows("may_take")},
+        {function: name for function, (name,) in rows("public")},
+    )

@@ -17,7 +17,7 @@ from typing import Final
 
 from forkproof import artifacts, cache, callgraph, closure, describe, facts, signatures, workers
 from forkproof.allocators import find_libc
-from forkproof.cache import Cache
+from forkproof.cache import Cache, Parts
 from forkproof.callgraph import CallGraph
 from forkproof.errors import ForkproofError, InputError
 from forkproof.hazards import (
@@ -141,6 +141,7 @@ class _Scanner:
         self.known = signatures.load()
         self.images = SharedImages()
         self.cache = Cache(options.cache) if options.cache is not None and prove is None else None
+        self.parts = Parts(self.cache)
 
     def scan(self, task: _Task) -> Outcome:
         """One program; whatever is wrong with its file is its outcome."""
@@ -177,11 +178,11 @@ class _Scanner:
         self.progress.stage(f"{name}: loading", 0, _STAGES)
         loaded = load(name, options, sysroot, self.images)
         if self.cache is None:
-            return scan_one(loaded, sysroot, options, self.known, self.progress, self.prove)
+            return scan_one(loaded, sysroot, options, self.known, self.progress, self.prove, self.parts)
         key = cache.key(loaded, sysroot, options)
         result = self.cache.get(key)
         if result is None:
-            result = scan_one(loaded, sysroot, options, self.known, self.progress, None)
+            result = scan_one(loaded, sysroot, options, self.known, self.progress, None, self.parts)
             self.cache.put(key, result)
         return result
 
@@ -193,6 +194,7 @@ def scan_one(
     known: signatures.Signatures,
     progress: Progress,
     prove: Prove | None = None,
+    parts: Parts | None = None,
 ) -> Result:
     """Analyse one program that has been loaded."""
     name = loaded.program.path
@@ -201,7 +203,7 @@ def scan_one(
     # Forks, threads, handlers and allocators of that program.
     progress.stage(f"{name}: following forks", 1, _STAGES)
     libc = find_libc(graph.program, known)
-    gathered = facts.gather(name, graph, known, libc)
+    gathered = facts.gather(name, graph, known, libc, parts)
     # The rules.
     progress.stage(f"{name}: checking rules", 2, _STAGES)
     findings = [finding for find in RULES for finding in find(gathered)]

@@ -153,7 +153,7 @@ class TestCommand:
         for number in range(4):
             found.put(f"{number}" * 64, RESULT)
             used = time.time() - 86400 * (10 - number)
-            os.utime(found._path(f"{number}" * 64), (used, used))
+            os.utime(found._path("results", f"{number}" * 64), (used, used))
         assert "1 results removed" in run("cache", "prune", "--max-age", "9.5").output
         found.get("1" * 64)  # used now: the next to go is another
         size = found.entries()[0][1]

@@ -11,6 +11,7 @@ Source: GDB manual, "Separate Debug Files" and "MiniDebugInfo".
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -158,6 +159,12 @@ class FunctionNames:
                 folder = self._path.rpartition("/")[0]
                 yield from (f"{folder}/{name}", f"{folder}/.debug/{name}", f"/usr/lib/debug{folder}/{name}")
 
+    @cached_property
+    def debug_digests(self) -> tuple[tuple[str, str], ...]:
+        """(path, SHA-256) of every file that lies where a debug file is sought: what names depend on."""
+        places = ((path, self._find(path)) for path in self.debug_paths()) if self._find else ()
+        return tuple((path, _digest(host)) for path, host in places if host is not None)
+
     def _mini_debug(self) -> Image | None:
         section = self._image.section(".gnu_debugdata")
         if section is None:
@@ -168,6 +175,14 @@ class FunctionNames:
             return load_symbols(text, self._image.path)
         except (lzma.LZMAError, InputError):
             return None
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def plainness(name: str) -> tuple[int, int, str]:

@@ -30,7 +30,7 @@ from forkproof.hazards.evidence import (
     rank,
     threads_sentence,
 )
-from forkproof.libc_locks import LibcLock
+from forkproof.libc_code import LibcLock
 from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
 
 _LEAVES: Final = 1, 3
@@ -156,11 +156,10 @@ class _Window:
         """A thread that takes the lock as a matter of course; a reader waits for writers only."""
         lock = request.lock
         only_reads = lock.writers != lock.takers and not self.locks.is_usual(request.function, lock, writing=True)
-        takers = self.locks.usual_takers(lock, writing=only_reads)
         unseen = Answer.UNKNOWN if self.window.source else Answer.YES
         threads = (existing_threads(self.facts, self.window.source), Answer.YES), (other_threads(self.facts), unseen)
         while True:
-            reach = self.graph.distances(takers, backward=True, blocked=[*self.flow.dying, *self.dead])
+            reach = self.locks.reaching(lock, frozenset(self.dead), writing=only_reads)
             found = [(f, answer) for group, answer in threads if (f := nearest(group, reach)) is not None]
             if not found:
                 return None
@@ -169,13 +168,8 @@ class _Window:
             end = dead_end(self.facts, edges[:-1])
             if end is None or end in self.dead:
                 last = Function(int(self.graph.target[edges[-1]])) if edges else start
-                return _Holder(start, (*edges, *self._to_lock(last, lock)), exists)
+                return _Holder(start, (*edges, *self.locks.way_to(lock, last)), exists)
             self.dead.add(end)
-
-    def _to_lock(self, function: Function, lock: LibcLock) -> list[int]:
-        """Edges inside libc from a function to one that takes the lock itself."""
-        reach = self.graph.distances(lock.takers, backward=True, blocked=self.flow.dying)
-        return self.graph.path(function, reach) or []
 
     # ---- grades ------------------------------------------------------------------------------
 
@@ -247,7 +241,7 @@ class _Window:
 
     def _frames(self, request: _Request) -> tuple[Frame, ...]:
         edges = self.calls.way(request.call)
-        return frames_along(self.facts, [*edges, *self._to_lock(request.function, request.lock)], request.function)
+        return frames_along(self.facts, [*edges, *self.locks.way_to(request.lock, request.function)], request.function)
 
     def _rare(self, others: list[tuple[Function, Finding | None]]) -> list[Finding]:
         """Locks that no thread is likely to hold, or that the child asks for on rare ways: one finding."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkproof.libc_locks import LibcLock
+from forkproof.libc_code import LibcLock
 from forkproof.model import Answer, Finding, Severity, Verdict
 from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, findings_of, parameters, program
 

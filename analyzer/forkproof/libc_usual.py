@@ -1,0 +1,219 @@
+"""Which functions of libc take a lock as a matter of course, and not only on a way that programs hardly ever go.
+
+Owns: that judgement. Takes: `Flow`, a libc's `Catalogue`. Gives: functions, lock by lock.
+Must never: depend on what was asked before.
+Wrong where: a function's usual way is decided by what its caller passes, past its first checks.
+
+A call of a function takes a lock as a matter of course when less than half of the function can run without taking it;
+what is left are checks of arguments and ways out. Where the lock is taken in a callee, the callee must do so as a
+matter of course too. Functions are judged after those that they call; in a circle, the first that the order meets is
+judged without those that follow.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+from forkproof.callgraph import CERTAIN, Function
+from forkproof.code.decode import Instruction
+from forkproof.code.explore import Exploration, explore
+from forkproof.code.operations import Atomic, Return
+
+if TYPE_CHECKING:
+    from forkproof.flow import Flow
+    from forkproof.libc_code import Catalogue, LibcLock
+
+_HELPER: Final = 64
+"""Bytes of the largest out-of-line atomic operation."""
+_RARE: Final = 0.5
+"""A lock is taken as a matter of course when less than this part of a function can run without it."""
+_CHECKS: Final = 1
+"""Calls that a check of arguments may need."""
+_WRAPPER: Final = 64
+"""Instructions of a function that does little else than to check its arguments."""
+
+
+class Usual:
+    """The judgement on one libc; what locks share is kept."""
+
+    def __init__(self, flow: Flow, catalogue: Catalogue) -> None:
+        self.flow, self.catalogue = flow, catalogue
+        self.graph, self.program = flow.graph, flow.program
+        self._explored: dict[Function, Exploration] = {}
+
+    def takers(self, lock: LibcLock, bit: int, *, writing: bool) -> frozenset[Function]:
+        """The functions whose call takes a lock as a matter of course; `writing`: not only to read."""
+        if lock.address is None:
+            return lock.takers - self.flow.dying
+        may, found = self.catalogue.may_take, set[Function]()
+        acquires = self.catalogue.acquires[lock.address]
+        for function in self._order:
+            if not may[function] & bit:
+                continue
+            own = {s for s in acquires.get(function, ()) if not (writing and self._only_reads(function, s))}
+            sites = own | {site for target, site in self._calls[function] if target in found}
+            if sites and self._is_main_way(function, sites, own):
+                found.add(function)
+        return frozenset(found)
+
+    def _only_reads(self, function: Function, site: int) -> bool:
+        return all(method.shared for method in self.catalogue.methods_of(self.flow, function, [site]))
+
+    @cached_property
+    def _calls(self) -> Mapping[Function, tuple[tuple[Function, int], ...]]:
+        """What each function calls that may lock, and where."""
+        may, graph = self.catalogue.may_take, self.graph
+        return {
+            function: tuple(
+                (Function(int(graph.target[e])), int(graph.site[e]))
+                for e in self.flow.outgoing(function)
+                if graph.kind[e] in CERTAIN and Function(int(graph.target[e])) in may
+            )
+            for function in sorted(may)
+            if function not in self.flow.dying
+        }
+
+    @cached_property
+    def _order(self) -> tuple[Function, ...]:
+        """Callees before their callers, but for circles."""
+        order: list[Function] = []
+        seen: set[Function] = set()
+        for start in self._calls:
+            if start in seen:
+                continue
+            seen.add(start)
+            way = [(start, iter(self._calls[start]))]
+            while way:
+                function, rest = way[-1]
+                callee = next((t for t, _ in rest if t not in seen and t in self._calls), None)
+                if callee is None:
+                    order.append(function)
+                    way.pop()
+                else:
+                    seen.add(callee)
+                    way.append((callee, iter(self._calls[callee])))
+        return tuple(order)
+
+    def _is_main_way(self, function: Function, sites: set[int], own: set[int]) -> bool:
+        """Less than half of a function runs when it returns without passing any of these sites.
+
+        What is left must be decided early: checks of arguments come before the work, options after it. In a
+        small function, what runs before the decision does not count: a wrapper that checks its arguments.
+        """
+        run = self._exploration(function)
+        blocks = _Blocks(run)
+        slow = {blocks.of(site) for site in own if site in run.visited}
+        cut = {blocks.of(site) for site in sites if site in run.visited}
+        cut |= {before for block in slow for before in self._fast_sides(function, run, block)}
+        if not cut:
+            return False
+        start = blocks.of(self.program.rva_of(function))
+        ways = blocks.reached([start], cut) & blocks.reached(self._exits(function, run), cut, backward=True)
+        if not ways:
+            return True
+        before = blocks.dominators(start, cut)
+        calls = sum(not t.is_jump and blocks.of(t.site) in before - cut for t in run.transfers)
+        if len(run.visited) <= _WRAPPER:
+            ways -= before
+        return calls <= _CHECKS and sum(blocks.size(b) for b in ways) < _RARE * len(run.visited)
+
+    def _exits(self, function: Function, run: Exploration) -> list[int]:
+        """The blocks that end in a return or a tail call."""
+        body = self.flow.body(function)
+        leaving = {t.site for t in run.transfers if t.is_jump}
+        found = []
+        for block in run.successors:
+            first = body.index[block]
+            last = body.instructions[body.block_end(first) - 1]
+            if last.address in leaving or any(isinstance(o, Return) for o in last.operations):
+                found.append(block)
+        return found
+
+    def _fast_sides(self, function: Function, run: Exploration, slow: int) -> Iterator[int]:
+        """The blocks whose atomic operation, when it fails, leads to the block that waits."""
+        body = self.flow.body(function)
+        for block, following in run.successors.items():
+            if slow in following and block != slow:
+                first = body.index[block]
+                inside = body.instructions[first : body.block_end(first)]
+                if any(_is_atomic(i) or self._is_atomic_helper(function, i.address) for i in inside):
+                    yield block
+
+    def _is_atomic_helper(self, function: Function, site: int) -> bool:
+        for edge in self.flow.edges_at(function, site):
+            target = Function(int(self.graph.target[edge]))
+            obj = self.program.object_of(target)
+            size = int(self.program.codes[obj].size[target - int(self.program.base[obj])])
+            if 0 < size <= _HELPER and any(_is_atomic(i) for i in self.flow.body(target).instructions):
+                return True
+        return False
+
+    def _exploration(self, function: Function) -> Exploration:
+        found = self._explored.get(function)
+        if found is None:
+            found = self._explored[function] = explore(
+                self.flow.body(function),
+                self.flow.machine,
+                self.program.rva_of(function),
+                effects=self.flow.effects(function),
+            )
+        return found
+
+
+class _Blocks:
+    """The feasible blocks of one function."""
+
+    def __init__(self, run: Exploration) -> None:
+        self.starts = sorted(run.successors)
+        self.addresses = sorted(run.visited)
+        self.after: dict[int, list[int]] = {b: list(run.successors[b]) for b in self.starts}
+        self.before: dict[int, list[int]] = {b: [] for b in self.starts}
+        for block, following in self.after.items():
+            for other in following:
+                self.before.setdefault(other, []).append(block)
+
+    def of(self, address: int) -> int:
+        return self.starts[max(bisect_right(self.starts, address) - 1, 0)]
+
+    def size(self, block: int) -> int:
+        """Instructions of a block."""
+        position = bisect_right(self.starts, block)
+        end = self.starts[position] if position < len(self.starts) else 1 << 62
+        return bisect_left(self.addresses, end) - bisect_left(self.addresses, block)
+
+    def reached(self, starts: Iterable[int], cut: Collection[int], *, backward: bool = False) -> set[int]:
+        """Blocks that can be reached from these without entering one that is cut."""
+        steps = self.before if backward else self.after
+        seen: set[int] = set()
+        pending = list(starts)
+        while pending:
+            block = pending.pop()
+            if block not in seen and block not in cut:
+                seen.add(block)
+                pending += steps.get(block, ())
+        return seen
+
+    def dominators(self, start: int, goals: Collection[int]) -> set[int]:
+        """Blocks on every way from `start` to any of the goals: those of one shortest way that no other avoids."""
+        came: dict[int, int | None] = {start: None}
+        pending = [start]
+        for block in pending:
+            if block in goals:
+                break
+            for following in self.after.get(block, ()):
+                if following not in came:
+                    came[following] = block
+                    pending.append(following)
+        way: list[int] = []
+        here = next((b for b in came if b in goals), None)
+        while here is not None:
+            way.append(here)
+            here = came[here]
+        return {b for b in way if b == start or not self.reached([start], {b}) & set(goals)}
+
+
+def _is_atomic(instruction: Instruction) -> bool:
+    return any(isinstance(operation, Atomic) for operation in instruction.operations)
