@@ -288,6 +288,10 @@ class CallGraph:
         columns = (column[first:last].tolist() for column in (self.target, self.site, self.kind))
         return zip(range(first, last), *columns, strict=True)
 
+    def rows_of(self, functions: Columns) -> Columns:
+        """Edge positions that leave any of these functions."""
+        return spans(self._out[functions], self._out[functions + 1])
+
     def edges_to(self, function: Function) -> list[int]:
         """Edge positions that lead to a function."""
         found: list[int] = self._by_target[self._in[function] : self._in[function + 1]].tolist()

@@ -4,9 +4,9 @@ Owns: which objects the code of others leads to, and the key of what was found a
 Takes: `Flow`, numbers of objects. Gives: `Part`: a key, and names of functions and addresses that mean the same in
       every program that has these objects.
 Must never: leave out what an analysis can read. It follows calls forward, so it reads the bytes, the separate debug
-      files and the outgoing edges of objects that calls lead to, and what the words that ld.so fills hold: of these, a
-      word that is bound outside (a copy relocation: the program has a copy of libc's variable) counts as unbound, and
-      whoever asks must treat it so.
+      files and the outgoing edges of objects that calls lead to, and what the words that ld.so fills hold. Of these, an
+      analysis must take a symbol that the object defines for that one, wherever it is bound (a copy relocation: each
+      program has its copy of libc's variable), and one that is bound outside of the part for unbound.
 
 A libc whose malloc an allocator replaces leads to that allocator: it is another part than the same libc alone, and
 programs that share both share what is known of them.
@@ -89,6 +89,8 @@ def _describe(flow: Flow, obj: int, objects: tuple[int, ...], digest: hashlib._H
     for column in (graph.source[rows] - program.base[obj], numbers, graph.target[rows] - program.base[homes]):
         digest.update(np.ascontiguousarray(column, np.int64).tobytes())
     digest.update(graph.site[rows].tobytes() + graph.kind[rows].tobytes())
-    bound = [(slot, program.bindings.resolve(obj, symbol)) for slot, symbol in sorted(image.slot_symbols.items())]
+    table = image.dynamic_symbols
+    foreign = [(slot, s) for slot, s in sorted(image.slot_symbols.items()) if s < len(table) and not table.defined[s]]
+    bound = [(slot, program.bindings.resolve(obj, symbol)) for slot, symbol in foreign]
     known = [(s, objects.index(b.object), b.rva) for s, b in bound if b is not None and b.object in objects]
     digest.update(repr(known).encode())

@@ -66,6 +66,11 @@ class Facts:
         """The locks inside the C library; computed when a rule asks."""
         return LibcLocks(self.flow, self.libc, self.parts)
 
+    def keep(self) -> None:
+        """Keep for other programs what has become known of the parts that they may share."""
+        if "libc_locks" in self.__dict__:
+            self.libc_locks.keep()
+
     @cached_property
     def gaps(self) -> tuple[str, ...]:
         """What is missing from the picture, so that "no" would claim too much."""

@@ -322,7 +322,12 @@ class Flow:
         ends = {int(self.graph.site[e]) for e in self.outgoing(function) if self.graph.target[e] in self.dying}
         body = self.body(function)
         return explore(
-            body, self.machine, entry, effects=lambda site: _ENDS if site in ends else _RETURNS, watch=watch
+            body,
+            self.machine,
+            entry,
+            effects=lambda site: _ENDS if site in ends else _RETURNS,
+            watch=watch,
+            within=body.leading_to(watch),
         ).states
 
     def constant_before(self, function: Function, site: int, register: str) -> int | None:

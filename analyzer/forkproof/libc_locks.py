@@ -28,7 +28,6 @@ class LibcLocks:
 
     def __init__(self, flow: Flow, libc: LibcFacts, parts: Parts) -> None:
         self.flow, self.libc, self.parts = flow, libc, parts
-        self._usual_takers: dict[tuple[int, bool], frozenset[Function]] = {}
         self._ways: dict[int, Reach] = {}
         self._reaching: dict[tuple[int, bool, frozenset[Function]], Reach] = {}
 
@@ -81,11 +80,16 @@ class LibcLocks:
 
     def usual_takers(self, lock: LibcLock, *, writing: bool) -> list[Function]:
         """libc's public functions whose call takes the lock as a matter of course."""
-        return sorted(f for f in self._usual_of(lock, writing=writing) if f in self.public)
+        bit = 2 << self._numbers[id(lock)]
+        able = sorted(f for f, mask in self._catalogue.may_take.items() if mask & bit and f in self.public)
+        return [f for f in able if self.is_usual(f, lock, writing=writing)]
 
     def is_usual(self, function: Function, lock: LibcLock, *, writing: bool = False) -> bool:
         """A call of this function of libc takes the lock as a matter of course; `writing`: not only to read."""
-        return function in self._usual_of(lock, writing=writing)
+        number = self._numbers[id(lock)]
+        known = self._judged.setdefault((number, writing), {})
+        found = known.get(function)
+        return self._usual.judge(function, lock, 2 << number, known, writing=writing) if found is None else found
 
     def reaching(self, lock: LibcLock, dead: frozenset[Function], *, writing: bool) -> Reach:
         """Number of calls from each function to one of `usual_takers`.
@@ -112,21 +116,25 @@ class LibcLocks:
             reach = self._ways[number] = graph.distances(lock.takers, backward=True, blocked=dying)
         return self.flow.graph.path(function, reach) or []
 
-    def _usual_of(self, lock: LibcLock, *, writing: bool) -> frozenset[Function]:
-        number = self._numbers[id(lock)]
-        found = self._usual_takers.get((number, writing))
-        if found is None:
-            found = self._usual_takers[number, writing] = self._find_usual(lock, number, writing=writing)
-        return found
+    @cached_property
+    def _judged(self) -> dict[tuple[int, bool], dict[Function, bool]]:
+        """By lock, what is known to take it as a matter of course, or not to; other programs' questions included."""
+        kept = self.parts.get(f"{self._part.key} usual") or []
+        self._kept = sum(len(answers) for _, _, _, answers in kept)
+        return {
+            (number, writing): dict(zip(self._part.functions(places), answers, strict=True))
+            for number, writing, places, answers in kept
+        }
 
-    def _find_usual(self, lock: LibcLock, number: int, *, writing: bool) -> frozenset[Function]:
-        key = f"{self._part.key} usual {number} {writing:d}"
-        kept = self.parts.get(key)
-        if kept is not None:
-            return frozenset(self._part.functions(kept))
-        found = self._usual.takers(lock, 2 << number, writing=writing)
-        self.parts.put(key, [self._part.place(function) for function in sorted(found)])
-        return found
+    def keep(self) -> None:
+        """Keep what was judged for other programs."""
+        if "_judged" not in self.__dict__ or sum(map(len, self._judged.values())) == self._kept:
+            return
+        rows = [
+            (number, writing, [self._part.place(f) for f in known], list(known.values()))
+            for (number, writing), known in self._judged.items()
+        ]
+        self.parts.put(f"{self._part.key} usual", rows)
 
     @cached_property
     def _usual(self) -> Usual:

@@ -44,20 +44,37 @@ class Usual:
         self.graph, self.program = flow.graph, flow.program
         self._explored: dict[Function, Exploration] = {}
 
-    def takers(self, lock: LibcLock, bit: int, *, writing: bool) -> frozenset[Function]:
-        """The functions whose call takes a lock as a matter of course; `writing`: not only to read."""
+    def judge(
+        self, function: Function, lock: LibcLock, bit: int, known: dict[Function, bool], *, writing: bool
+    ) -> bool:
+        """Whether a call of a function takes a lock as a matter of course; `writing`: not only to read.
+
+        `known` are earlier judgements on the same lock; it grows.
+        """
         if lock.address is None:
-            return lock.takers - self.flow.dying
-        may, found = self.catalogue.may_take, set[Function]()
-        acquires = self.catalogue.acquires[lock.address]
-        for function in self._order:
-            if not may[function] & bit:
-                continue
-            own = {s for s in acquires.get(function, ()) if not (writing and self._only_reads(function, s))}
-            sites = own | {site for target, site in self._calls[function] if target in found}
-            if sites and self._is_main_way(function, sites, own):
-                found.add(function)
-        return frozenset(found)
+            return function in lock.takers and function not in self.flow.dying
+        may = self.catalogue.may_take
+        wanted: set[Function] = set()
+        pending = [function]
+        while pending:
+            here = pending.pop()
+            if here in self._order and may[here] & bit and here not in known and here not in wanted:
+                wanted.add(here)
+                pending += [t for t, _ in self._calls[here] if self._order.get(t, len(may)) < self._order[here]]
+        for here in sorted(wanted, key=self._order.__getitem__):
+            own = {
+                s
+                for s in self.catalogue.acquires[lock.address].get(here, ())
+                if not (writing and self._only_reads(here, s))
+            }
+            sites = own | {
+                site for target, site in self._calls[here] if known.get(target) and self._is_before(target, here)
+            }
+            known[here] = bool(sites) and self._is_main_way(here, sites, own)
+        return known.get(function, False)
+
+    def _is_before(self, callee: Function, function: Function) -> bool:
+        return self._order[callee] < self._order[function]
 
     def _only_reads(self, function: Function, site: int) -> bool:
         return all(method.shared for method in self.catalogue.methods_of(self.flow, function, [site]))
@@ -77,8 +94,8 @@ class Usual:
         }
 
     @cached_property
-    def _order(self) -> tuple[Function, ...]:
-        """Callees before their callers, but for circles."""
+    def _order(self) -> Mapping[Function, int]:
+        """A number for each function, larger than those of its callees but for circles."""
         order: list[Function] = []
         seen: set[Function] = set()
         for start in self._calls:
@@ -95,7 +112,7 @@ class Usual:
                 else:
                     seen.add(callee)
                     way.append((callee, iter(self._calls[callee])))
-        return tuple(order)
+        return {function: number for number, function in enumerate(order)}
 
     def _is_main_way(self, function: Function, sites: set[int], own: set[int]) -> bool:
         """Less than half of a function runs when it returns without passing any of these sites.

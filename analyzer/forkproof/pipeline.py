@@ -214,6 +214,7 @@ def scan_one(
     # The document.
     progress.stage(f"{name}: reporting", 3, _STAGES)
     result = describe.target(gathered, options), findings, describe.diagnostics(gathered)
+    gathered.keep()
     progress.stage(f"{name}: done", _STAGES, _STAGES)
     return result
 

@@ -10,7 +10,7 @@ Wrong where: data stands between instructions (x86-64 switch tables in code are 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from itertools import accumulate
@@ -84,6 +84,39 @@ class Body:
             if falls:
                 named.add(position + 1)
         return tuple(p for p in self.leaders if p not in named)
+
+    @cached_property
+    def predecessors(self) -> Mapping[int, tuple[int, ...]]:
+        """The blocks that may lead to each block, by position; what a value would decide is not decided."""
+        found: dict[int, list[int]] = {leader: [] for leader in self.leaders}
+        for leader in self.leaders:
+            end = self.block_end(leader)
+            for following in self._following(self.instructions[end - 1], end):
+                found.setdefault(following, []).append(leader)
+        return {block: tuple(before) for block, before in found.items()}
+
+    def _following(self, last: Instruction, end: int) -> Iterator[int]:
+        """Blocks that may follow one with this last instruction."""
+        for operation in last.operations:
+            if isinstance(operation, Branch | Jump) and operation.target in self.index:
+                yield self.index[operation.target]
+            if isinstance(operation, JumpUnknown):
+                yield from self.orphans
+            if isinstance(operation, Jump | JumpUnknown | Return | Stop):
+                return
+        yield end
+
+    def leading_to(self, addresses: Iterable[int]) -> frozenset[int]:
+        """The blocks from which one of these instructions may be reached, their own included."""
+        positions = [self.index[address] for address in addresses if address in self.index]
+        pending = [self.leaders[bisect_right(self.leaders, position) - 1] for position in positions]
+        found: set[int] = set()
+        while pending:
+            block = pending.pop()
+            if block not in found:
+                found.add(block)
+                pending += self.predecessors.get(block, ())
+        return frozenset(found)
 
     def position(self, address: int) -> int | None:
         """Position of the instruction at an address."""

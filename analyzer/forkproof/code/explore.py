@@ -181,12 +181,16 @@ def explore(
     known: Mapping[str, int] | None = None,
     effects: Effects | None = None,
     watch: Collection[int] = (),
+    within: Collection[int] | None = None,
 ) -> Exploration:
     """Run all feasible paths from the instruction at `start`.
 
-    `known` gives registers that hold a constant there. O(blocks · _VISITS).
+    `known` gives registers that hold a constant there. O(blocks · _VISITS). `within`: only these blocks are run, by
+    position; the states before watched instructions are the same if they are all that `Body.leading_to` names.
     """
-    return _Explorer(body, machine, effects or (lambda _: CallEffect()), frozenset(watch)).run(start, known or {})
+    explorer = _Explorer(body, machine, effects or (lambda _: CallEffect()), frozenset(watch))
+    explorer.within = within
+    return explorer.run(start, known or {})
 
 
 class _Explorer:
@@ -205,6 +209,7 @@ class _Explorer:
         self.complete = True
         self.states: dict[int, State] = {}
         self.successors: dict[int, set[int]] = {}
+        self.within: Collection[int] | None = None
         self.pending: list[int] = []
         self.queued: set[int] = set()
 
@@ -229,7 +234,7 @@ class _Explorer:
 
     def _enter(self, position: int, state: State) -> None:
         """Arrive at a block; queue it when that teaches something new."""
-        if position >= len(self.body.instructions):
+        if position >= len(self.body.instructions) or (self.within is not None and position not in self.within):
             return
         old = self.inputs.get(position)
         self.visits[position] = self.visits.get(position, 0) + 1
@@ -479,7 +484,8 @@ def _overwrite(cells: dict[Cell, Held | None], cell: Cell, bits: int) -> None:
             cells[base, near] = None
 
 
-_EQUALITY: Final = frozenset({Condition.EQ, Condition.NE})
+# Tuples: hashing a member of an enumeration takes longer than comparing it with four.
+_EQUALITY: Final = Condition.EQ, Condition.NE
 _TESTS: Final[Mapping[Condition, Callable[[int, int, int], bool]]] = {
     Condition.EQ: lambda a, b, _: a == b,
     Condition.NE: lambda a, b, _: a != b,
@@ -494,7 +500,7 @@ _TESTS: Final[Mapping[Condition, Callable[[int, int, int], bool]]] = {
     Condition.NEGATIVE: lambda a, b, bits: _signed(a - b, bits) < 0,
     Condition.NOT_NEGATIVE: lambda a, b, bits: _signed(a - b, bits) >= 0,
 }
-_UNSIGNED: Final = frozenset({Condition.BELOW, Condition.ABOVE_EQ, Condition.ABOVE, Condition.BELOW_EQ})
+_UNSIGNED: Final = Condition.BELOW, Condition.ABOVE_EQ, Condition.ABOVE, Condition.BELOW_EQ
 
 
 def _masked(left: Value | None, right: Value | None) -> Value | None:
@@ -565,6 +571,14 @@ def _absorb(old: State, new: State, *, keep: bool) -> bool:
     """
     changed = False
     mine, theirs = old.registers, new.registers
+    cells, others = old.cells, new.cells
+    if old.flags is None or old.flags == new.flags:  # most arrivals teach nothing: these tests run in C
+        if keep:
+            if mine == theirs and cells == others:
+                return False
+        elif not any(mine.values()) and not any(cells.values()):
+            if theirs.keys() <= mine.keys() and others.keys() <= cells.keys():
+                return False
     for name, value in mine.items():
         if value is None:
             continue
@@ -576,7 +590,6 @@ def _absorb(old: State, new: State, *, keep: bool) -> bool:
         if name not in mine and not (keep and other == _entry(name)):
             mine[name] = None
             changed = True
-    cells, others = old.cells, new.cells
     for cell, before in cells.items():
         if before is not None and not (keep and before == others.get(cell, _UNREAD)):
             cells[cell] = None

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.callgraph import CERTAIN, Function, Reach
+from forkproof.columns import among
 from forkproof.facts import Facts, WindowFacts
 from forkproof.model import Answer, Finding, Frame, Severity, Verdict, WindowKind
 from forkproof.threads import ThreadSource
@@ -89,10 +90,10 @@ class ChildCalls:
 
     def _add_farther(self, wanted: npt.NDArray[np.bool_]) -> None:
         graph, source = self.graph, self.graph.source
-        called = np.flatnonzero((self.ahead[source] >= 0) & wanted[graph.target] & np.isin(graph.kind, _KINDS))
+        rows = graph.rows_of(np.flatnonzero(self.ahead >= 0))
+        called = rows[wanted[graph.target[rows]] & among(graph.kind[rows], _KINDS)]
         order = called[np.lexsort((graph.site[called], source[called], self.ahead[source[called]]))]
-        _, first = np.unique(graph.target[order], return_index=True)
-        for edge in order[np.sort(first)].tolist():
+        for edge in order.tolist():
             call = ChildCall(edge, int(self.ahead[source[edge]]) + 1)
             self.all.setdefault(Function(int(graph.target[edge])), call)
 
@@ -103,11 +104,9 @@ class ChildCalls:
             return edges
         here = Function(int(self.graph.source[call.edge]))
         while self.ahead[here] > 0:
-            edge = min(
-                e
-                for e in self.graph.edges_to(here)
-                if self.ahead[self.graph.source[e]] == self.ahead[here] - 1 and self.graph.kind[e] in CERTAIN
-            )
+            incoming = np.array(self.graph.edges_to(here), np.int64)
+            nearer = self.ahead[self.graph.source[incoming]] == self.ahead[here] - 1
+            edge = int(incoming[nearer & among(self.graph.kind[incoming], _KINDS)].min())
             edges.append(edge)
             here = Function(int(self.graph.source[edge]))
         edges.append(next(e for e in self.own if self.graph.target[e] == here))
