@@ -576,9 +576,10 @@ def _absorb(old: State, new: State, *, keep: bool) -> bool:
         if keep:
             if mine == theirs and cells == others:
                 return False
-        elif not any(mine.values()) and not any(cells.values()):
-            if theirs.keys() <= mine.keys() and others.keys() <= cells.keys():
-                return False
+        elif not (any(mine.values()) or any(cells.values())) and (
+            theirs.keys() <= mine.keys() and others.keys() <= cells.keys()
+        ):
+            return False
     for name, value in mine.items():
         if value is None:
             continue

@@ -19,6 +19,12 @@ _BESIDE: Final = 64
 """Bytes between the two words of a ticket lock."""
 _FAR: Final = 64
 """Blocks after a failed attempt in which its wait is looked for."""
+EQ: Final = Condition.EQ
+NE: Final = Condition.NE
+EQUALITY: Final = (EQ, NE)
+"""Members of an enumeration are slow to reach, and the interpretation asks for these at every branch."""
+Outcome = tuple[int, bool]
+"""The site of an attempt, and whether it succeeded."""
 
 
 def compared(branch: Branch, state: State) -> Flags | None:
@@ -31,19 +37,18 @@ def compared(branch: Branch, state: State) -> Flags | None:
     return flags
 
 
-def decided(branch: Branch, state: State) -> bool | None:
+def decided(branch: Branch, flags: Flags | None) -> bool | None:
     """Which way a branch goes, if constants or what a call has told decide it."""
-    flags = compared(branch, state)
     if flags is None or flags.kind != "cmp":
         return None
     a, b = flags.left, flags.right
-    if branch.condition in (Condition.EQ, Condition.NE):
+    if branch.condition in EQUALITY:
         if a.base is None and b.base is None:
             mask = (1 << flags.bits) - 1
-            return ((a.offset ^ b.offset) & mask == 0) is (branch.condition is Condition.EQ)
+            return ((a.offset ^ b.offset) & mask == 0) is (branch.condition is EQ)
         named = a.base
         if b == ZERO and isinstance(named, Named) and named.register == "nonzero":
-            return branch.condition is Condition.NE
+            return branch.condition is NE
     return None
 
 
@@ -54,8 +59,8 @@ def shown(
 
     Behind a conditional comparison, the side that its other outcome excludes shows both comparisons.
     """
-    equal = (branch.condition is Condition.EQ) is taken
-    if flags is None or branch.condition not in (Condition.EQ, Condition.NE):
+    equal = (branch.condition is EQ) is taken
+    if flags is None or branch.condition not in EQUALITY:
         return [(left, right, None)]
     if flags.kind != "both":
         return [(left, right, equal if flags.kind == "cmp" else None)]
@@ -63,8 +68,8 @@ def shown(
         return [(left, right, None)]
     found: list[tuple[Value, Value, bool | None]] = [(left, right, equal)]
     first = flags.before
-    if first is not None and first.kind == "cmp" and flags.condition in (Condition.EQ, Condition.NE):
-        found.insert(0, (first.left, first.right, flags.condition is Condition.EQ))
+    if first is not None and first.kind == "cmp" and flags.condition in EQUALITY:
+        found.insert(0, (first.left, first.right, flags.condition is EQ))
     return found
 
 
@@ -116,29 +121,27 @@ class Attempts:
         self.known[site] = attempt
         self.blocks[site] = block
 
-    def note_failure(self, branch: Branch, state: State, target: int, *, taken: bool) -> None:
+    def note_failure(self, outcome: Outcome | None, target: int) -> None:
         """One side of a branch, if it is where an attempt has failed."""
-        outcome = self.outcome(branch, state, taken=taken)
         if outcome is not None and not outcome[1]:
             self.failing.setdefault(outcome[0], set()).add(target)
 
-    def outcome(self, branch: Branch, state: State, *, taken: bool) -> tuple[int, bool] | None:
-        """(site of an attempt, whether it succeeded) on one side of a branch."""
-        flags = compared(branch, state)
+    def outcome(self, branch: Branch, flags: Flags | None, *, taken: bool) -> Outcome | None:
+        """What one side of a branch tells, by what the branch looks at."""
         if flags is None:
             return None
         if flags.kind == "bit":
             if branch.condition in (Condition.BELOW, Condition.ABOVE_EQ):
                 return flags.site, (branch.condition is Condition.ABOVE_EQ) is taken
             return None
-        if branch.condition not in (Condition.EQ, Condition.NE) or flags.kind == "both":
+        if branch.condition not in EQUALITY or flags.kind == "both":
             return None
-        equal = (branch.condition is Condition.EQ) is taken
+        equal = (branch.condition is EQ) is taken
         if flags.kind == "won":
             return flags.site, equal
         return self.tested(flags.left, flags.right, equal=equal) or self.tested(flags.right, flags.left, equal=equal)
 
-    def tested(self, value: Value, other: Value, *, equal: bool) -> tuple[int, bool] | None:
+    def tested(self, value: Value, other: Value, *, equal: bool) -> Outcome | None:
         """(site of an attempt, whether it succeeded) if a value equals another, or does not."""
         base = value.base
         if isinstance(base, Won) and other.base is None:

@@ -33,7 +33,7 @@ from forkproof.code.operations import (
     Sum,
     Test,
 )
-from forkproof.locks.branches import Attempts
+from forkproof.locks.branches import EQUALITY, NE, Attempts
 from forkproof.locks.runs import Calls
 from forkproof.locks.state import Flags, State
 from forkproof.locks.values import (
@@ -179,14 +179,14 @@ class Data:
     def _set_if(self, instruction: Instruction, operation: SetIf, state: State) -> None:
         flags = state.flags
         value = Value(Named(instruction.address, operation.destination.name), 0)
-        if flags is not None and operation.condition in (Condition.EQ, Condition.NE):
+        if flags is not None and operation.condition in EQUALITY:
             if flags.kind == "test" and flags.left == flags.right:
                 flags = flags._replace(kind="cmp", right=ZERO)
             outcome = (flags.site, True) if flags.kind == "won" else None
             if flags.kind == "cmp":
                 outcome = self.attempts.tested(flags.left, flags.right, equal=True)
             if outcome is not None and outcome[1]:
-                value = Value(Won(outcome[0], operation.condition is Condition.NE), 0)
+                value = Value(Won(outcome[0], operation.condition is NE), 0)
         elif flags is not None and flags.kind == "bit" and operation.condition is Condition.BELOW:
             value = Value(Won(flags.site, True), 0)
         state.registers[operation.destination.name] = value

@@ -31,7 +31,6 @@ from forkproof.code.operations import (
     AtomicKind,
     Branch,
     Call,
-    Condition,
     Const,
     Forget,
     ForgetFlags,
@@ -46,7 +45,7 @@ from forkproof.code.operations import (
     Set,
     Syscall,
 )
-from forkproof.locks.branches import Attempts, compared, decided, equate, exclusive, shown
+from forkproof.locks.branches import EQ, EQUALITY, Attempts, Outcome, compared, decided, equate, exclusive, shown
 from forkproof.locks.data import Data, Step
 from forkproof.locks.runs import NOTHING, Acquire, Blocks, Calls, CallSite, Exit, Held, Run, Turn, in_order, told_exits
 from forkproof.locks.state import Attempt, Flags, Joins, State
@@ -118,6 +117,7 @@ class _Interpreter:
         self.successors: dict[int, set[int]] = {}
         self.block = 0
         self.split_calls: dict[int, int] = {}
+        self.destroyed: dict[int, Mapping[str, Value]] = {}
         self.acquires: dict[tuple[int, Value], Acquire] = {}
         self.again: dict[tuple[int, Value], Acquire] = {}
         self.noted: dict[tuple[int, int], dict[tuple[Value, ...], Held]] = {}
@@ -365,8 +365,7 @@ class _Interpreter:
     def _returned(self, site: int, held: Held, result: str | None, state: State) -> tuple[Held, State]:
         after = state.copy()
         registers = after.registers
-        for name in self.convention.destroyed:
-            registers[name] = Value(Named(site, name), 0)
+        registers.update(self._destroyed(site))
         after.flags = None
         if result == "zero":
             registers[self.convention.result] = ZERO
@@ -374,6 +373,14 @@ class _Interpreter:
             value = Value(Old(site), 0) if result == "try" else Value(Named(site, result), 0)
             registers[self.convention.result] = value
         return held, after
+
+    def _destroyed(self, site: int) -> Mapping[str, Value]:
+        """The registers that a call leaves with names of its own."""
+        known = self.destroyed.get(site)
+        if known is None:
+            names = self.convention.destroyed
+            known = self.destroyed[site] = {name: Value(Named(site, name), 0) for name in names}
+        return known
 
     def _library(
         self, site: int, library: LockFunction, arguments: tuple[Value, ...], held: Held
@@ -535,32 +542,32 @@ class _Interpreter:
     # ---- branches --------------------------------------------------------------------------
 
     def _branch(self, instruction: Instruction, branch: Branch, here: int, held: Held, state: State) -> _Next:
-        way = decided(branch, state)
+        flags = compared(branch, state)
+        way = decided(branch, flags)
         if way is None:
-            self._turn(branch, here, state)
+            self._turn(branch, flags, here, state)
         found: _Next = []
         if way is not False:
             target = self.body.position(branch.target)
-            locks, then = self._refined(branch, state, held, taken=True)
+            outcome = self.attempts.outcome(branch, flags, taken=True)
+            locks, then = self._refined(branch, flags, outcome, state, held, taken=True)
             if target is not None:
-                self.attempts.note_failure(branch, state, target, taken=True)
+                self.attempts.note_failure(outcome, target)
                 found.append((target, locks, then))
             elif not self.body.contains(branch.target):
                 self._leave(instruction.address, locks, then)
         if way is not True:
-            locks, then = self._refined(branch, state, held, taken=False)
-            self.attempts.note_failure(branch, state, here + 1, taken=False)
+            outcome = self.attempts.outcome(branch, flags, taken=False)
+            locks, then = self._refined(branch, flags, outcome, state, held, taken=False)
+            self.attempts.note_failure(outcome, here + 1)
             found.append((here + 1, locks, then))
         return found
 
-    def _turn(self, branch: Branch, here: int, state: State) -> None:
+    def _turn(self, branch: Branch, looked_at: Flags | None, here: int, state: State) -> None:
         """Note a branch that depends on more than arguments and attempts."""
-        flags = compared(branch, state) or state.flags
+        flags = looked_at or state.flags
         left, right = (flags.left, flags.right) if flags is not None else (Value(Named(here, "?"), 0), ZERO)
-        if (
-            self.attempts.outcome(branch, state, taken=True) is not None
-            or self.attempts.outcome(branch, state, taken=False) is not None
-        ):
+        if any(self.attempts.outcome(branch, looked_at, taken=taken) is not None for taken in (True, False)):
             return
         if self._is_argument(left.base) and self._is_argument(right.base):
             return
@@ -573,14 +580,14 @@ class _Interpreter:
     def _is_argument(self, base: Base) -> bool:
         return base is None or (isinstance(base, Entry) and base.register in self.convention.arguments)
 
-    def _refined(self, branch: Branch, state: State, held: Held, *, taken: bool) -> tuple[Held, State]:
+    def _refined(
+        self, branch: Branch, flags: Flags | None, outcome: Outcome | None, state: State, held: Held, *, taken: bool
+    ) -> tuple[Held, State]:
         """The state on one side of a branch, with what the side shows."""
         after = state.copy()
-        flags = compared(branch, state)
-        equal = (branch.condition is Condition.EQ) is taken
-        if flags is not None and flags.kind == "cmp" and branch.condition in (Condition.EQ, Condition.NE) and equal:
+        equal = (branch.condition is EQ) is taken
+        if flags is not None and flags.kind == "cmp" and branch.condition in EQUALITY and equal:
             equate(after, flags)
-        outcome = self.attempts.outcome(branch, state, taken=taken)
         if flags is not None and (outcome is not None or flags.left == Value(Named(after.pending, "nonzero"), 0)):
             after.pending = 0
         if outcome is not None and outcome[1] and outcome[0] in self.attempts.known:

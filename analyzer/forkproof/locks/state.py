@@ -8,6 +8,7 @@ Must never: keep a value where two ways disagree: it gets the name of the block,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 from forkproof.code.explore import Convention
@@ -42,6 +43,12 @@ class Flags(NamedTuple):
     """and whether the flags say equal otherwise."""
 
 
+@cache
+def entry(register: str) -> Value:
+    """What a register held when the function was entered."""
+    return Value(Entry(register), 0)
+
+
 @dataclass(slots=True)
 class State:
     """One point of one way through a function."""
@@ -60,7 +67,7 @@ class State:
 
     def register(self, name: str) -> Value:
         """What a register holds: what it held on entry, if nothing has set it."""
-        return self.registers.get(name) or Value(Entry(name), 0)
+        return self.registers.get(name) or entry(name)
 
     def copy(self) -> State:
         copied = State(dict(self.registers), dict(self.frame), self.flags, dict(self.known), self.reserved)
@@ -73,6 +80,7 @@ class Joins:
 
     def __init__(self, convention: Convention) -> None:
         self.arguments = frozenset(convention.arguments)
+        self.names: dict[tuple[int, str], Value] = {}
 
     def is_pointer(self, base: Base) -> bool:
         """What may point to an array: a word of memory, or a parameter."""
@@ -83,9 +91,9 @@ class Joins:
         changed = False
         mine, theirs = old.registers, new.registers
         for name in mine.keys() | theirs.keys():
-            a = mine.get(name) or Value(Entry(name), 0)
-            b = theirs.get(name) or Value(Entry(name), 0)
-            if a != b or not keep:
+            a = mine.get(name) or entry(name)
+            b = theirs.get(name) or entry(name)
+            if not keep or (a is not b and a != b):
                 joined = self._joined(a, b, position, name, keep=keep)
                 if joined != a:
                     mine[name] = joined
@@ -95,7 +103,7 @@ class Joins:
             if other is None:
                 del old.frame[cell]
                 changed = True
-            elif a != other:
+            elif a is not other and a != other:
                 joined = self._joined(a, other, position, str(cell.offset), keep=keep)
                 if joined != a:
                     old.frame[cell] = joined
@@ -109,9 +117,11 @@ class Joins:
 
     def _joined(self, a: Value, b: Value, position: int, name: str, *, keep: bool) -> Value:
         """What two values have in common: themselves, an array that both are elements of, or a new name."""
-        phi = Value(Named(-1 - position, name), 0)
         if a == b and (keep or isinstance(a.base, Object | Element | Entry)):
             return a
+        phi = self.names.get((position, name))
+        if phi is None:
+            phi = self.names[position, name] = Value(Named(-1 - position, name), 0)
         if not keep or a == phi:
             return phi
         if isinstance(a.base, Element):
