@@ -42,7 +42,7 @@ def target(facts: Facts, options: ScanOptions) -> Target:
         machine=image.machine.value,
         build_id=image.build_id,
         interpreter=image.interpreter,
-        libc=facts.libc.title,
+        libc=_libc(facts),
         closure=tuple(ClosureEntry(o.name, o.path, o.image.build_id, o.image.sha256) for o in closure.objects),
         missing=tuple(m.name for m in closure.missing),
         allocators=tuple(_allocator(facts, a) for a in facts.allocators),
@@ -54,6 +54,12 @@ def target(facts: Facts, options: ScanOptions) -> Target:
         preload=options.preload,
         also=options.also,
     )
+
+
+def _libc(facts: Facts) -> str:
+    """Its name and version; Go's programs may well have none."""
+    is_go = facts.libc.id is None and len(facts.flow.program.image(0).go_functions) > 0
+    return "no C library (Go)" if is_go and not facts.flow.program.closure.missing else facts.libc.title
 
 
 def diagnostics(facts: Facts) -> list[Diagnostic]:

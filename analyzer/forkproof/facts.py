@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from forkproof import golang
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
 from forkproof.atfork import Registration, find_registrations
 from forkproof.cache import Parts
@@ -230,6 +231,7 @@ def _roots(flow: Flow) -> tuple[Function, ...]:
     found = [flow.main] if flow.main is not None else []
     entry = program.function(0, image.entry)
     found += [entry] if entry is not None else []
+    found += program.called(golang.ENTRIES, [0])
     found += constructor_functions(flow)
     if not is_program(image):
         table = image.dynamic_symbols
@@ -251,6 +253,8 @@ class _Surroundings:
             threads, source = Answer.UNKNOWN, None
         else:
             threads, source = self.threads.before(window, self.roots, self.reach)
+            if self.flow.is_go(window.function):
+                threads = Answer.YES  # the runtime starts some before it calls the program's main
         path, root = self._path(window) if reachable is Answer.YES else ((), None)
         is_own = self.flow.program.object_of(window.function) == 0
         deferred = any(self.flow.graph.kind[e] == EdgeKind.DEFERRED for e in path)

@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from forkproof import golang
 from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CONVENTIONS, CallEffect, Convention, Effects, Exploration, State, explore
@@ -88,6 +89,17 @@ class Flow:
             passed = [e for e in self.graph.edges_from(start) if self.graph.kind[e] == EdgeKind.CALLBACK]
             named += [Function(int(self.graph.target[e])) for e in passed]
         return named[0] if named else None
+
+    @cached_property
+    def go_system_calls(self) -> frozenset[Function]:
+        """Functions of Go's that make the system call whose number they are given."""
+        return frozenset(self.program.called(golang.SYSTEM_CALLS))
+
+    def is_go(self, function: Function) -> bool:
+        """The function is one of Go's own table, not C that is linked with it."""
+        program = self.program
+        table = program.image(program.object_of(function)).go_functions
+        return bool((table.value == program.rva_of(function)).any())
 
     def name(self, function: Function) -> str:
         """The name that a report shows: demangled, `main` for main, `sub_<rva>` for nameless code."""

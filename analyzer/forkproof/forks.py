@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from forkproof import golang
 from forkproof.callgraph import CALLS, Function, Program, Reach
 from forkproof.code.explore import Exploration
 from forkproof.code.index import SCANNERS
@@ -110,9 +111,11 @@ def find_forkers(
 ) -> dict[Function, Forker]:
     """The functions of the closure that create processes, by the signatures of the target's libc."""
     known = signatures.forkers_for(libc, version)
-    objects = libc_objects or frozenset(range(len(program.codes)))
-    plainest_first = sorted(known, key=plainness)
-    return {function: known[name] for function, name in program.called(plainest_first, objects).items()}
+    everywhere = frozenset(range(len(program.codes)))
+    names = sorted(known, key=plainness)  # the plainest first
+    found = program.called([n for n in names if not golang.is_go(n)], libc_objects or everywhere)
+    found |= program.called([n for n in names if golang.is_go(n)], everywhere)
+    return {function: known[name] for function, name in found.items()}
 
 
 def find_windows(
@@ -201,36 +204,37 @@ def _shares_memory(flow: Flow, forker: Forker, function: Function, site: int) ->
 def _raw_sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
     """System calls that create a process, made with syscall(2) or with the instruction itself."""
     calls = flow.signatures.raw_process_syscalls(flow.machine.value)
-    arguments = flow.convention.arguments
     seen = set()
-    for function, site, number_register, shift in _system_calls(flow, libc_objects):
+    for function, site, number_register, flags_register in _system_calls(flow, libc_objects):
         image = flow.program.image(flow.program.object_of(function))
         window = image.read(max(site - _NUMBER_REACH, 0), min(site, _NUMBER_REACH)).tobytes()
         if not SCANNERS[flow.machine].mentions(window, calls):
             continue
         number = flow.constant_before(function, site, number_register)
         call = calls.get(number) if number is not None else None
-        if call is None or (function, site) in seen or function in flow.forkers:
+        if call is None or (function, site) in seen or function in flow.forkers or _starts_thread(flow, function):
             continue
         seen.add((function, site))
-        flags = flow.constant_before(function, site, arguments[shift]) if call.flags == "argument-0" else None
+        flags = flow.constant_before(function, site, flags_register) if call.flags == "argument-0" else None
         creates = call.creates(flags)
         if creates != "thread":
             shared = {"shared": Answer.YES, "process": Answer.NO}.get(creates, Answer.UNKNOWN)
             # In a static program without names the instruction stands in libc's own fork, handlers and all.
-            runs_handlers = len(flow.program.codes) == 1 and not flow.forkers
+            runs_handlers = len(flow.program.codes) == 1 and not flow.forkers and not len(image.go_functions)
             kind: ForkerKind = "vfork" if shared is Answer.YES else "fork"
             yield _Site(call.name, kind, runs_handlers, shared, function, site, is_jump=False)
 
 
-def _system_calls(flow: Flow, libc_objects: frozenset[int]) -> Iterator[tuple[Function, int, str, int]]:
-    """(function, site, register of the number, index of the first argument) of system calls outside libc."""
-    graph, program = flow.graph, flow.program
-    for target in program.called(["syscall"]):
+def _system_calls(flow: Flow, libc_objects: frozenset[int]) -> Iterator[tuple[Function, int, str, str]]:
+    """(function, site, registers of the number and of the first argument) of system calls outside libc."""
+    graph, program, arguments = flow.graph, flow.program, flow.convention.arguments
+    wrappers = dict.fromkeys(program.called(["syscall"]), (arguments[0], arguments[1]))
+    wrappers |= dict.fromkeys(sorted(flow.go_system_calls), golang.ARGUMENTS[flow.machine])
+    for target, registers in wrappers.items():
         for edge in graph.edges_to(target):
             function = Function(int(graph.source[edge]))
             if graph.kind[edge] in CALLS and not _is_libc_code(flow, function, libc_objects):
-                yield flow.whole(function), int(graph.site[edge]), flow.convention.arguments[0], 1
+                yield flow.whole(function), int(graph.site[edge]), *registers
     for obj, code in enumerate(program.codes):
         if obj in libc_objects and len(program.codes) > 1:
             continue
@@ -239,7 +243,7 @@ def _system_calls(flow: Flow, libc_objects: frozenset[int]) -> Iterator[tuple[Fu
             if owner >= 0:
                 function = flow.whole(Function(int(program.base[obj]) + owner))
                 if not _is_libc_code(flow, function, libc_objects):
-                    yield function, site, flow.convention.syscall_number, 0
+                    yield function, site, flow.convention.syscall_number, arguments[0]
 
 
 def _is_jump(flow: Flow, function: Function, site: int) -> bool:
@@ -333,8 +337,15 @@ class _Follower:
         if position is None:
             return Level(function, site, (), frozenset({"unknown"}), False, False, (), (), 0, frozenset(), parent)
         start = body.instructions[position].end
-        known_child = [{register: value} for value in child] or [{}]
-        return self.level(function, start, site, known_child, [{register: value} for value in parent])
+        error = golang.ERRORS[self.flow.machine]
+        rest = {error: 0} if self._is_go_call(function, site) else {}
+        known_child = [{**rest, register: value} for value in child] or [rest]
+        return self.level(function, start, site, known_child, [{**rest, register: value} for value in parent])
+
+    def _is_go_call(self, function: Function, site: int) -> bool:
+        """A system call through a function of Go's, which gives its error in another register."""
+        targets = {Function(int(self.flow.graph.target[e])) for e in self.flow.edges_at(function, site)}
+        return bool(targets) and targets <= self.flow.go_system_calls
 
     def level(
         self, function: Function, start: int, site: int, child: Sequence[Known], parent: Sequence[Known]
@@ -344,7 +355,8 @@ class _Follower:
         other = _Merged([self.flow.explore_from(function, start, known, self.flow.execs) for known in parent])
         told_apart = bool(parent) and any(child)
         edges = tuple(dict.fromkeys(e for t in run.sites for e in self.flow.edges_at(function, t)))
-        values = tuple(value for known in parent for value in known.values())
+        register = self.flow.convention.result
+        values = tuple(known[register] for known in parent if register in known)
         return Level(
             function,
             site,
@@ -366,6 +378,8 @@ class _Follower:
             target = Function(int(graph.target[edge]))
             if target in flow.forkers:
                 found.add("fork")
+            elif target in flow.go_system_calls:
+                found |= self._go_end(edge)
             elif 0 <= flow.to_exec[target] <= _NEAR:
                 found.add("exec")
             elif not flow.returns(target):
@@ -375,6 +389,14 @@ class _Follower:
         elif not found & {"exec", "exit"}:
             found.add("loop")
         return frozenset(found)
+
+    def _go_end(self, edge: int) -> set[str]:
+        """What a system call made through a function of Go's does to the child, if it ends it."""
+        flow = self.flow
+        function = flow.whole(Function(int(flow.graph.source[edge])))
+        number = flow.constant_before(function, int(flow.graph.site[edge]), golang.ARGUMENTS[flow.machine][0])
+        end = golang.ENDS[flow.machine].get(number) if number is not None else None
+        return set() if end is None else {end}
 
     def _is_abnormal(self, function: Function) -> bool:
         """abort, assertion failures and the like: how a program dies, not what its child is for."""

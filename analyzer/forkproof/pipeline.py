@@ -22,6 +22,7 @@ from forkproof.callgraph import CallGraph
 from forkproof.errors import ForkproofError, InputError
 from forkproof.hazards import (
     allocator,
+    go_runtime,
     handler_unsafe,
     handlers_skipped,
     order,
@@ -46,6 +47,7 @@ RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (
     handlers_skipped.find,
     handler_unsafe.find,
     vfork_misuse.find,
+    go_runtime.find,
 )
 """The rules, each a function of the facts. A rule computes what only it needs when the facts call for it."""
 

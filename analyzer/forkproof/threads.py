@@ -327,8 +327,15 @@ class Threads:
         """What the roots can reach when tables and deferred calls count; searched once for each set of roots."""
         if roots not in self._loose:
             kinds = CERTAIN | {EdgeKind.THREAD, EdgeKind.DEFERRED}
-            self._loose[roots] = reached_loosely(self.graph, roots, kinds, self.table_objects)
+            self._loose[roots] = reached_loosely(self.graph, (*roots, *self._go_functions), kinds, self.table_objects)
         return self._loose[roots]
+
+    @cached_property
+    def _go_functions(self) -> tuple[Function, ...]:
+        """All of them where the program is Go's: it calls through interfaces, whose tables are made at run time."""
+        program = self.flow.program
+        found = (program.function(0, rva) for rva in program.image(0).go_functions.value.tolist())
+        return tuple(f for f in found if f is not None)
 
 
 def constructor_functions(flow: Flow) -> list[Function]:

@@ -191,7 +191,7 @@ def _functions(image: Image, stubs: Stubs) -> tuple[I64, I64, I64]:
     keep = ~_holds_stub(extents, stubs.start)
     starts, sizes = [extents.start[keep]], [extents.size[keep]]
     resolvers = []
-    for table in (image.dynamic_symbols, image.static_symbols):
+    for table in (image.dynamic_symbols, image.static_symbols, image.go_functions):
         start, size, resolver = _function_symbols(image, table)
         starts.append(start)
         sizes.append(size)

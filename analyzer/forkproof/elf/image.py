@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.columns import among
+from forkproof.elf import gopclntab
 from forkproof.elf.headers import DT as _DT
 from forkproof.elf.headers import Headers, Machine, ObjectKind, Rva, Section, Segment, read_headers
 from forkproof.errors import NotElf, UnreadableFile
@@ -66,6 +67,8 @@ _SYMBOL: Final = np.dtype(
 _RELA: Final = np.dtype([("offset", "<i8"), ("info", "<u8"), ("addend", "<i8")])
 _MAX_TABLE: Final = 1 << 28
 """No table of a sane object is larger (bytes); a damaged header may claim any size."""
+_NOT_GO: Final = 256
+"""Bytes of code that Go's linker leaves around its functions."""
 
 
 class RelocationKind(IntEnum):
@@ -313,11 +316,36 @@ class Image:
         text = self.bytes[strings.offset : strings.offset + strings.size].tobytes()
         return SymbolTable(_column(raw, _SYMBOL), text or b"\0", None)
 
+    @cached_property
+    def go_functions(self) -> SymbolTable:
+        """The functions of Go's own table, which stripping leaves; empty for all other programs."""
+        section = self.section(".gopclntab") or self.section(".data.rel.ro.gopclntab")
+        found = None
+        if section is not None and section.size <= _MAX_TABLE:
+            raw = self.bytes[section.offset : section.offset + section.size]
+            found = gopclntab.parse(raw, lambda offset: self.pointer_at(section.rva + offset), self.entry)
+        if found is None:
+            return SymbolTable(np.zeros(0, _SYMBOL), b"\0", None)
+        table = np.zeros(len(found.start), _SYMBOL)
+        table["name"], table["value"], table["size"] = found.name, found.start, found.size
+        table["info"], table["section"] = STB_LOCAL << 4 | STT_FUNC, SHN_ABS
+        return SymbolTable(table, found.strings, None)
+
     @property
     def has_names(self) -> bool:
-        """Some function of it has a name; null entries and section symbols say nothing."""
+        """Some function of it has a name; null entries and section symbols say nothing.
+
+        Go's own table counts where there is no other code than Go's.
+        """
         tables = (self.dynamic_symbols, self.static_symbols)
-        return any(bool((t.defined & among(t.type, (STT_FUNC, STT_IFUNC))).any()) for t in tables)
+        return self._is_all_go or any(bool((t.defined & among(t.type, (STT_FUNC, STT_IFUNC))).any()) for t in tables)
+
+    @property
+    def _is_all_go(self) -> bool:
+        table, text = self.go_functions, self.section(".text")
+        if not len(table) or text is None:
+            return False
+        return bool(text.size - int(table.size.sum()) <= _NOT_GO)
 
     @cached_property
     def versions(self) -> Versions:

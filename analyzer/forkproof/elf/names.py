@@ -1,7 +1,7 @@
 """What the functions of one object are called.
 
-Owns: the merge of names from `.dynsym`, `.symtab`, `.gnu_debugdata` (xz-compressed mini debug info) and
-      separate debug files (by build-id, then by debuglink), and demangling for display.
+Owns: the merge of names from `.dynsym`, `.symtab`, `.gnu_debugdata` (xz-compressed mini debug info),
+      separate debug files (by build-id, then by debuglink) and Go's own table, and demangling for display.
 Takes: an `Image`, and a way to open a debug file of its sysroot. Gives: names by address.
 Must never: decide a verdict by a name, or open anything outside the sysroot.
 Wrong where: identical code was folded by the linker (one address, many names: the plainest is shown).
@@ -134,7 +134,7 @@ class FunctionNames:
         if len(self._image.static_symbols):
             return own, self._image.static_symbols
         debug = self._debug_file() or self._mini_debug()
-        return (own, debug.static_symbols) if debug is not None else (own,)
+        return own, debug.static_symbols if debug is not None else self._image.go_functions
 
     def _debug_file(self) -> Image | None:
         for path in self.debug_paths() if self._find else ():

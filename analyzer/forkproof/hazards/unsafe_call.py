@@ -50,7 +50,8 @@ def find(facts: Facts) -> list[Finding]:
     if not windows:
         return []
     if facts.libc.core is None or len(facts.flow.program.codes) == 1:
-        return _unknown(facts, windows[0])
+        in_c = [w for w in windows if not facts.flow.is_go(w.window.function)]
+        return _unknown(facts, in_c[0]) if in_c else []
     return folded(f for window in windows for f in _Window(facts, window).findings())
 
 
