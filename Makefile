@@ -6,6 +6,7 @@
 #   make lint        ruff and mypy
 #   make bench       the benchmarks, as ratios
 #   make libc-stress every row of docs/libc.md, by running it                                 (a few minutes)
+#   make unwinder-check  forkproof's stacks against gdb's, at chance states of real programs (ten minutes)
 #   make fixtures    every fixture, for every machine there is a compiler for: build/fixtures/<machine>/
 #   make sysroots    Debian sysroots for the tests that need real binaries (about 300 MB, in the user's cache)
 #   make validators  the SARIF validators from npm, for the tests that use them: build/node/
@@ -25,7 +26,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench libc-stress fixtures sysroots validators fuzz docs dev clean
+.PHONY: help demo test lint bench libc-stress unwinder-check fixtures sysroots validators fuzz docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -66,6 +67,10 @@ bench: $(VENV)/.wheel
 libc-stress: $(VENV)/.wheel
 	@tools/require cc cross qemu musl
 	$(bin)/python -m tools.libc_stress
+
+unwinder-check: $(VENV)/.wheel
+	@tools/require cc cross qemu gdb
+	$(bin)/python -m tools.unwinder_check
 
 fixtures: $(VENV)/.dependencies
 	@tools/require cc cxx cross

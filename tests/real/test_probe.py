@@ -33,6 +33,8 @@ CLEAN = (
     "daemon_shimmed",
     "cxx_new_hooked",
 )
+OF_OTHER_LOCKS = ("child_localtime",)
+"""Locks that are not an allocator's: libc's."""
 WITHOUT_LOCKS = ("daemon_tls", "daemon_lockfree", "daemon_late_threads", "daemon_libc")
 
 pytestmark = [
@@ -78,6 +80,30 @@ class TestFixtures:
             assert finding.probe.holder is not None
             assert finding.probe.control
 
+    @pytest.mark.parametrize("name", OF_OTHER_LOCKS)
+    def test_hanging_on_another_lock(self, built_fixtures: object, name: str) -> None:
+        for _ in range(RUNS):
+            found = probed([str(_path(built_fixtures, name))])
+            assert Verdict.CONFIRMED in verdicts(found)
+            confirmed = [f for f in found if f.verdict is Verdict.CONFIRMED]
+            assert all(f.probe is not None and f.lock is not None and f.probe.lock == f.lock for f in confirmed)
+
+    @pytest.mark.parametrize("name", ["child_write", "own_mutex_hooked", "handler_quiet"])
+    def test_clean_twin_of_those(self, built_fixtures: object, name: str) -> None:
+        found = [f for _ in range(RUNS) for f in probed([str(_path(built_fixtures, name))])]
+        assert Verdict.CONFIRMED not in verdicts(found)
+
+    def test_one_lock_by_name(self, built_fixtures: object) -> None:
+        """A lock that the scan calls covered, asked for by its name: the refutation is of this one."""
+        what = Command((str(_path(built_fixtures, "daemon_mutex_hooked")),), dict(os.environ))
+        for name, count in (("arena_lock", 1), ("no_such_lock", 0)):
+            prover = Prover(Wanted(what, lock=name, covered=True))
+            found = [f for f in scan(what.arguments[:1], ScanOptions(), QUIET, prover).findings if f.probe is not None]
+            assert [f.probe.lock.name for f in found if f.probe is not None and f.probe.lock is not None] == [
+                name
+            ] * count
+            assert verdicts(found) == ({Verdict.REFUTED} if count else set())
+
     @pytest.mark.parametrize("name", CLEAN)
     def test_clean_twin(self, built_fixtures: object, name: str) -> None:
         found = [f for _ in range(RUNS) for f in probed([str(_path(built_fixtures, name))])]
@@ -121,7 +147,9 @@ class TestQemu:
 
     def test_stock_library_is_refuted(self, sysroot_amd64: Path) -> None:
         for _ in range(RUNS):
-            assert verdicts(self.run(sysroot_amd64, [])) == {Verdict.REFUTED}
+            found = self.run(sysroot_amd64, [])
+            assert verdicts([f for f in found if f.object.startswith("libtcmalloc")]) == {Verdict.REFUTED}
+            assert Verdict.CONFIRMED not in verdicts(found), "the child asks for no lock of libc that a thread takes"
 
     def test_without_handlers_it_is_confirmed(self, sysroot_amd64: Path, hookless: str) -> None:
         for _ in range(RUNS):

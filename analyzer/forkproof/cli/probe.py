@@ -173,7 +173,7 @@ def plan_text(program: str, options: ScanOptions, watched: Progress = QUIET) -> 
     made: list[plan.Plan] = []
 
     def note(facts: Facts, findings: list[Finding]) -> list[Finding]:
-        made.append(plan.make(facts, str(options.sysroot or "/")))
+        made.append(plan.make(facts, str(options.sysroot or "/"), findings))
         return findings
 
     report = pipeline.scan((program,), options, watched, note)

@@ -109,7 +109,7 @@ def plan_of(what: Command, library_path: Sequence[str]) -> Plan:
     made: list[Plan] = []
 
     def note(facts: Facts, findings: list[Finding]) -> list[Finding]:
-        made.append(plan.make(facts))
+        made.append(plan.make(facts, findings=findings))
         return findings
 
     options = ScanOptions(library_path=tuple(library_path), preload=what.preload)

@@ -93,7 +93,7 @@ class _Scan:
     def __call__(self, facts: Facts, findings: list[Finding]) -> list[Finding]:
         """A `pipeline.Prove` that runs nothing."""
         self.decisions = decide(facts, findings)
-        self.plans = [planning.make(facts)]
+        self.plans = [planning.make(facts, findings=findings)]
         return findings
 
 

@@ -293,16 +293,11 @@ def _instruction(opcode: int, body: Bytes, cie: Cie, row: Row, initial: Row) -> 
     match opcode:
         case 0x00 | 0x2D:  # nop; negate_ra_state (AArch64): signatures are always taken off
             pass
-        case 0x05:
-            row.rules[body.uleb()] = Rule("offset", body.uleb() * scale)
+        case 0x05 | 0x07 | 0x08 | 0x09 | 0x10 | 0x11 | 0x14 | 0x15 | 0x16:
+            register = body.uleb()  # first in the bytes, and so to be read first
+            row.rules[register] = _rule(opcode, body, scale)
         case 0x06:
             _restore(row, initial, body.uleb())
-        case 0x07:
-            row.rules[body.uleb()] = Rule("undefined")
-        case 0x08:
-            row.rules[body.uleb()] = Rule("same")
-        case 0x09:
-            row.rules[body.uleb()] = Rule("register", body.uleb())
         case 0x0C:
             row.cfa_register, row.cfa_offset, row.cfa_expression = body.uleb(), body.uleb(), b""
         case 0x0D:
@@ -311,24 +306,34 @@ def _instruction(opcode: int, body: Bytes, cie: Cie, row: Row, initial: Row) -> 
             row.cfa_offset = body.uleb()
         case 0x0F:
             row.cfa_expression = body.block()
-        case 0x10:
-            row.rules[body.uleb()] = Rule("expression", expression=body.block())
-        case 0x11:
-            row.rules[body.uleb()] = Rule("offset", body.sleb() * scale)
         case 0x12:
             row.cfa_register, row.cfa_offset, row.cfa_expression = body.uleb(), body.sleb() * scale, b""
         case 0x13:
             row.cfa_offset = body.sleb() * scale
-        case 0x14:
-            row.rules[body.uleb()] = Rule("value", body.uleb() * scale)
-        case 0x15:
-            row.rules[body.uleb()] = Rule("value", body.sleb() * scale)
-        case 0x16:
-            row.rules[body.uleb()] = Rule("value-expression", expression=body.block())
         case 0x2E:  # GNU_args_size
             body.uleb()
         case _:
             raise Unknown(f"call frame instruction {opcode:#x}")
+
+
+def _rule(opcode: int, body: Bytes, scale: int) -> Rule:
+    """What an instruction says of the register that it names."""
+    match opcode:
+        case 0x05:
+            return Rule("offset", body.uleb() * scale)
+        case 0x11:
+            return Rule("offset", body.sleb() * scale)
+        case 0x14:
+            return Rule("value", body.uleb() * scale)
+        case 0x15:
+            return Rule("value", body.sleb() * scale)
+        case 0x09:
+            return Rule("register", body.uleb())
+        case 0x10:
+            return Rule("expression", expression=body.block())
+        case 0x16:
+            return Rule("value-expression", expression=body.block())
+    return Rule("undefined" if opcode == 0x07 else "same")
 
 
 def caller(fde: Fde, rva: int, frame: Frame, read: ReadWord, stack: int) -> dict[int, int] | None:
@@ -346,6 +351,8 @@ def caller(fde: Fde, rva: int, frame: Frame, read: ReadWord, stack: int) -> dict
     found = dict(frame)
     found[stack] = cfa & 0xFFFF_FFFF_FFFF_FFFF
     for register, rule in row.rules.items():
+        if rule.kind == "same":
+            continue
         value = _recovered(rule, cfa, frame, read)
         if value is None:
             found.pop(register, None)

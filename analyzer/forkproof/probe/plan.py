@@ -1,14 +1,23 @@
-"""From a finding to what a probe forces: acquire sites, the fork, names.
+"""From findings to what a probe forces: acquire sites, names of locks and functions.
 
-Owns: the choice of sites for a finding. Takes: `Facts`. Gives: `Plan`.
-Must never: run anything, or judge a site: whether an instruction acquires is seen when it is executed (`sites`).
+Owns: the choice of sites. Takes: `Facts` and findings. Gives: `Plan`.
+Must never: run anything, or judge a site: whether an instruction acquires, and which lock, is seen when it is executed
+      (`sites`); so a site too many costs a breakpoint, and one too few a verdict.
+Wrong where: a lock is taken by code that neither calls a lock function by name nor stands on a finding's witness paths.
+
+Where a lock is taken:
+  an allocator's   in the functions for which there is evidence that they take a lock;
+  libc's own       in the functions that `libc_locks` found to take it;
+  any other        at the ends of the finding's witness paths, and where the lock's object calls a lock function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from forkproof.allocators import AllocatorFacts
 from forkproof.callgraph import CALLS, Function
@@ -18,9 +27,13 @@ from forkproof.code.operations import Atomic
 from forkproof.elf.image import Machine
 from forkproof.facts import Facts
 from forkproof.flow import Flow
+from forkproof.locks.identity import is_resolved, lock_of
+from forkproof.model import Finding, Frame, Lock
 from forkproof.probe.sites import AcquireSite
 
-_PAIR_BYTES = 48
+_PAIR_BYTES: Final = 48
+_MOST_CALLS: Final = 400
+"""Calls of lock functions in one object that become sites."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +46,107 @@ class Plan:
     """Names that the scan gave to nameless functions: (path, rva) to name."""
     active: tuple[str, ...]
     """Allocators that the program uses and that take locks."""
+    locks: tuple[Lock, ...] = ()
+    """Locks that can be asked for by name: those of the allocators' allocation paths."""
 
 
-def make(facts: Facts, root: str = "/") -> Plan:
-    """The acquire sites of every allocator, in the paths that a process started in `root` will map."""
-    names = dict.fromkeys(facts.object_name(a.object) for a in facts.allocators)
+def make(facts: Facts, root: str = "/", findings: Sequence[Finding] = ()) -> Plan:
+    """The acquire sites for these findings and of every allocator, in the paths that a process in `root` will map."""
     inside = _Inside(Path(root).resolve())
-    sites = {name: tuple(dict.fromkeys(map(inside.site, sites_of(facts, name)))) for name in names}
+    found: dict[str, dict[AcquireSite, None]] = {}
+    for name in dict.fromkeys(facts.object_name(a.object) for a in facts.allocators):
+        found[name] = dict.fromkeys(map(inside.site, sites_of(facts, name)))
+    own = set(found) - {facts.object_name(obj) for obj in facts.libc.objects}
+    for finding in findings:
+        if finding.lock is not None and finding.object not in own:
+            found.setdefault(finding.object, {}).update(dict.fromkeys(map(inside.site, _named_sites(facts, finding))))
     known = {(inside.path(path), rva): name for (path, rva), name in known_names(facts).items()}
-    return Plan(sites, known, tuple(active_objects(facts)))
+    sites = {name: tuple(rows) for name, rows in found.items()}
+    return Plan(sites, known, tuple(active_objects(facts)), tuple(_locks(facts)))
+
+
+def _locks(facts: Facts) -> Iterator[Lock]:
+    """The locks of the allocation paths that lie at addresses of their own."""
+    for allocator in facts.allocators:
+        judged = facts.locks_of(allocator) if allocator.is_used else None
+        for lock in judged.coverage.locks if judged is not None else ():
+            if is_resolved(lock.taken.address):
+                yield lock_of(facts.flow.program, lock.taken.address, allocator.object)
+
+
+# Locks that are not an allocator's.
+
+
+def _named_sites(facts: Facts, finding: Finding) -> Iterator[AcquireSite]:
+    """Where the finding's lock is taken."""
+    assert finding.lock is not None
+    objects = [i for i in range(len(facts.flow.program.codes)) if facts.object_name(i) == finding.lock.object]
+    for path in (finding.holder, finding.requester):
+        yield from _witness_sites(facts, path[-1]) if path else ()
+    for obj in objects:
+        if obj in facts.libc.objects:
+            yield from _libc_sites(facts, obj, finding.lock)
+        else:
+            yield from islice(_calls_in(facts, obj), _MOST_CALLS)
+
+
+def _witness_sites(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:
+    """The end of a witness path is an acquire site; other atomic operations of that function may be one as well."""
+    flow = facts.flow
+    for obj in range(len(flow.program.codes)):
+        if facts.object_name(obj) == frame.object:
+            for function in _functions_called(flow, obj, frame.function):
+                site = flow.program.rva_of(function) + frame.offset
+                yield AcquireSite(_path(flow, function), site, callee=_callee(flow, function, site))
+                yield from _atomics(flow, function)
+
+
+def _functions_called(flow: Flow, obj: int, name: str) -> list[Function]:
+    """The functions that a report calls so."""
+    program = flow.program
+    if name.startswith("sub_") and (function := program.function(obj, int(name[4:], 16))) is not None:
+        return [function]
+    found = list(program.called([name], [obj]))
+    everything = range(int(program.base[obj]), int(program.base[obj + 1]))
+    return found or [Function(f) for f in everything if flow.name(Function(f)) == name]
+
+
+def _libc_sites(facts: Facts, obj: int, lock: Lock) -> Iterator[AcquireSite]:
+    """In the functions of libc that take it: inlined locks, and calls of lock functions that have names."""
+    flow, libc = facts.flow, facts.libc_locks
+    for known in libc.all:
+        if known.address is None or (known.address.object, known.address.rva) != (obj, lock.rva):
+            continue
+        for function in sorted(known.takers):
+            yield from _atomics(flow, function)
+            for edge in flow.outgoing(function):
+                name = flow.program.name_of(Function(int(flow.graph.target[edge])))
+                if flow.graph.kind[edge] in CALLS and _acquires(flow, name):
+                    yield AcquireSite(_path(flow, function), int(flow.graph.site[edge]), callee=name)
+
+
+def _calls_in(facts: Facts, obj: int) -> Iterator[AcquireSite]:
+    """Calls of lock functions in an object."""
+    flow, graph = facts.flow, facts.flow.graph
+    names = sorted(name for name in flow.signatures.locks if _acquires(flow, name))
+    for target, name in flow.program.called(names).items():
+        for edge in graph.edges_to(target):
+            function = Function(int(graph.source[edge]))
+            if graph.kind[edge] in CALLS and flow.program.object_of(function) == obj:
+                yield AcquireSite(_path(flow, function), int(graph.site[edge]), callee=name)
+
+
+def _callee(flow: Flow, function: Function, site: int) -> str:
+    names = [flow.program.name_of(Function(int(flow.graph.target[e]))) for e in flow.edges_at(function, site)]
+    return next((name for name in names if _acquires(flow, name)), "")
+
+
+def _acquires(flow: Flow, name: str) -> bool:
+    known = flow.signatures.locks.get(name)
+    return known is not None and known.op == "acquire"
+
+
+# Where files lie.
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +163,9 @@ class _Inside:
     def site(self, site: AcquireSite) -> AcquireSite:
         """The same for a site."""
         return replace(site, object=self.path(site.object))
+
+
+# An allocator's locks.
 
 
 def sites_of(facts: Facts, name: str) -> Iterator[AcquireSite]:
@@ -95,11 +203,10 @@ def _path(flow: Flow, function: Function) -> str:
 
 def _library_calls(flow: Flow, allocator: AllocatorFacts, function: Function) -> Iterator[AcquireSite]:
     """Calls of pthread_mutex_lock and its like."""
-    graph, locks = flow.graph, flow.signatures.locks
+    graph = flow.graph
     for edge in allocator.locks.waits.get(function, ()):
         name = flow.program.name_of(Function(int(graph.target[edge])))
-        known = locks.get(name)
-        if known is not None and known.op == "acquire":
+        if _acquires(flow, name):
             yield AcquireSite(_path(flow, function), int(graph.site[edge]), callee=name)
 
 

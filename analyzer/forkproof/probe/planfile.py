@@ -13,7 +13,7 @@ import json as standard
 from typing import Any
 
 from forkproof.errors import InputError
-from forkproof.model import Report
+from forkproof.model import Lock, Report
 from forkproof.probe.plan import Plan
 from forkproof.probe.sites import AcquireSite
 from forkproof.report import json
@@ -30,6 +30,7 @@ def dump(report: Report, plan: Plan) -> str:
         },
         "known": sorted([path, rva, name] for (path, rva), name in plan.known.items()),
         "active": list(plan.active),
+        "locks": [[lock.object, lock.name, lock.rva, lock.form] for lock in plan.locks],
     }
     return standard.dumps(document, indent=1) + "\n"
 
@@ -44,7 +45,11 @@ def load(text: str, path: str) -> tuple[Report, Plan]:
             for name, rows in found["sites"].items()
         }
         known = {(str(where), int(rva)): str(name) for where, rva, name in found["known"]}
-        return report, Plan(sites, known, tuple(map(str, found["active"])))
+        locks = tuple(
+            Lock(str(o), str(name), None if rva is None else int(rva), str(form))
+            for o, name, rva, form in found.get("locks", ())
+        )
+        return report, Plan(sites, known, tuple(map(str, found["active"])), locks)
     except (json.BadReport, KeyError, TypeError, ValueError) as error:
         raise InputError(
             path, f"is no plan: {error}", next_step="Make one with: forkproof probe --write-plan FILE -- CMD"

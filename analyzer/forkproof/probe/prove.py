@@ -33,7 +33,7 @@ _ATTEMPTS: Final = 6
 """Steered runs for one fork: each with a lock that the runs before did not try."""
 _FORKS: Final = 3
 """Forks of one finding that are steered, one after the other."""
-RULES: Final = frozenset({"inherited-lock", "atfork-unbound", "atfork-absent", "atfork-incomplete"})
+RULES: Final = frozenset({"inherited-lock", "atfork-unbound", "atfork-absent", "atfork-incomplete", "unsafe-call"})
 """Rules whose claim is that a child can inherit a taken lock: what this probe can show."""
 
 
@@ -47,16 +47,28 @@ class Wanted:
     finding: str | None = None
     rule: str | None = None
     lock: str | None = None
+    """Only this one, by its name."""
     covered: bool = False
-    """Also allocators that the scan calls protected."""
+    """Also locks that the scan calls protected."""
 
     def takes(self, finding: Finding) -> bool:
         """This one is to be probed."""
         return (
-            finding.rule in RULES
+            is_probed(finding)
+            and self.names(finding.lock)
             and (self.finding is None or finding.id == self.finding)
             and (self.rule is None or finding.rule == self.rule)
         )
+
+    def names(self, lock: Lock | None) -> bool:
+        """The lock is the one that was asked for, or might be: all of an allocator's as one."""
+        return self.lock is None or lock is None or lock.rva is None or lock.name == self.lock
+
+
+def is_probed(finding: Finding) -> bool:
+    """A finding whose claim this probe can show; of libc's locks only those that have an address."""
+    has_address = finding.lock is not None and finding.lock.rva is not None
+    return finding.rule in RULES and (finding.rule != "unsafe-call" or has_address)
 
 
 @dataclass(slots=True, eq=False)
@@ -78,21 +90,23 @@ class Prover:
         self._tries: dict[tuple[str, int], _Try] = {}
         self._sites: dict[str, tuple[AcquireSite, ...]] = {}
         self._known: Mapping[tuple[str, int], str] = {}
+        self._asked: set[Lock] = set()
 
     def __call__(self, facts: Facts, findings: list[Finding]) -> list[Finding]:
         """A `pipeline.Prove`."""
-        return self.prove(make(facts), findings)
+        return self.prove(make(facts, findings=findings), findings)
 
     def prove(self, plan: Plan, findings: list[Finding]) -> list[Finding]:
         """The findings, those that were probed with their records."""
         begun = time.monotonic()
         chosen = [f for f in findings if self.wanted.takes(f)]
         target = self.wanted.command.arguments[0]
-        covered = covered_findings(plan, target, {f.object for f in findings}) if self.wanted.covered else []
+        covered = covered_findings(plan, target, findings, self.wanted.lock) if self.wanted.covered else []
         objects = sorted({f.object for f in (*chosen, *covered)})
         if objects:
             self._known = plan.known
-            self._sites = {name: self._chosen(plan.sites.get(name, ())) for name in objects}
+            self._sites = {name: plan.sites.get(name, ()) for name in objects}
+            self._asked = {lock for lock in plan.locks if lock.name == self.wanted.lock}
             self.census = self._count()
         # Findings of a fork first: those of a whole object are shown by any of its forks.
         proven = {id(f): self._proven(f) for f in sorted(chosen, key=lambda f: f.fork is None)}
@@ -100,11 +114,6 @@ class Prover:
         return [proven.get(id(f), f) for f in findings] + [as_covered(self._proven(f)) for f in covered]
 
     # ---- the runs --------------------------------------------------------------------------
-
-    def _chosen(self, sites: tuple[AcquireSite, ...]) -> tuple[AcquireSite, ...]:
-        """Sites of the lock that is asked for, where the code tells which they are."""
-        named = [s for s in sites if s.lock is not None and s.lock.name == self.wanted.lock]
-        return tuple(named) or sites
 
     def _stage(self, sites: Sequence[AcquireSite], fork: Frame | None) -> Stage:
         return Stage(self.wanted.command, sites, fork, self._known)
@@ -158,8 +167,8 @@ class Prover:
             return self._tries[key]
         assert self.census is not None
         found = self._tries[key] = _Try()
-        left = frozenset(lock for lock in self.census.wanted if is_of(self.census.places.get(lock), finding.lock))
-        if not left and finding.lock is not None and finding.lock.rva is not None:
+        left = frozenset(lock for lock in self.census.wanted if self._is_meant(lock, finding.lock))
+        if not left and (self._asked or (finding.lock is not None and finding.lock.rva is not None)):
             return found
         leader_too = any(not f.is_leader for f in matching(self.census, finding.fork))
         for _ in range(_ATTEMPTS):
@@ -175,6 +184,12 @@ class Prover:
                 break
             left -= {run.lock.address}
         return found
+
+    def _is_meant(self, seen: int, lock: Lock | None) -> bool:
+        """A lock that was seen is one that the finding speaks of, and that was asked for, if one was."""
+        assert self.census is not None
+        place = self.census.places.get(seen)
+        return is_of(place, lock) and (not self._asked or any(is_of(place, each) for each in self._asked))
 
     # ---- the verdict -----------------------------------------------------------------------
 
@@ -304,6 +319,9 @@ def named_lock(run: Performance, finding: Finding) -> Lock | None:
     static = run.acquire.site.lock if run.acquire is not None else None
     if static is not None:
         return static
+    named = finding.lock
+    if named is not None and named.rva == rva and path and Module.of(path).name == named.object:
+        return named
     if not path:
         return Lock(finding.object, "a lock in a heap or on a stack", None, "field")
     module = Module.of(path)
@@ -327,28 +345,43 @@ def place_name(place: Address, lock: int) -> str:
 # Locks that the scan calls covered.
 
 
-def covered_findings(plan: Plan, target: str, known: set[str]) -> list[Finding]:
-    """A question for each allocator that is used, takes locks, and has no finding."""
+def covered_findings(plan: Plan, target: str, findings: Sequence[Finding], wanted: str | None) -> list[Finding]:
+    """A question for each allocator that is used, takes locks, and has no finding; or for one lock by its name."""
+    known = {f.object for f in findings}
+    spoken_of = {(f.lock.object, f.lock.name) for f in findings if f.lock is not None}
+    if wanted is not None:
+        locks = [k for k in dict.fromkeys(plan.locks) if k.name == wanted and (k.object, k.name) not in spoken_of]
+        return [
+            _covered(target, lock, f"{lock.name} of {lock.object}, which the scan calls covered,") for lock in locks
+        ]
     return [
-        Finding(
-            rule="inherited-lock",
-            severity=Severity.NOTE,
-            verdict=Verdict.SUSPECTED,
-            target=target,
-            object=name,
-            message=f"the locks of {name}, which the scan calls covered",
-            why="",
-            fix="",
-            lock=Lock(name, "a lock of the allocator", None, "allocator"),
+        _covered(
+            target,
+            Lock(name, "a lock of the allocator", None, "allocator"),
+            f"the locks of {name}, which the scan calls covered",
         )
         for name in plan.active
         if name not in known
     ]
 
 
+def _covered(target: str, lock: Lock, message: str) -> Finding:
+    return Finding(
+        rule="inherited-lock",
+        severity=Severity.NOTE,
+        verdict=Verdict.SUSPECTED,
+        target=target,
+        object=lock.object,
+        message=message,
+        why="",
+        fix="",
+        lock=lock,
+    )
+
+
 def as_covered(finding: Finding) -> Finding:
     """What the probe of a covered lock says: protection shown, or an error in the scan."""
     if finding.verdict is Verdict.CONFIRMED:
-        message = f"{finding.message}, are not: this is an error in forkproof's analysis; please report it"
+        message = f"{finding.message.rstrip(',')}, are not: this is an error in forkproof's analysis; please report it"
         return replace(finding, severity=Severity.HIGH, message=message)
     return finding

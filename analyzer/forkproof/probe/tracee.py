@@ -37,7 +37,8 @@ class Memory:
         self.machine = machine
         self._file = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         self._breakpoints: dict[int, Breakpoint] = {}
-        self._gone: set[int] = set()
+        self._gone: dict[int, bytes] = {}
+        """Where breakpoints were, and what is there now."""
 
     def close(self) -> None:
         """Give the file back."""
@@ -46,11 +47,24 @@ class Memory:
             self._file = -1
 
     def copy_for(self, pid: int) -> Memory:
-        """The memory of a child that was just forked from this one."""
+        """The memory of a child that was just forked from this one.
+
+        The fork may have happened while a breakpoint was lifted for some thread to go over it, or before one was taken
+        out: what is written there, not what is remembered here, tells what the child has.
+        """
         child = Memory(pid, self.machine)
         child._breakpoints.update(self._breakpoints)
         child._gone.update(self._gone)
+        for address, point in self._breakpoints.items():
+            child._make_sure(address, self.machine.trap[: len(point.original)])
+        for address, original in self._gone.items():
+            child._make_sure(address, original)
         return child
+
+    def _make_sure(self, address: int, wanted: bytes) -> None:
+        with suppress(OSError):
+            if os.pread(self._file, len(wanted), address) != wanted:
+                self._write(address, wanted)
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes as the program would see them; fewer, or none, where nothing is mapped."""
@@ -97,7 +111,7 @@ class Memory:
         if len(original) != len(trap):
             return False
         self._breakpoints[address] = Breakpoint(original, exits)
-        self._gone.discard(address)
+        self._gone.pop(address, None)
         with suppress(OSError):
             self._write(address, trap)
             return True
@@ -108,7 +122,7 @@ class Memory:
         """Take it out; nothing to do where there is none, or no memory any more."""
         point = self._breakpoints.pop(address, None)
         if point is not None:
-            self._gone.add(address)
+            self._gone[address] = point.original
             with suppress(OSError):
                 self._write(address, point.original)
 

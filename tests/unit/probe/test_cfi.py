@@ -34,6 +34,24 @@ class TestRows:
     def test_restore_to_the_first_row(self) -> None:
         assert 6 not in row_at(fde("41 8602 41 c6"), 0x1002).rules
 
+    @pytest.mark.parametrize(
+        ("code", "kind", "value"),
+        [
+            ("050c 02", "offset", -16),
+            ("110c 7f", "offset", 8),
+            ("140c 02", "value", -16),
+            ("150c 7f", "value", 8),
+            ("090c 03", "register", 3),
+            ("100c 02 7708", "expression", 0),
+            ("160c 02 7708", "value-expression", 0),
+            ("070c", "undefined", 0),
+            ("080c", "same", 0),
+        ],
+    )
+    def test_register_comes_before_its_rule(self, code: str, kind: str, value: int) -> None:
+        rules = row_at(fde(code), 0x1010).rules
+        assert {n: (r.kind, r.value) for n, r in rules.items() if n != 16} == {12: (kind, value)}
+
     def test_unknown_instruction_is_said(self) -> None:
         with pytest.raises(Unknown):
             row_at(fde("3f"), 0x1010)
@@ -48,6 +66,17 @@ class TestCaller:
         up = caller(fde("41 0e10 8602"), 0x1001, {7: 0x7000, 6: 1}, memory({0x7000: 0xAA, 0x7008: 0x2222}), 7)
         assert up is not None
         assert (up[16], up[6], up[7]) == (0x2222, 0xAA, 0x7010)
+
+    def test_saved_above_the_frame(self) -> None:
+        """As in _dl_runtime_resolve on AArch64: the PLT has pushed the return address before."""
+        up = caller(fde("1110 7f"), 0x1001, {7: 0x7000, 12: 5}, memory({0x7010: 0x2222}), 7)
+        assert up is not None
+        assert (up[16], up[12]) == (0x2222, 5)
+
+    def test_same_value(self) -> None:
+        up = caller(fde("0806"), 0x1001, {7: 0x7000, 6: 3}, memory({0x7000: 0x2222}), 7)
+        assert up is not None
+        assert (up[16], up[6]) == (0x2222, 3)
 
     def test_outermost_frame(self) -> None:
         assert caller(fde("0710"), 0x1001, {7: 0x7000}, memory({}), 7) is None
