@@ -22,6 +22,7 @@ from forkproof.forks import ForkWindow, find_forkers, find_windows
 from forkproof.libc_locks import LibcLocks
 from forkproof.locks.goals import AllocatorLocks, Goal, allocator_locks
 from forkproof.locks.ordinary import Occasion, Rank
+from forkproof.locks.others import OtherLocks
 from forkproof.locks.summary import Step, Summaries
 from forkproof.model import Answer, Hooks, Lock
 from forkproof.signatures import Signatures
@@ -100,6 +101,19 @@ class Facts:
         used = [a for a in self.allocators if a.is_used]
         homes = {program.object_of(f) for a in used for f in (*a.entries, *a.locks.evidence)}
         return Summaries(self.flow, self.libc.objects, homes | {r.object for r in self.registrations if r.is_effective})
+
+    @cached_property
+    def other_locks(self) -> OtherLocks:
+        """The locks of the program and its libraries; what is not asked about costs nothing."""
+        program, owned = self.flow.program, set[Function]()
+        for allocator in self.allocators:
+            if allocator.object == 0:
+                reach = self.flow.graph.distances(allocator.entries)
+                owned |= {Function(f) for f in np.flatnonzero(reach >= 0).tolist()}
+            else:
+                base = program.base
+                owned |= {Function(f) for f in range(int(base[allocator.object]), int(base[allocator.object + 1]))}
+        return OtherLocks(self.flow, self.libc.objects, owned)
 
     @cached_property
     def _allocator_locks(self) -> dict[int, AllocatorLocks]:

@@ -25,6 +25,7 @@ from forkproof.hazards import (
     go_runtime,
     handler_unsafe,
     handlers_skipped,
+    inherited,
     order,
     reentry,
     threads_lost,
@@ -40,6 +41,7 @@ _STAGES = 4
 
 RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (
     allocator.find,
+    inherited.find,
     reentry.find,
     order.find,
     unsafe_call.find,

@@ -11,7 +11,7 @@ Wrong where: a path exists in the code but never runs with the program's real in
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -30,6 +30,7 @@ from forkproof.model import Answer, WindowKind
 from forkproof.signatures import ThreadStarter
 from forkproof.tables import reached_loosely
 
+_IN_THREADS: Final = CERTAIN | {EdgeKind.THREAD}
 _MAX_FUNCTIONS: Final = 60
 """Functions on the way to a window whose control flow is followed."""
 
@@ -204,6 +205,99 @@ class Threads:
         if self.are_hidden or self.may_clone or self.may_ask or self._may_come_first(window, roots, from_roots):
             return Answer.UNKNOWN, None
         return Answer.NO, None
+
+    def entries_at(self, window: ForkWindow, roots: tuple[Function, ...]) -> Mapping[Function, Answer]:
+        """What the threads that can exist at a fork begin in, the one that forks left out.
+
+        Yes where a thread's start comes before the fork, unknown where its time is not known. Those that start only
+        after the fork are not among them.
+        """
+        graph = self.graph
+        from_roots = graph.distances(roots, _IN_THREADS, without=self.harmless)
+        to_window = graph.distances([window.function], backward=True)
+        sure, doubtful = self._calls_before(window, from_roots, to_window)
+        own = self._sites_of_child(window)
+        if own is not None:
+            return self._entries_in_child(frozenset(e for e in sure if int(graph.site[e]) in own))
+        elsewhere = self._done_by_others(window, to_window) | self.harmless
+        forks_in_thread = self.from_entries[window.function] >= 0
+        first = [*constructor_functions(self.flow), *(roots if forks_in_thread else ())]
+        is_before = self._reached(first, sure, elsewhere)
+        may_be = self._reached(first, sure | doubtful, elsewhere) | (from_roots < 0)
+        found: dict[Function, Answer] = {}
+        if forks_in_thread and self.flow.main is not None:
+            found[self.flow.main] = Answer.YES
+        for edge, source, entry in self._starts(self.loosely_reached(roots)):
+            is_other = not (forks_in_thread and to_window[entry] >= 0)
+            if is_other and (is_before[source] or edge in sure):
+                found[entry] = Answer.YES
+            elif from_roots[window.function] < 0 or is_before[source] or may_be[source] or edge in doubtful:
+                found.setdefault(entry, Answer.UNKNOWN)
+        return found
+
+    def _entries_in_child(self, sure: frozenset[int]) -> Mapping[Function, Answer]:
+        """Only one thread came through the earlier fork; others are those that the child or a handler has started."""
+        handlers = [r.handlers[2].function for r in self.registrations if r.is_effective]
+        reached = self._reached((h for h in handlers if h is not None), sure, self.harmless)
+        everything = np.ones(self.graph.size, bool)
+        return {entry: Answer.YES for e, source, entry in self._starts(everything) if reached[source] or e in sure}
+
+    def _starts(self, among: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int, Function]]:
+        """Edges that start a thread, with the function that does and what the thread begins in."""
+        graph = self.graph
+        for edge in np.flatnonzero((graph.kind == EdgeKind.THREAD) & among[graph.source]).tolist():
+            yield edge, int(graph.source[edge]), Function(int(graph.target[edge]))
+
+    def _reached(
+        self, first: Iterable[Function], edges: frozenset[int], elsewhere: frozenset[int]
+    ) -> npt.NDArray[np.bool_]:
+        """What runs from these functions on, and along these edges, in threads that are started there too."""
+        targets = [int(self.graph.target[e]) for e in edges]
+        found: npt.NDArray[np.bool_] = self.graph.distances([*first, *targets], _IN_THREADS, without=elsewhere) >= 0
+        return found
+
+    def _sites_of_child(self, window: ForkWindow) -> frozenset[int] | None:
+        """If only the child of another fork makes this one, the calls of the same function that only it makes."""
+        parts = [
+            level.parted
+            for other in self.windows
+            for level in other.levels
+            if level.function == window.function and level.site != window.site and window.site in level.parted
+        ]
+        return frozenset().union(*parts) if parts else None
+
+    def _calls_before(
+        self, window: ForkWindow, from_roots: Reach, to_window: Reach
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        """Edges that are taken before the fork on the way to it, and those that may be, but only in another round.
+
+        What happens once, as becoming a daemon does, is not preceded by what a loop does after it.
+        """
+        graph, flow = self.graph, self.flow
+        sure, doubtful = set[int](), set[int]()
+        between = np.flatnonzero((from_roots >= 0) & (to_window >= 0))
+        order = between[np.lexsort((between, from_roots[between]))]
+        for number in order[:_MAX_FUNCTIONS].tolist():
+            function = flow.whole(Function(number))
+            edges = [e for e in flow.outgoing(function) if graph.kind[e] in CERTAIN or graph.kind[e] == EdgeKind.THREAD]
+            forks = {int(graph.site[e]) for e in edges if to_window[graph.target[e]] >= 0}
+            forks |= {window.site} if function == window.function else set()
+            starts = [e for e in edges if self._starts_something(e)]
+            if not starts or not forks:
+                continue
+            before = _can_come_before(self._successors(function), forks)
+            for edge in starts:
+                site = int(graph.site[edge])
+                if not before(site):
+                    continue
+                is_once = window.kind is WindowKind.DAEMONIZE
+                again = is_once and any(_can_come_before(self._successors(function), {site})(f) for f in forks)
+                (doubtful if again else sure).add(edge)
+        return frozenset(sure), frozenset(doubtful)
+
+    def _starts_something(self, edge: int) -> bool:
+        """The edge is the start of a thread, or a call that leads to one."""
+        return bool(self.graph.kind[edge] == EdgeKind.THREAD or self.to_start[self.graph.target[edge]] >= 0)
 
     def _may_come_first(self, window: ForkWindow, roots: tuple[Function, ...], from_roots: Reach) -> bool:
         """A thread may be started, or the fork be made, by code whose time is not known.

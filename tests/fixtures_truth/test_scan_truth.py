@@ -38,11 +38,9 @@ if TYPE_CHECKING:
     from forkproof.model import Report
 
 FIXTURES = {name: fixture for name, fixture in read_all().items() if fixture.recipe.kind != "library"}
-ALLOCATORS = frozenset(f.output for f in read_all().values() if f.area == "allocators")
 
 #: Rules whose truths the fixtures state and that no code checks yet.
 NOT_YET: dict[str, str] = {}
-NO_OTHER_LOCKS = "only locks of the allocator are followed yet"
 
 
 #: Libraries that fixtures need, beside the dynamic linker.
@@ -56,8 +54,6 @@ def not_yet(expectation: Expectation) -> str | None:
     match expectation.fact:
         case truth.Finding(rule=rule) if rule in NOT_YET:
             return f"{rule}: {NOT_YET[rule]}"
-        case truth.Finding(object=name) if name is not None and name not in ALLOCATORS:
-            return NO_OTHER_LOCKS
         case _:
             return None
 

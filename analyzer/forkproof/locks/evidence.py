@@ -61,6 +61,8 @@ _BLOCKING_KINDS: Final = frozenset({"mutex", "rwlock", "spin", "sem"})
 _RAW_SYSCALL: Final = "syscall"
 """syscall(2): a wait only when its first argument is the number of one."""
 
+_NUMBER_REACH: Final = 192
+"""Bytes before a system call in which its number must stand."""
 _FUTEX_OPERATION: Final = 0x7F
 _FUTEX_WAITS: Final = frozenset({0, 6, 9, 11, 13})
 """WAIT, LOCK_PI, WAIT_BITSET, WAIT_REQUEUE_PI, LOCK_PI2; without FUTEX_PRIVATE_FLAG and its like (linux/futex.h)."""
@@ -178,11 +180,16 @@ class ObjectEvidence:
             self._note_syscall(found, source, int(self.graph.site[edge]), (arguments[0], arguments[2]), numbers)
         sites = self.program.codes[self.obj].sites.syscalls
         for site, index in zip(sites.tolist(), self.program.codes[self.obj].owners(sites).tolist(), strict=True):
-            if index >= 0:
+            if index >= 0 and self._mentions(site, numbers):
                 source = Function(int(self.program.base[self.obj]) + index)
                 registers = self.flow.convention.syscall_number, arguments[1]
                 self._note_syscall(found, source, site, registers, numbers)
         return found
+
+    def _mentions(self, site: int, numbers: Mapping[int, WaitSyscall]) -> bool:
+        """One of the numbers stands before a system call, which on x86-64 is two bytes that chance finds often."""
+        code = self.program.image(self.obj).read(max(site - _NUMBER_REACH, 0), min(site, _NUMBER_REACH))
+        return bool(SCANNERS[self.flow.machine].mentions(code.tobytes(), numbers))
 
     def _note_syscall(
         self,
@@ -256,7 +263,7 @@ class ObjectEvidence:
             if site in calls:
                 value = state.register(flow.convention.arguments[calls[site]])
             elif not atomics[site].cell.indexed:
-                value = _address(atomics[site], state, body.instructions[body.index[site]].end)
+                value = address_of(atomics[site].cell, state, body.instructions[body.index[site]].end)
             if value is not None:
                 yield value
 
@@ -355,8 +362,8 @@ class ObjectEvidence:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def _address(atomic: Atomic, state: State, end: int) -> Value | None:
-    cell = atomic.cell
+def address_of(cell: Memory, state: State, end: int) -> Value | None:
+    """The address of a memory operand in a state; `end` is where its instruction ends."""
     if cell.base is None:
         return Value(None, cell.displacement)
     if cell.base == "pc":

@@ -97,8 +97,18 @@ EMPTY: Final = Summary(())
 class Summaries:
     """Summaries of functions, made when they are asked for."""
 
-    def __init__(self, flow: Flow, libc_objects: frozenset[int], objects: Iterable[int]) -> None:
-        """Only functions of these objects are followed: the allocators and whoever registers fork handlers."""
+    def __init__(
+        self,
+        flow: Flow,
+        libc_objects: frozenset[int],
+        objects: Iterable[int],
+        among: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Only functions of these objects are followed: the allocators and whoever registers fork handlers.
+
+        Or, where the caller knows better, only those in `among`, to which it adds.
+        """
+        self.among = among
         self.objects = frozenset(objects) - libc_objects
         self.flow, self.graph, self.program = flow, flow.graph, flow.program
         self.libc_objects = libc_objects
@@ -106,6 +116,8 @@ class Summaries:
         self.runs: dict[Function, Run] = {}
         self.interpreted = 0
         self.prepared: dict[Function, tuple[Held, bool]] = {}
+        self.forking: frozenset[Function] = frozenset(flow.forkers)
+        """Functions of which calls are noted for what is held there."""
 
     # ---- which functions matter ------------------------------------------------------------
 
@@ -137,7 +149,9 @@ class Summaries:
 
     @cached_property
     def relevant(self) -> npt.NDArray[np.bool_]:
-        """Functions that lead to a direct one."""
+        """Functions that lead to a direct one, if the caller has not chosen."""
+        if self.among is not None:
+            return self.among
         roots = np.flatnonzero(self.direct).tolist()
         reach = self.graph.distances(roots, _FOLLOWED, backward=True, blocked=self.flow.dying)
         found = reach >= 0
@@ -147,6 +161,11 @@ class Summaries:
             if obj not in self.objects:
                 found[base[obj] : base[obj + 1]] = False
         return found
+
+    def add(self, function: Function) -> None:
+        """Follow one more function, as if it had been among the chosen ones all along."""
+        self.relevant[function] = True
+        self.known.pop(function, None)
 
     # ---- summaries -------------------------------------------------------------------------
 
@@ -363,7 +382,7 @@ class _Calls:
         return self.summaries.effect(Function(target), arguments)
 
     def is_relevant(self, target: int) -> bool:
-        return bool(self.summaries.relevant[target])
+        return bool(self.summaries.relevant[target]) or target in self.summaries.forking
 
     def parameters(self, target: int) -> frozenset[int]:
         wanted = self.summaries.of(Function(target)).parameters

@@ -1,0 +1,460 @@
+"""inherited-lock for locks that are neither an allocator's nor libc's: the program's own, and its libraries'.
+
+Owns: the four conditions for such a lock, the ranking, and the wording.
+Takes: `Facts`. Gives: `Finding`s: one for each lock and function that forks, the low ones of an object as one.
+Must never: speak of a lock whose address does not begin at a global, or of a thread that starts after the fork.
+Wrong where: see the page of the rule.
+
+The order is that of cost: sets of functions first (what threads run, what the child runs), then the locks that both
+take, then what quiesces them, and ways to them last. Where the sets have no use of locks, nothing is interpreted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from forkproof.callgraph import CALLS, EdgeKind, Function, Reach
+from forkproof.facts import Facts, WindowFacts
+from forkproof.forks import Level
+from forkproof.hazards.evidence import (
+    FOLLOWED,
+    dead_end,
+    existing_threads,
+    folded,
+    fork_frame,
+    names_of,
+    rank,
+    threads_sentence,
+)
+from forkproof.locks.coverage import prepared_by
+from forkproof.locks.identity import Match, lock_of, same
+from forkproof.locks.ordinary import Occasions
+from forkproof.locks.others import Functions, Place
+from forkproof.locks.runs import Held
+from forkproof.locks.summary import step_frames
+from forkproof.locks.values import Content, Object, Value, root
+from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
+
+_LEAVES: Final = 1, 2
+"""Calls below a child's own code at which it asks for a lock as a matter of course, and beyond which hardly anybody
+goes, so that nobody looks: for a child that execs or exits soon,"""
+_LIVES: Final = 4, 8
+"""and for one that lives on."""
+_HELD: Final = 5, 8
+"""The same for a thread, from where it begins."""
+_HANDLER_DEPTH: Final = 2
+"""Calls below a child handler in which it makes locks new."""
+_ABOUT: Final = 2
+"""Calls by which a way may be longer than the shortest and still be preferred for coming first."""
+_TRIES: Final = 12
+"""Ways that turn out to end the program before another one is no longer looked for."""
+_ERRORS: Final = ("strerror", "strerror_r", "__xpg_strerror_r", "g_strerror", "perror")
+"""Called when something has failed: what they lock is not asked for in ordinary running."""
+
+_Position = tuple[int, int]
+"""Where in the child's life: which level, and the site there."""
+
+
+def find(facts: Facts) -> list[Finding]:
+    """All findings about locks that are neither an allocator's nor libc's."""
+    windows = [w for w in facts.windows if _matters(w)]
+    return _gathered(folded(f for window in windows for f in _Window(facts, window).findings()))
+
+
+def _matters(window: WindowFacts) -> bool:
+    inner = window.window
+    lives_apart = inner.kind in FOLLOWED and inner.shares_memory is not Answer.YES and bool(inner.levels)
+    return lives_apart and window.threads is not Answer.NO and window.reachable is not Answer.NO
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A way to where a lock is taken."""
+
+    edges: tuple[int, ...]
+    place: Place
+    depth: int
+    """Calls between where it begins and the function that names the lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """How the child asks for a lock; `level` is where in its own code."""
+
+    way: _Way
+    level: int
+    position: _Position
+
+
+class _Window:
+    """The findings about one window."""
+
+    def __init__(self, facts: Facts, window: WindowFacts) -> None:
+        self.facts, self.window = facts, window
+        self.flow, self.graph, self.others = facts.flow, facts.flow.graph, facts.other_locks
+        self.levels = window.window.levels
+        self.fork = fork_frame(facts, window)
+        self.dead: set[Function] = set()
+        self.dying = {*self.flow.dying, *self.flow.program.called(_ERRORS)}
+        self.ends = [*self.dying, *self.flow.execs, *self.flow.forkers]
+
+    def findings(self) -> Iterator[Finding]:
+        """One for each lock that a thread and the child both take, and that nothing quiesces."""
+        if not self._is_worth_a_look():
+            return
+        self.others.follow(self.by_threads, self.by_child, self.by_handlers)
+        held = self.others.places(self.by_threads)
+        asked = self._asked(self.others.places(self.by_child))
+        for address in sorted(asked, key=repr):
+            holders = [p for other, places in held.items() if same(address, other) is Match.EXACT for p in places]
+            finding = self._finding(address, asked[address], holders) if holders else None
+            if finding is not None:
+                yield finding
+
+    def _is_worth_a_look(self) -> bool:
+        """Threads exist that take locks, and so does the child. Which of them exist at the fork is asked last."""
+        reach = self.graph.distances(self.facts.threads.entries, blocked=self.dying)
+        main = self.flow.main
+        any_thread = (reach >= 0) & (reach <= _HELD[1])
+        if main is not None and self.window.source is not None and self.window.source.why == "forks from a thread":
+            any_thread |= self.graph.distances([main], blocked=self.dying) >= 0
+        table = [f for f in existing_threads(self.facts, self.window.source) if not any_thread[f]]
+        any_thread |= self.graph.distances(table, blocked=self.dying) >= 0
+        return self._use_locks(any_thread) and bool(self.threads) and self._use_locks(self.by_threads)
+
+    def _use_locks(self, threads: Functions) -> bool:
+        takers, child = self.others.library_takers, self.by_child
+        if np.any(threads & takers) and np.any(child & takers):
+            return True
+        return bool(self.others.spinners(threads)) and bool(self.others.spinners(child))
+
+    # ---- who runs what ---------------------------------------------------------------------
+
+    @cached_property
+    def threads(self) -> Mapping[Function, Answer]:
+        """What the other threads at the fork begin in, none of libc's own; if any is known to exist, only such."""
+        facts, program = self.facts, self.flow.program
+        found = dict(facts.threads.entries_at(self.window.window, facts.roots))
+        shown = {int(t) for t in self.graph.target[self.graph.kind == EdgeKind.THREAD]}
+        for entry in existing_threads(facts, self.window.source):
+            if entry not in shown:  # std::thread's: what runs was found in a table
+                found.setdefault(entry, Answer.YES)
+        found = {f: a for f, a in found.items() if program.object_of(f) not in facts.libc.objects}
+        known = {f: a for f, a in found.items() if a is Answer.YES}
+        return known or found
+
+    @cached_property
+    def by_threads(self) -> Functions:
+        """What those threads can run, on ways that are not too long."""
+        reach = self.graph.distances(self.threads, blocked=self.dying)
+        found: Functions = (reach >= 0) & (reach <= _HELD[1])
+        if Answer.YES not in self.threads.values():
+            # Most of what libraries could do does not happen; of threads that may not exist, that would be a guess.
+            found[self.flow.program.base[1] :] = False
+        return found
+
+    @cached_property
+    def by_child(self) -> Functions:
+        """What the child can run before it execs or exits, its own part of the functions that fork included."""
+        starts = [int(self.graph.target[e]) for level in self.levels for e in level.edges]
+        reach = self.graph.distances(starts, blocked=self.ends)
+        found: Functions = (reach >= 0) & (reach < self._limits[1])
+        found[self._level_functions()] = True
+        return found
+
+    @property
+    def _limits(self) -> tuple[int, int]:
+        return _LIVES if self.window.window.kind is WindowKind.DAEMONIZE else _LEAVES
+
+    def _level_functions(self) -> list[Function]:
+        return [level.function for level in self.levels]
+
+    @cached_property
+    def by_handlers(self) -> Functions:
+        """What fork handlers can run, where they run at all."""
+        return self.graph.distances([*self._handlers(0), *self._handlers(2)], blocked=self.dying) >= 0
+
+    def _handlers(self, which: int) -> list[Function]:
+        if not self.window.window.handlers_run:
+            return []
+        found = [r.handlers[which].function for r in self.facts.registrations if r.is_effective]
+        return [f for f in dict.fromkeys(found) if f is not None and self.others.usable[f]]
+
+    def _asked(self, places: Mapping[Value, tuple[Place, ...]]) -> dict[Value, list[Place]]:
+        """Those of the child's locks that it waits for, in code that it comes to."""
+        own = {f: self._own_sites(f) for f in self._level_functions()}
+        found: dict[Value, list[Place]] = {}
+        for address, all_places in places.items():
+            mine = [p for p in all_places if p.blocking and (p.function not in own or p.site in own[p.function])]
+            if mine:
+                found[address] = mine
+        return found
+
+    def _own_sites(self, function: Function) -> frozenset[int]:
+        """What the child executes in a function that forked, or that a fork returned to."""
+        levels = [level for level in self.levels if level.function == function]
+        return frozenset().union(*(self._visited(level) for level in levels))
+
+    def _visited(self, level: Level) -> frozenset[int]:
+        known = self._visits.get((level.function, level.site))
+        if known is None:
+            body = self.flow.body(level.function)
+            position = body.position(level.site)
+            start = level.site if position is None else body.instructions[position].end
+            known_result = {self.flow.convention.result: 0} if level is self.levels[0] else {}
+            run = self.flow.explore_from(level.function, start, known_result, self.flow.execs)
+            # Calls were followed with every result that the fork can have there, which is more exact.
+            sites = {int(self.graph.site[e]) for e in level.edges}
+            calls = {int(self.graph.site[e]) for e in self.flow.outgoing(level.function)}
+            known = self._visits[level.function, level.site] = (run.visited - calls) | sites
+        return known
+
+    @cached_property
+    def _visits(self) -> dict[tuple[Function, int], frozenset[int]]:
+        return {}
+
+    # ---- what quiesces a lock --------------------------------------------------------------
+
+    @cached_property
+    def prepared(self) -> Held:
+        """What prepare handlers hold when the fork comes."""
+        summaries = self.others.summaries
+        held = frozenset[Value]()
+        for prepare in self._handlers(0):
+            if summaries.relevant[prepare]:
+                held |= prepared_by(summaries, prepare)[0]
+        return held
+
+    def _is_quiesced(self, address: Value, request: _Request) -> bool:
+        if any(same(address, p) is not Match.NO for p in self.prepared) or self._is_renewed(address):
+            return True
+        is_held = [address in self.others.held_at(level.function, level.site) for level in self.levels]
+        return any(is_held[: request.level + 1]) or self._is_held_above(request.level, is_held)
+
+    def _is_renewed(self, address: Value) -> bool:
+        """A child handler of the lock's object lets the lock go, or makes it new."""
+        begin = root(address.base)
+        reach = self.graph.distances(self._handlers(2), blocked=self.dying)
+        near = np.flatnonzero((reach >= 0) & (reach <= _HANDLER_DEPTH)).tolist()
+        return isinstance(begin, Object) and any(
+            address in self.others.let_go_by(Function(f))
+            for f in near
+            if self.flow.program.object_of(Function(f)) == begin.number
+        )
+
+    def _is_held_above(self, level: int, is_held: list[bool]) -> bool:
+        """Every caller that the child returns to from this level held the lock when it made the call."""
+        function = self.levels[level].function
+        above = [
+            i
+            for i, outer in enumerate(self.levels)
+            if i > level
+            and any(self.graph.target[e] == function for e in self.flow.edges_at(outer.function, outer.site))
+        ]
+        return bool(above) and all(is_held[i] or self._is_held_above(i, is_held) for i in above)
+
+    def _is_made_new(self, address: Value, first: _Position) -> bool:
+        """The child makes the lock new before it asks for it."""
+        if address.base is None:
+            return False
+        for depth, level in enumerate(self.levels):
+            visited = self._visited(level)
+            for place, value in self._cleared(level):
+                if place in visited and value == address and (depth, place) < first:
+                    return True
+        makers = [Function(f) for f in np.flatnonzero(self.by_child & self.others.makers).tolist()]
+        making = [f for f in makers if f not in self._level_functions() and address in self.others.made_by(f)]
+        return bool(making) and (position := self._first(making)) is not None and position <= first
+
+    def _cleared(self, level: Level) -> list[tuple[int, Value]]:
+        return self.others.cleared_in(level.function)
+
+    def _first(self, functions: Iterable[Function]) -> _Position | None:
+        """The first of the child's own calls that can lead to one of these functions."""
+        reach = self.graph.distances(functions, backward=True, blocked=self.ends)
+        found = [
+            (depth, int(self.graph.site[e]))
+            for depth, level in enumerate(self.levels)
+            for e in level.edges
+            if reach[self.graph.target[e]] >= 0
+        ]
+        return min(found, default=None)
+
+    # ---- ways --------------------------------------------------------------------------------
+
+    def _request(self, places: list[Place]) -> tuple[_Request, _Position] | None:
+        """Of the ways that are about the shortest, the one that the child comes to first; and where any first asks."""
+        for _ in range(_TRIES):
+            by_function = {p.function: p for p in reversed(places)}
+            reach = self.graph.distances(by_function, backward=True, blocked=[*self.ends, *self.dead])
+            found = list(self._own_requests(places)) + list(self._calls(reach))
+            if not found:
+                return None
+            shortest = min(distance for distance, *_ in found)
+            _, position, edge, place = min(
+                ((d, p, e, o) for d, p, e, o in found if d <= shortest + _ABOUT), key=lambda item: item[1]
+            )
+            edges: list[int] = []
+            if edge is not None:
+                edges = [edge, *(self.graph.path(Function(int(self.graph.target[edge])), reach) or [])]
+                place = by_function[Function(int(self.graph.target[edges[-1]]))]
+            end = dead_end(self.facts, edges)
+            if end is None or end in self.dead:
+                assert place is not None
+                way = self._way(edges, place)
+                return _Request(way, position[0], position), min(p for _, p, _, _ in found)
+            self.dead.add(end)
+        return None
+
+    def _own_requests(self, places: list[Place]) -> Iterator[tuple[int, _Position, int | None, Place | None]]:
+        for place in places:
+            for depth, level in enumerate(self.levels):
+                if place.function == level.function and place.site in self._visited(level):
+                    yield 0, (depth, place.site), None, place
+
+    def _calls(self, reach: Reach) -> Iterator[tuple[int, _Position, int | None, Place | None]]:
+        own = set(self._level_functions())
+        for depth, level in enumerate(self.levels):
+            for edge in level.edges:
+                target = Function(int(self.graph.target[edge]))
+                if reach[target] >= 0 and target not in own and target not in self.flow.forkers:
+                    yield int(reach[target]) + 1, (depth, int(self.graph.site[edge])), edge, None
+
+    def _holder(self, places: list[Place]) -> tuple[_Way, Function, Answer] | None:
+        """The shortest way of a thread to the lock: of one that surely exists, or else of another."""
+        for answer in (Answer.YES, Answer.UNKNOWN):
+            starts = [f for f, a in self.threads.items() if a is answer]
+            for _ in range(_TRIES):
+                by_function = {p.function: p for p in reversed(places)}
+                reach = self.graph.distances(by_function, backward=True, blocked=[*self.dying, *self.dead])
+                found = [(int(reach[f]), f) for f in starts if reach[f] >= 0]
+                if not found:
+                    break
+                start = min(found)[1]
+                edges = self.graph.path(start, reach) or []
+                end = dead_end(self.facts, edges)
+                if end is None or end in self.dead:
+                    last = Function(int(self.graph.target[edges[-1]])) if edges else start
+                    return self._way(edges, by_function[last]), start, answer
+                self.dead.add(end)
+        return None
+
+    def _way(self, edges: list[int], place: Place) -> _Way:
+        """A function that returns with the lock is as good as the lock function that it calls."""
+        is_method = bool(edges) and self.others.keeps(place.function)
+        return _Way(tuple(edges), place, len(edges) - is_method)
+
+    def _frames(self, way: _Way) -> tuple[Frame, ...]:
+        before = self.flow.frames(way.edges, way.place.function)[:-1] if way.edges else ()
+        return (*before, *step_frames(self.flow, way.place.steps))
+
+    # ---- the finding -------------------------------------------------------------------------
+
+    def _finding(self, address: Value, asked: list[Place], holders: list[Place]) -> Finding | None:
+        open_holders = [p for p in holders if not self._is_gated(p)]
+        if all(p.is_shared for p in open_holders):  # readers wait for writers only
+            asked = [p for p in asked if not p.is_shared]
+        found = self._request(asked) if asked and open_holders else None
+        if found is None:
+            return None
+        request, first = found
+        if self._is_quiesced(address, request) or self._is_made_new(address, first):
+            return None
+        holder = self._holder(open_holders)
+        return None if holder is None else self._told(address, request, holder)
+
+    def _is_gated(self, place: Place) -> bool:
+        """Each time that a thread takes it there, it holds a lock that is quiesced."""
+        return any(same(gate, p) is not Match.NO for gate in place.gates for p in self.prepared)
+
+    def _told(self, address: Value, request: _Request, holder: tuple[_Way, Function, Answer]) -> Finding:
+        facts, flow = self.facts, self.flow
+        way, start, exists = holder
+        lock = lock_of(flow.program, address, flow.program.object_of(request.way.place.function))
+        thread, child = self._frames(way), self._frames(request.way)
+        rare = self._rare(request.way) or self._rare(way)
+        answers = (self.window.threads, exists, Answer.YES, Answer.YES)
+        severity, verdict = self._rank(answers, address, request.way, way, rare=bool(rare))
+        quiesced = self._not_quiesced(lock)
+        doubt = "" if exists is Answer.YES else "; whether that thread exists at the fork is not known"
+        verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
+        conditions = Conditions(
+            threads=threads_sentence(facts, self.window),
+            holder=f"the thread that begins in {flow.name(start)} takes it in {thread[-1].function}{doubt}",
+            requester=f"the child {verb} asks for it in {child[-1].function}, from {child[0].function}",
+            not_quiesced=quiesced,
+            answers=answers,
+        )
+        can = "can" if verdict is Verdict.REACHABLE else "may"
+        seldom = f" It is rare: {rare}." if rare else ""
+        return Finding(
+            rule="inherited-lock",
+            severity=severity,
+            verdict=verdict,
+            target=facts.target,
+            object=lock.object,
+            message=f"a child forked in {self.fork.function} {can} hang for ever on {lock.name} of {lock.object}",
+            why=f"{quiesced}. A thread that does not exist in the child can own the lock there.{seldom}",
+            fix=self._fix(lock),
+            lock=lock,
+            fork=self.fork,
+            holder=thread,
+            requester=child,
+            conditions=conditions,
+        )
+
+    def _rare(self, way: _Way) -> str:
+        """What must be the case for the lock to be taken there, if it is something rare."""
+        return Occasions(self.others.summaries, ()).rare(way.place.steps)
+
+    def _rank(
+        self, answers: tuple[Answer, Answer, Answer, Answer], address: Value, child: _Way, thread: _Way, *, rare: bool
+    ) -> tuple[Severity, Verdict]:
+        """High needs one lock for sure, and two ordinary ways of calls that are sure."""
+        is_sure = _is_sure(address) and all(self.graph.kind[e] in CALLS for e in (*child.edges, *thread.edges))
+        is_ordinary = is_sure and child.depth <= self._limits[0] and thread.depth <= _HELD[0] and not rare
+        severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
+        is_doubtful = rare or Answer.UNKNOWN in answers
+        if is_doubtful and severity.rank < Severity.LOW.rank:
+            severity = Severity.LOW
+        return severity, verdict
+
+    def _not_quiesced(self, lock: Lock) -> str:
+        if not self.window.window.handlers_run:
+            return f"{self.window.window.forker} runs no fork handlers"
+        if not any(r.is_effective for r in self.facts.registrations):
+            return f"no fork handler is registered that could take {lock.name}"
+        return f"no fork handler that is registered takes {lock.name} or makes it new"
+
+    def _fix(self, lock: Lock) -> str:
+        if self.window.window.kind is WindowKind.DAEMONIZE:
+            return f"Fork before the first thread is started, or hold {lock.name} across the fork with pthread_atfork."
+        return f"Keep what takes {lock.name} out of the child, or hold it across the fork with pthread_atfork."
+
+
+def _is_sure(address: Value) -> bool:
+    """A word of an object's data, or a field of what a word of it points to: one lock, not one of many."""
+    base = address.base
+    return isinstance(base, Object) or (isinstance(base, Content) and isinstance(base.base, Object))
+
+
+def _gathered(findings: list[Finding]) -> list[Finding]:
+    """The low ones of one object and fork as one: the first, which names the others."""
+    kept, low = list[Finding](), dict[tuple[str, str], list[Finding]]()
+    for finding in findings:
+        assert finding.fork is not None
+        if finding.severity is Severity.LOW:
+            low.setdefault((finding.object, finding.fork.function), []).append(finding)
+        else:
+            kept.append(finding)
+    for group in low.values():
+        first = min(group, key=lambda f: (len(f.requester) + len(f.holder), f.id))
+        names = names_of(f.lock.name for f in group if f is not first and f.lock is not None)
+        more = f" The same is so for {names}." if names else ""
+        kept.append(replace(first, why=first.why + more, count=sum(f.count for f in group)))
+    return kept

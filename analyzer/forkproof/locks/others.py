@@ -1,0 +1,428 @@
+"""Locks of the program and its libraries, allocators' and libc's own left out: who takes which, where asked.
+
+Owns: the choice of the few functions that are worth interpreting for such locks, and the places where each lock is
+      taken, with what is held there.
+Takes: `Flow`, and sets of functions: what a thread can run, what a child can run. Gives: `Places` by address.
+Must never: interpret a function that is in neither set, or name a lock whose address is not reached from a global: two
+      of those cannot be told to be one.
+Wrong where: a lock is passed through memory, or through more than `_WRAPPERS` functions; where a static program holds
+      libc (its locks cannot be told from the program's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from forkproof.callgraph import CALLS, CERTAIN, Columns, Function, data_arguments
+from forkproof.code.explore import Value as KnownValue
+from forkproof.code.explore import Word
+from forkproof.code.index import CodeIndex
+from forkproof.code.operations import Atomic, Const, Memory, Register, Set
+from forkproof.columns import unique
+from forkproof.elf.image import Machine
+from forkproof.flow import Flow
+from forkproof.locks.evidence import address_of
+from forkproof.locks.identity import is_resolved
+from forkproof.locks.runs import Held
+from forkproof.locks.summary import Step, Summaries
+from forkproof.locks.values import Content, Element, Entry, Object, Value, root
+from forkproof.signatures import LockFunction
+
+Functions = npt.NDArray[np.bool_]
+"""Membership of every function."""
+
+KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket"})
+"""What can be held by a thread that does not exist. A once or a guard is taken once, a FILE is libc's."""
+_TAKES: Final = frozenset({"acquire", "try", "wait"})
+_SHIFT: Final = 48
+_CLOSE: Final = 4096
+"""Bytes around an address that code forms within which it may go on to a lock: so far reach AArch64's anchors."""
+_FEW: Final = 40
+"""Functions that are sooner interpreted than compared with others first."""
+_LARGE: Final = 1000
+"""Instructions of a function beyond which its plain stores are not looked at: what makes a lock new is small."""
+_WRAPPERS: Final = 4
+"""Functions that pass a lock on to one another."""
+
+
+class Place(NamedTuple):
+    """One acquisition of a lock, in a function that names it."""
+
+    function: Function
+    steps: tuple[Step, ...]
+    """From the function to where it waits."""
+    blocking: bool
+    is_shared: bool
+    """A reader's, which waits for writers only."""
+    gates: Held
+    """What is held already."""
+
+    @property
+    def site(self) -> int:
+        """Where in the function."""
+        return self.steps[0].site
+
+
+class OtherLocks:
+    """The places where locks are taken, found among the functions that are asked about."""
+
+    def __init__(self, flow: Flow, libc_objects: frozenset[int], owned: Collection[Function]) -> None:
+        """`owned`: functions of allocators, whose locks have rules of their own."""
+        self.flow, self.graph = flow, flow.graph
+        self.usable = np.ones(flow.graph.size, bool)
+        self.usable[list(owned)] = False
+        base = flow.program.base
+        for obj in libc_objects:
+            self.usable[base[obj] : base[obj + 1]] = False
+        self.summaries = Summaries(flow, libc_objects, (), among=np.zeros(flow.graph.size, bool))
+
+    # ---- what is worth a look --------------------------------------------------------------
+
+    @cached_property
+    def library_takers(self) -> Functions:
+        """Functions that call a lock function which can leave a lock taken."""
+        found = np.zeros(self.graph.size, bool)
+        found[self.graph.source[self._taking_edges]] = True
+        return found & self.usable
+
+    @cached_property
+    def _taking_edges(self) -> Columns:
+        locks = self.flow.signatures.locks
+        return self._calls_of([n for n, f in locks.items() if f.op in _TAKES and (f.kind in KINDS or f.op == "wait")])
+
+    def _calls_of(self, names: Iterable[str]) -> Columns:
+        graph, wanted = self.graph, np.zeros(self.graph.size, bool)
+        wanted[list(self.flow.program.called(sorted(names)))] = True
+        return np.flatnonzero(wanted[graph.target] & np.isin(graph.kind, [int(k) for k in CALLS]))
+
+    def spinners(self, reached: Functions) -> set[Function]:
+        """Functions that hold an atomic operation, and wait themselves or in what they call."""
+        found: set[Function] = set()
+        base = self.flow.program.base
+        reached = reached & self.usable
+        for obj in range(len(self.flow.program.codes)):
+            if reached[base[obj] : base[obj + 1]].any():
+                found |= {f for f in self._spinning(obj) if reached[f]}
+        return found
+
+    def _spinning(self, obj: int) -> set[Function]:
+        known = self._spinners.get(obj)
+        if known is None:
+            evidence = self.summaries.evidence[obj]
+            waiting = evidence.waiting
+            callers = {c for f in waiting for c in self._callers(f)}
+            known = self._spinners[obj] = evidence.atomics & {*waiting, *callers} if waiting else set()
+        return known
+
+    @cached_property
+    def _spinners(self) -> dict[int, set[Function]]:
+        return {}
+
+    def follow(self, one: Functions, two: Functions, always: Functions) -> None:
+        """Interpret what may use a lock that functions of both sets use, and what passes locks to it.
+
+        The set with fewer users of locks comes first; of the other, those that refer to where its locks are, and of
+        `always`, the fork handlers, likewise.
+        """
+        one, two, always = one & self.usable, two & self.usable, always & self.usable
+        spinning = self.spinners(one)
+        spinning |= self.spinners(two) if spinning else set()
+        self.summaries.direct[list(spinning)] = True
+        cells = _Cells(self.flow, self.summaries.library, spinning)
+        few, many = sorted((one, two), key=lambda side: int(np.count_nonzero(self.summaries.direct & side)))
+        is_small = int(np.count_nonzero(self.summaries.direct & few)) <= _FEW
+        self._follow(few, cells, None if is_small else self._words(many, cells))
+        words = [begin for address in self.places(few) if (begin := _begin(address)) >= 0]
+        if words:
+            self._follow(many | always, cells, unique(np.array(words, np.int64)))
+
+    def _follow(self, among: Functions, cells: _Cells, words: Columns | None) -> None:
+        """Functions of a set that may name a lock near one of these words, with what they pass it to."""
+        pending = [Function(f) for f in np.flatnonzero(self.summaries.direct & among).tolist()]
+        for _ in range(_WRAPPERS):
+            chosen = [f for f in pending if not self.summaries.relevant[f] and self._may_name(f, cells, words, among)]
+            for function in chosen:
+                self.summaries.add(function)
+            telling = [f for f in pending if self.summaries.of(f).depends_on_caller]
+            pending = sorted({c for f in telling for c in self._callers(f) if among[c]})
+
+    def _words(self, among: Functions, cells: _Cells) -> Columns:
+        """What the functions of a set that use locks refer to, and those that may pass locks to them."""
+        direct = [Function(f) for f in np.flatnonzero(self.summaries.direct & among).tolist()]
+        callers = {c for f in direct if not cells.is_exact(f) for c in self._callers(f) if among[c]}
+        return unique(np.concatenate([np.zeros(0, np.int64), *(cells.of(f) for f in {*direct, *callers})]))
+
+    def _may_name(
+        self, function: Function, cells: _Cells, words: Columns | None, among: Functions, depth: int = 2
+    ) -> bool:
+        """It refers to where a lock may be, or uses what it is given by a function that does."""
+        if words is None or _near(cells.of(function), words):
+            return True
+        if not depth or cells.is_exact(function):
+            return False
+        callers = [c for c in self._callers(function) if among[c]]
+        return any(_near(cells.of(c), words) for c in callers) or any(
+            self._may_name(c, cells, words, among, depth - 1) for c in callers if not len(cells.of(c))
+        )
+
+    def _callers(self, function: Function) -> list[Function]:
+        graph = self.graph
+        edges = [e for e in graph.edges_to(function) if graph.kind[e] in CERTAIN]
+        return sorted({self.flow.whole(Function(f)) for f in unique(graph.source[edges]).tolist()})
+
+    # ---- who takes what --------------------------------------------------------------------
+
+    def places(self, among: Functions) -> Mapping[Value, tuple[Place, ...]]:
+        """Where the functions of a set take locks that have an identity."""
+        found: dict[Value, list[Place]] = {}
+        functions = np.flatnonzero(among & self.summaries.relevant).tolist()
+        for number in functions:
+            for address, place in self.taken_in(Function(number)):
+                found.setdefault(address, []).append(place)
+        return {address: tuple(places) for address, places in found.items()}
+
+    def taken_in(self, function: Function) -> list[tuple[Value, Place]]:
+        """The locks that a function takes and names itself, or passes to what takes them."""
+        if function not in self._taken:
+            self._taken[function] = self._find_taken(function)
+        return self._taken[function]
+
+    @cached_property
+    def _taken(self) -> dict[Function, list[tuple[Value, Place]]]:
+        return {}
+
+    def _find_taken(self, function: Function) -> list[tuple[Value, Place]]:
+        summaries, found = self.summaries, []
+        run = summaries.run(function)
+        for acquire in run.acquires:
+            step = Step(function, acquire.site)
+            if acquire.kind in KINDS and is_resolved(acquire.address):
+                place = Place(function, (step,), acquire.blocking, self._is_shared(step), acquire.held)
+                found.append((acquire.address, place))
+        for call in run.calls:
+            callee = Function(call.target)
+            for taken in summaries.of(callee).taken:
+                if taken.kind not in KINDS or not isinstance(root(taken.address.base), Entry):
+                    continue
+                address = summaries.replaced(callee, call.arguments, taken.address)
+                if is_resolved(address):
+                    steps = (Step(function, call.site), *taken.path)
+                    blocking = taken.blocking or call.site in run.waiting_calls
+                    found.append((address, Place(function, steps, blocking, self._is_shared(steps[-1]), call.held)))
+        return found
+
+    def _is_shared(self, step: Step) -> bool:
+        targets = [Function(int(self.graph.target[e])) for e in self.flow.edges_at(step.function, step.site)]
+        library = self.summaries.library
+        return any(t in library and library[t].shared for t in targets)
+
+    # ---- what undoes an inheritance --------------------------------------------------------
+
+    def held_at(self, function: Function, site: int) -> Held:
+        """What a function holds whenever it makes a call; its callers' locks are not among it."""
+        if not self.summaries.relevant[function]:
+            return frozenset()
+        held = [call.held for call in self.summaries.run(function).calls if call.site == site]
+        return frozenset.intersection(*held) if held else frozenset()
+
+    @cached_property
+    def makers(self) -> Functions:
+        """Functions that make a lock new."""
+        found = np.zeros(self.graph.size, bool)
+        edges = self._calls_of([name for name, f in self.flow.signatures.locks.items() if f.op == "init"])
+        found[self.graph.source[edges]] = True
+        return found & self.usable
+
+    def made_by(self, function: Function) -> set[Value]:
+        """The locks that a function makes new by a call."""
+        return {value for _, value in self._made(function)}
+
+    def cleared_in(self, function: Function) -> list[tuple[int, Value]]:
+        """Where a function makes a lock new, by a call or by storing 0 to a word that it takes no lock at."""
+        if function not in self._cleared:
+            self._cleared[function] = [*self._made(function), *self._stored(function)]
+        return self._cleared[function]
+
+    @cached_property
+    def _cleared(self) -> dict[Function, list[tuple[int, Value]]]:
+        return {}
+
+    def _made(self, function: Function) -> list[tuple[int, Value]]:
+        locks, graph, flow = self.summaries.library, self.graph, self.flow
+        targets = {int(graph.site[e]): Function(int(graph.target[e])) for e in flow.outgoing(function)}
+        arguments = {s: locks[t].argument for s, t in targets.items() if t in locks and locks[t].op == "init"}
+        found = []
+        for site, state in flow.states(function, arguments).items():
+            value = state.register(flow.convention.arguments[arguments[site]])
+            found += [(site, v) for v in self._addresses(flow.program.object_of(function), value)]
+        return found
+
+    def _stored(self, function: Function) -> list[tuple[int, Value]]:
+        flow, body = self.flow, self.flow.body(function)
+        if len(body.instructions) > _LARGE:
+            return []
+        own = {address for address, _ in self.taken_in(function)} if self.summaries.relevant[function] else set()
+        stores = {
+            i.address: o.destination
+            for i in body.instructions
+            for o in i.operations
+            if isinstance(o, Set) and isinstance(o.destination, Memory) and not o.destination.indexed
+            if o.source == Const(0) or isinstance(o.source, Register)
+            if o.destination.base != flow.convention.stack
+        }
+        found = []
+        for site, state in flow.states(function, stores).items():
+            cell = stores[site]
+            value = address_of(cell, state, body.instructions[body.index[site]].end)
+            for address in self._addresses(flow.program.object_of(function), value):
+                found += [(site, address)] if address not in own else []
+        return found
+
+    def _addresses(self, obj: int, value: KnownValue | None) -> list[Value]:
+        """A value of `explore` as an address: through a pointer that the loader fills, both ways to write it."""
+        if value is None:
+            return []
+        if value.base is None:
+            return [Value(Object(obj), value.offset)]
+        if not isinstance(value.base, Word):
+            return []
+        target = self.flow.program.image(obj).pointer_at(value.base.address)
+        found = [Value(Content(Object(obj), value.base.address), value.offset)]
+        return found if target is None else [*found, Value(Object(obj), target + value.offset)]
+
+    def let_go_by(self, function: Function) -> set[Value]:
+        """The locks that a function makes new, clears, or releases without having taken them."""
+        found = {value for _, value in self.cleared_in(function)}
+        if self.summaries.relevant[function]:
+            run = self.summaries.run(function)
+            found |= run.releases - {a.address for a in run.acquires}
+        return found
+
+    def keeps(self, function: Function) -> bool:
+        """The function returns with a lock."""
+        return any(e.held for e in self.summaries.of(function).exits)
+
+
+class _Cells:
+    """The words of data from which functions can reach a lock: what two that share one must both refer to."""
+
+    def __init__(self, flow: Flow, library: Mapping[int, LockFunction], spinning: set[Function]) -> None:
+        self.flow, self.library, self.spinning = flow, library, spinning
+        self._known: dict[Function, tuple[Columns, bool]] = {}
+        self._tables: dict[int, _References] = {}
+
+    def of(self, function: Function) -> Columns:
+        """As object and address in one number; none for a function that locks what it is given."""
+        return self._look(function)[0]
+
+    def is_exact(self, function: Function) -> bool:
+        """All that it does with locks is to words that it names."""
+        return self._look(function)[1]
+
+    def _look(self, function: Function) -> tuple[Columns, bool]:
+        known = self._known.get(function)
+        if known is None:
+            exact = None if function in self.spinning else self._passed(function)
+            known = (self._referred(function), False) if exact is None else (exact, True)
+            self._known[function] = known
+        return known
+
+    def _passed(self, function: Function) -> Columns | None:
+        """What the function's calls of lock functions pass, where all of it is constant, and there are such calls."""
+        program, graph = self.flow.program, self.flow.graph
+        obj = program.object_of(function)
+        sites: dict[int, list[int]] = {}
+        for edge in self.flow.outgoing(function):
+            if (lock := self.library.get(int(graph.target[edge]))) is not None:
+                sites.setdefault(lock.argument, []).append(int(graph.site[edge]))
+        found = []
+        for argument, places in sites.items():
+            passed = data_arguments(program, obj, np.array(sorted(places), np.int64), argument)
+            if len(passed) < len(places):
+                return None
+            for address, is_load in passed.values():
+                found += self._targets(obj, address) if is_load else [obj << _SHIFT | address]
+        return np.array(found, np.int64) if found else None
+
+    def _targets(self, obj: int, slot: int) -> list[int]:
+        """The word itself, or what the loader puts there."""
+        image = self.flow.program.image(obj)
+        symbol = image.slot_symbols.get(slot)
+        if symbol is not None:
+            binding = self.flow.program.bindings.resolve(obj, symbol)
+            return [] if binding is None else [binding.object << _SHIFT | binding.rva]
+        target = image.pointer_at(slot)
+        return [obj << _SHIFT | slot, *([] if target is None else [obj << _SHIFT | target])]
+
+    def _referred(self, function: Function) -> Columns:
+        """All writable words that the function's code refers to."""
+        program = self.flow.program
+        obj = program.object_of(function)
+        base = int(program.base[obj])
+        if obj not in self._tables:
+            self._tables[obj] = _References(program.codes[obj])
+        table = self._tables[obj]
+        writable = [(s.rva, s.rva + s.memory_size) for s in program.image(obj).segments if s.writable]
+        found = set[int]()
+        for part in (function, *self.flow.cold_parts(function)):
+            formed, loaded = table.of(part - base)
+            found.update(obj << _SHIFT | a for a in formed if any(low <= a < high for low, high in writable))
+            for slot in loaded:
+                if any(low <= slot < high for low, high in writable):
+                    found.update(self._targets(obj, slot))
+        if self.flow.machine is Machine.X86_64:
+            found.update(obj << _SHIFT | a for a in self._operands(function))
+        return np.array(sorted(found), np.int64)
+
+    def _operands(self, function: Function) -> Iterator[int]:
+        """Words that atomic operations name themselves, which the columns of an object do not hold."""
+        if function not in self.spinning:
+            return
+        for instruction in self.flow.body(function).instructions:
+            for operation in instruction.operations:
+                if isinstance(operation, Atomic) and operation.cell.base == "pc":
+                    yield instruction.end + operation.cell.displacement
+
+
+class _References:
+    """The addresses that an object's functions form, and the words that they load, by function."""
+
+    def __init__(self, code: CodeIndex) -> None:
+        self.formed = self._by_owner(code.data_owner, code.sites.data_target)
+        self.loaded = self._by_owner(code.loaded_owner, code.sites.loaded_address)
+
+    @staticmethod
+    def _by_owner(owner: Columns, address: Columns) -> tuple[Columns, Columns]:
+        order = np.argsort(owner, kind="stable")
+        return owner[order], address[order]
+
+    def of(self, index: int) -> tuple[set[int], set[int]]:
+        """Addresses formed, and words loaded, by one function of the object."""
+        found = []
+        for owner, address in (self.formed, self.loaded):
+            first, last = owner.searchsorted(index), owner.searchsorted(index, side="right")
+            found.append(set(address[first:last].tolist()))
+        return found[0], found[1]
+
+
+def _begin(address: Value) -> int:
+    """Where a lock is reached from, as a cell; -1 for what no word of data leads to."""
+    base, offset = address.base, address.offset
+    while isinstance(base, Content | Element):
+        offset = base.offset
+        base = base.base
+    return base.number << _SHIFT | offset if isinstance(base, Object) and offset >= 0 else -1
+
+
+def _near(cells: Columns, others: Columns) -> bool:
+    """Some cell lies close to one of the others: in the same variable, or reached from the same anchor."""
+    if not len(others) or not len(cells):
+        return False
+    place = others.searchsorted(cells)
+    before, after = others[np.maximum(place - 1, 0)], others[np.minimum(place, len(others) - 1)]
+    return bool(np.any((np.abs(cells - before) <= _CLOSE) | (np.abs(cells - after) <= _CLOSE)))
