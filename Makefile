@@ -6,6 +6,7 @@
 #   make lint        ruff and mypy
 #   make bench       the benchmarks, as ratios
 #   make libc-stress every row of docs/libc.md, by running it                                 (a few minutes)
+#   make probe-runs  every fixture probed twenty times; time to verdict beside brute force      (half an hour)
 #   make unwinder-check  forkproof's stacks against gdb's, at chance states of real programs (ten minutes)
 #   make fixtures    every fixture, for every machine there is a compiler for: build/fixtures/<machine>/
 #   make sysroots    Debian sysroots for the tests that need real binaries (about 300 MB, in the user's cache)
@@ -26,7 +27,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench libc-stress unwinder-check fixtures sysroots validators fuzz docs dev clean
+.PHONY: help demo test lint bench libc-stress probe-runs unwinder-check fixtures sysroots validators fuzz docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -67,6 +68,10 @@ bench: $(VENV)/.wheel
 libc-stress: $(VENV)/.wheel
 	@tools/require cc cross qemu musl
 	$(bin)/python -m tools.libc_stress
+
+probe-runs: $(VENV)/.wheel
+	@tools/require cc cxx
+	$(bin)/python benchmarks/probes.py
 
 unwinder-check: $(VENV)/.wheel
 	@tools/require cc cross qemu gdb

@@ -190,7 +190,7 @@ int main(void)
 """
 
 
-def _sources() -> None:
+def write_sources() -> None:
     """Something for cc1 to chew on, and a program that is mostly in signal handlers."""
     folder = HERE / "build"
     folder.mkdir(exist_ok=True)
@@ -227,7 +227,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", metavar="PROGRAM")
     asked = parser.parse_args()
-    _sources()
+    write_sources()
     for machine in asked.machine or ["x86_64", "aarch64"]:
         if (reason := missing(machine)) is not None:
             print(f"{machine}: skipped: {reason}")

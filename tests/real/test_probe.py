@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from fixtures.build import Result, Toolchain
-from forkproof.model import Finding, Verdict
+from forkproof.elf.image import load
+from forkproof.facts import Facts
+from forkproof.model import Finding, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, ScanOptions
 from forkproof.pipeline import scan
+from forkproof.probe.plan import make
 from forkproof.probe.prove import Prover, Wanted
 from forkproof.probe.stage import Command
 
@@ -64,6 +67,27 @@ def probed(
     return [finding for finding in report.findings if finding.probe is not None]
 
 
+def reentry_of(program: str, library: str) -> ProbeRecord:
+    """Probe a program for lock-reentry of arena_lock."""
+    table = load(Path(library)).static_symbols
+    rva = int(table.value[table.names.index("arena_lock")])
+    lock = Lock(Path(library).name, "arena_lock", rva, "global")
+    finding = Finding(
+        "lock-reentry", Severity.MEDIUM, Verdict.SUSPECTED, program, lock.object, "", "", "", lock=lock
+    )  # fmt: skip
+    found: list[Finding] = []
+
+    def prove(facts: Facts, findings: list[Finding]) -> list[Finding]:
+        prover = Prover(Wanted(Command((program,), dict(os.environ)), 20))
+        found.extend(prover.prove(make(facts, findings=[finding]), [finding]))
+        return findings
+
+    scan((program,), ScanOptions(), QUIET, prove)
+    record = found[0].probe
+    assert record is not None
+    return record
+
+
 def verdicts(findings: list[Finding]) -> set[Verdict]:
     return {f.probe.verdict for f in findings if f.probe is not None}
 
@@ -92,6 +116,22 @@ class TestFixtures:
     def test_clean_twin_of_those(self, built_fixtures: object, name: str) -> None:
         found = [f for _ in range(RUNS) for f in probed([str(_path(built_fixtures, name))])]
         assert Verdict.CONFIRMED not in verdicts(found)
+
+    @pytest.mark.parametrize(
+        ("name", "library", "verdict"),
+        [
+            ("reentry_hangs", "alloc_reentrant", Verdict.CONFIRMED),
+            ("reentry_ends", "alloc_reentry_safe", Verdict.INCONCLUSIVE),
+        ],
+    )
+    def test_lock_reentry(self, built_fixtures: object, name: str, library: str, verdict: Verdict) -> None:
+        """Asked directly: whether a scan finds the way through the hook is another matter."""
+        path = str(_path(built_fixtures, name))
+        for _ in range(RUNS):
+            record = reentry_of(path, str(_path(built_fixtures, library)))
+            assert record.verdict is verdict
+            assert bool(record.waiters) == (verdict is Verdict.CONFIRMED)
+            assert record.why
 
     def test_one_lock_by_name(self, built_fixtures: object) -> None:
         """A lock that the scan calls covered, asked for by its name: the refutation is of this one."""

@@ -23,7 +23,7 @@ def find(facts: Facts) -> list[Finding]:
 
 
 def _of_one(facts: Facts, allocator: AllocatorFacts) -> list[Finding]:
-    locks = facts.locks_of(allocator)
+    locks = facts.locks_of(allocator, even_without_forks=True)
     if locks is None:
         return []
     reach = facts.flow.graph.distances(allocator.entries, blocked=facts.flow.dying)

@@ -2,12 +2,14 @@
 
 Owns: the order of the runs (census, steering, control) and the verdict.
 Takes: a `Plan`, findings, a command. Gives: `ProbeRecord`s.
-Must never: confirm without a control run that passed, or refute while some lock could be held across the fork.
+Must never: confirm an inherited lock without a control run that passed, or refute while some lock could be held across
+      the fork.
 Wrong where: the program forks only on an input that the command line does not give: then it is inconclusive, and
       says what was reached.
 
-    confirmed      a child waits for the lock that was held at the fork, and does not where it was not held
-    refuted        every lock that was tried was the forking thread's own at the fork
+    confirmed      a child waits for the lock that was held at the fork, and does not where it was not held;
+                   or a thread waits for a lock that it took itself while all others stood still (`reenter`)
+    refuted        every lock that was tried was the forking thread's own at the fork; or lets its owner in again
     inconclusive   everything else, with what was reached
 """
 
@@ -22,6 +24,7 @@ from forkproof.facts import Facts
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, Progress
 from forkproof.probe import census as counting
+from forkproof.probe import reenter
 from forkproof.probe.census import Census
 from forkproof.probe.plan import Plan, make
 from forkproof.probe.sites import AcquireSite
@@ -34,7 +37,9 @@ _ATTEMPTS: Final = 6
 _FORKS: Final = 3
 """Forks of one finding that are steered, one after the other."""
 RULES: Final = frozenset({"inherited-lock", "atfork-unbound", "atfork-absent", "atfork-incomplete", "unsafe-call"})
-"""Rules whose claim is that a child can inherit a taken lock: what this probe can show."""
+"""Rules whose claim is that a child can inherit a taken lock: what steering can show."""
+_REENTRY: Final = "lock-reentry"
+"""The rule whose claim is that a thread comes back for the lock that it has: no fork is needed for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,9 @@ class Wanted:
 def is_probed(finding: Finding) -> bool:
     """A finding whose claim this probe can show; of libc's locks only those that have an address."""
     has_address = finding.lock is not None and finding.lock.rva is not None
-    return finding.rule in RULES and (finding.rule != "unsafe-call" or has_address)
+    return (finding.rule in RULES and finding.rule != "unsafe-call") or (
+        finding.rule in ("unsafe-call", _REENTRY) and has_address
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +114,8 @@ class Prover:
             self._known = plan.known
             self._sites = {name: plan.sites.get(name, ()) for name in objects}
             self._asked = {lock for lock in plan.locks if lock.name == self.wanted.lock}
-            self.census = self._count()
+            if covered or any(f.rule != _REENTRY for f in chosen):
+                self.census = self._count()
         # Findings of a fork first: those of a whole object are shown by any of its forks.
         proven = {id(f): self._proven(f) for f in sorted(chosen, key=lambda f: f.fork is None)}
         self.seconds = time.monotonic() - begun
@@ -133,7 +141,7 @@ class Prover:
     # ---- one finding -----------------------------------------------------------------------
 
     def _proven(self, finding: Finding) -> Finding:
-        record = self._record(finding)
+        record = self._reentered(finding) if finding.rule == _REENTRY else self._record(finding)
         decided = record.verdict in (Verdict.CONFIRMED, Verdict.REFUTED)
         return replace(finding, probe=record, verdict=record.verdict if decided else finding.verdict)
 
@@ -154,6 +162,41 @@ class Prover:
                 fresh = self._try(finding, number)
                 tries = tries if fresh in tries else [*tries, fresh]
         return self._verdict(finding, blank, tries)
+
+    def _reentered(self, finding: Finding) -> ProbeRecord:
+        """A run in which one thread, all others standing still, takes the lock and comes back for it, or does not."""
+        self.progress.stage(f"probe: {finding.id}", 0, 0)
+        with self._stage(self._sites[finding.object], None) as stage:
+            seen = reenter.perform(stage, lambda place: is_of(place, finding.lock), self.wanted.seconds)
+        blank = ProbeRecord(Verdict.INCONCLUSIVE, "", self.wanted.command.arguments, lock=finding.lock)
+        name = finding.lock.name if finding.lock is not None else "the lock"
+        match seen.outcome:
+            case reenter.Outcome.RECURSIVE:
+                why = f"a thread came back for {name} while it had it, and the lock let it in again: it is recursive"
+                return replace(blank, verdict=Verdict.REFUTED, why=why)
+            case reenter.Outcome.NEVER:
+                often = f"{seen.taken} times" if seen.taken else "never"
+                why = (
+                    f"{name} was taken {often}, and no thread came back for it while it had it; the program {seen.end}"
+                )
+                return replace(blank, why=why)
+        assert seen.lock is not None
+        assert seen.watched is not None
+        why = (
+            f"a thread took {name} at {seen.lock.address:#x}, came back for it before any other thread had run, and "
+            "waits for itself"
+        )
+        return replace(
+            blank,
+            verdict=Verdict.CONFIRMED,
+            why=why,
+            lock_address=f"{seen.lock.address:#x}",
+            holder=seen.holder,
+            waiters=seen.watched.waiters,
+            syscalls=seen.watched.syscalls,
+            samples=seen.watched.samples,
+            watched_ms=seen.watched.milliseconds,
+        )
 
     def _known_tries(self, finding: Finding) -> list[_Try]:
         """Runs that were made for other findings and tell of this one too: of the same object and, if given, fork."""

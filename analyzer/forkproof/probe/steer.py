@@ -34,6 +34,7 @@ from typing import Final
 
 from forkproof.model import Frame, ProbeThread
 from forkproof.probe import syscalls, watch
+from forkproof.probe.attempt import STUCK, attempt, moves
 from forkproof.probe.session import Reason, Stop
 from forkproof.probe.sites import Acquire
 from forkproof.probe.stage import TICK, Kind, Scene, Stage
@@ -41,8 +42,6 @@ from forkproof.probe.tracee import Process, Thread, where
 
 _SKIP: Final = 8
 """Acquires that a thread is let through after it was let go for the first time; doubled each time."""
-_STUCK: Final = 15
-"""Samples in a row in which nothing but the parked thread could move, before it is let go."""
 _PATIENCE: Final = 600
 """The same where others run: they may wait for it by spinning."""
 _PAUSES: Final = 200
@@ -217,7 +216,7 @@ class _Dance:
         parked.samples = parked.samples + 1 if calls == parked.calls else 0
         parked.calls = calls
         parked.stuck = parked.stuck + 1 if self._others_wait(parked) else 0
-        if parked.stuck >= _STUCK or parked.samples >= _PATIENCE:
+        if parked.stuck >= STUCK or parked.samples >= _PATIENCE:
             self._unpark()
             self.skip, self.next_skip = self.next_skip, self.next_skip * 2
             self.stage.arm(parked.thread.process)
@@ -302,8 +301,8 @@ class _Dance:
                     self.session.freeze([self.parked.thread])
                     break
                 ticks += 1
-                quiet = 0 if any(self._moves(t) for t in others) else quiet + 1
-                if quiet >= _STUCK or ticks >= _LATE:
+                quiet = 0 if any(moves(t) for t in others) else quiet + 1
+                if quiet >= STUCK or ticks >= _LATE:
                     break
             self.stage.go(scene.thread, scene.child)
         self.stage.disarm(process)
@@ -330,10 +329,6 @@ class _Dance:
         finally:
             self.session.thaw([thread])
 
-    def _moves(self, thread: Thread) -> bool:
-        seen = where(thread.process.pid, thread.tid)
-        return seen is not None and (seen.state == "R" or seen.syscall is None)
-
     # ---- taking the lock -------------------------------------------------------------------
 
     def _takes(self, parked: _Parked, others: list[Thread]) -> bool:
@@ -341,62 +336,21 @@ class _Dance:
         if parked.acquire is None:
             return False
         if parked.acquire.is_free(parked.thread.registers, parked.thread.process.memory):
-            return self._attempt(parked)
+            return self._gets(parked)
         # Taken: by the forker, or by one of the others in the middle of its work. Let these finish.
         self.session.thaw(others)
         for _ in self._ticks(_TRIES):
             if parked.acquire.is_free(parked.thread.registers, parked.thread.process.memory):
                 self.session.freeze(others)
                 if parked.acquire.is_free(parked.thread.registers, parked.thread.process.memory):
-                    return self._attempt(parked)
+                    return self._gets(parked)
                 self.session.thaw(others)
         self.session.freeze(others)
         return False
 
-    def _attempt(self, parked: _Parked) -> bool:
-        """Over the acquiring instruction, alone; true when it got the lock."""
-        thread, acquire = parked.thread, parked.acquire
-        assert acquire is not None
-        process, before = thread.process, thread.registers
-        bias = before.pc - acquire.site.rva
-        exits = self._exits(acquire, thread, bias)
-        while True:
-            if not exits:
-                if not self.session.step(thread):
-                    return False
-            elif not self._out(thread, exits):
-                return False
-            got = acquire.got(before, thread.registers, bias)
-            if got is not None:
-                return got and process.is_alive
-
-    def _exits(self, acquire: Acquire, thread: Thread, bias: int) -> tuple[int, ...]:
-        if not acquire.is_tail_call:
-            return tuple(e + bias for e in acquire.exits)
-        machine, registers = self.session.machine, thread.registers
-        back = registers[machine.link] if machine.link else thread.process.memory.word(registers.sp)
-        return (back,) if back is not None else ()
-
-    def _out(self, thread: Thread, exits: tuple[int, ...]) -> bool:
-        """Run this thread alone to an exit; false when it waits instead."""
-        memory = thread.process.memory
-        with memory.breakpoints_at(exits):
-            thread.is_frozen = False
-            self.session.resume(thread)
-            waits = 0
-            while waits < _STUCK:
-                stop = self.session.wait(TICK)
-                if stop is None:
-                    waits = 0 if self._moves(thread) else waits + 1
-                elif stop.thread is thread and stop.reason is Reason.BREAKPOINT:
-                    thread.is_frozen = True
-                    return True
-                elif stop.thread is thread and stop.reason is Reason.ENDED:
-                    return False
-                else:
-                    self.stage.go(stop.thread, stop.child)
-            self.session.freeze([thread])
-        return False
+    def _gets(self, parked: _Parked) -> bool:
+        assert parked.acquire is not None
+        return attempt(self.stage, parked.thread, parked.acquire)
 
     def _ticks(self, number: int) -> Iterator[int]:
         """Let time pass, a tick at a time, stops handled."""

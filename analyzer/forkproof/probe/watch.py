@@ -92,8 +92,8 @@ class _Child:
 class Watch:
     """The watch over the descendants of one fork."""
 
-    def __init__(self, stage: Stage, lock: Lock, child: Thread) -> None:
-        self.stage, self.lock = stage, lock
+    def __init__(self, stage: Stage, lock: Lock, child: Thread, whose: str = "the child") -> None:
+        self.stage, self.lock, self.whose = stage, lock, whose
         self.children: dict[int, _Child] = {}
         self.was_asked = False
         self.add(child.process)
@@ -228,7 +228,7 @@ class Watch:
         doing = {tid: self._doing(child, tid) for tid in tids}
         self.stage.session.freeze(list(hung.threads.values()))
         waiters = tuple(
-            ProbeThread(f"{self.stage.title(t)} of the child", doing[tid], self.stage.modules.stack(t))
+            ProbeThread(f"{self.stage.title(t)} of {self.whose}", doing[tid], self.stage.modules.stack(t))
             for tid in tids
             if (t := hung.threads.get(tid)) is not None and t.is_stopped
         )
