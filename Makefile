@@ -53,7 +53,7 @@ demo: $(VENV)/.wheel
 	@$(bin)/python tools/demo.py
 
 test: $(VENV)/.wheel
-	@tools/require cc cxx cross binutils qemu
+	@tools/require cc cxx cross binutils qemu gdb laboratory
 	$(bin)/python -m pytest -n $(JOBS) $(PYTEST)
 
 lint: $(VENV)/.dependencies

@@ -32,6 +32,7 @@ SQL = (
     "with recursive c(n) as (select 1 union all select n+1 from c where n<99999999) "
     "select sum(n*7%11) from c group by n%7;"
 )
+PYTHON = 'import re,itertools; [re.sub("(1|2)+","c",str(sorted(range(999)))) for _ in itertools.count()]'
 BIG = "/usr/lib/x86_64-linux-gnu/libc.a"
 
 
@@ -50,9 +51,7 @@ X86_64 = (
     Subject("sort", "sort", f"--parallel=3 -R {BIG}"),
     Subject("perl", "perl", "-e 'while(1){@a=sort map{$_*7%1001}1..999;%h=map{$_=>1}@a;s/(.)(.)/$2$1/g for %h}'"),
     Subject("bash", "bash", "-c 'while :; do x=$(( (x*7+1) % 99991 )); y=${x//1/22}; z=($y $x {1..50}); done'"),
-    Subject(
-        "python", "python3", '-S -c \'import json,re\nwhile 1: re.sub("(a|b)+","c",json.dumps(sorted(range(999))))\''
-    ),
+    Subject("python", str(Path(sys.executable).resolve()), f"-S -c '{PYTHON}'"),
     Subject("sqlite", "sqlite3", f":memory: '{SQL}'"),
     Subject("openssl", "openssl", "speed -seconds 100 rsa2048"),
     Subject("git", "git", "-C /usr/share grep --no-index -E 'a(b|c)*d[ef]+g.*zz'"),
@@ -62,9 +61,7 @@ X86_64 = (
 )
 AARCH64 = (
     Subject("signals", f"{HERE}/build/unwinder-aarch64", ""),
-    Subject(
-        "python", "usr/bin/python3.11", '-S -c \'import re\nwhile 1: re.sub("(a|b)+","c",str(sorted(range(999))))\''
-    ),
+    Subject("python", "usr/bin/python3.11", f"-S -c '{PYTHON}'"),
     Subject(
         "perl", "usr/bin/perl", "-e 'while(1){@a=sort map{$_*7%1001}1..999;%h=map{$_=>1}@a;s/(.)(.)/$2$1/g for %h}'"
     ),
@@ -178,10 +175,10 @@ static volatile long n;
 static int compare(const void *a, const void *b) { n++; return *(const int *)a - *(const int *)b; }
 static void work(int size) { int v[size]; for (int i = 0; i < size; i++) v[i] = rand();
     qsort(v, size, sizeof *v, compare); }
-static void handler(int number) { work(49999 + (number & 1)); }
+static void handler(int number) { work(4999 + (number & 1)); }
 int main(void)
 {
-    struct itimerval often = {{0, 20000}, {0, 20000}};
+    struct itimerval often = {{0, 50000}, {0, 50000}};
     signal(SIGALRM, handler);
     setitimer(ITIMER_REAL, &often, 0);
     for (;;)

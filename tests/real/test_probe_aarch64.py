@@ -1,6 +1,9 @@
 """Probes of arm64 programs, in a virtual machine of unmodified Debian packages: the incident, its cure, the fixtures.
 
 The scans are made here, with the packages as a sysroot; the machine only probes. One boot serves all tests.
+
+FORKPROOF_LABORATORY=1 asks for all of it, a quarter of an hour; =small for one run of the incident, of its cure and of
+a pair of fixtures, which is what continuous integration has time for.
 """
 
 from __future__ import annotations
@@ -16,16 +19,21 @@ import pytest
 
 from fixtures.build import Result
 from forkproof.cli.probe import plan_text
-from forkproof.options import ScanOptions
+from forkproof.mitigate.apply import mitigate
+from forkproof.options import QUIET, ScanOptions
 from tests.support import probe_in_guest
 from tools import laboratory
 
 QEMU = "/usr/bin/qemu-system-aarch64"
 DAEMON = [QEMU, "-S", "-no-user-config", "-nodefaults", "-nographic", "-machine", "none", "-daemonize"]
-HANGING = ("daemon_unhooked", "daemon_mutex", "daemon_futex", "daemon_weak", "daemon_decoy")
-CLEAN = ("daemon_hooked", "daemon_mutex_hooked", "daemon_futex_hooked", "daemon_shimmed", "daemon_once")
-SHIM = "/work/fixtures/libshim_pthread_atfork.so"
-RUNS, FIXTURE_RUNS = 5, 2
+LEVEL = os.environ.get("FORKPROOF_LABORATORY", "")
+IS_SMALL = LEVEL == "small"
+_HANGING = ("daemon_weak", "child_localtime", "daemon_unhooked", "daemon_mutex", "daemon_futex", "daemon_decoy")
+_CLEAN = ("daemon_shimmed", "daemon_hooked", "daemon_mutex_hooked", "daemon_futex_hooked", "daemon_once")
+HANGING = _HANGING[: 1 if IS_SMALL else None]
+CLEAN = _CLEAN[: 1 if IS_SMALL else None]
+SHIM = "/work/fixtures/libforkshim.so"
+RUNS, FIXTURE_RUNS = (1, 1) if IS_SMALL else (5, int(os.environ.get("FORKPROOF_PROBE_RUNS", "2")))
 
 Results = Mapping[str, Any]
 
@@ -46,8 +54,8 @@ def _small_sysroot(folder: Path, system: Path, fixtures: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, sysroot_arm64: Path, built_aarch64: Result) -> Results:
-    if not os.environ.get("FORKPROOF_LABORATORY"):
-        pytest.skip("an emulated machine takes a quarter of an hour: set FORKPROOF_LABORATORY=1")
+    if not LEVEL:
+        pytest.skip("an emulated machine takes minutes: set FORKPROOF_LABORATORY=small, or =1 for all of it")
     if (reason := laboratory.missing()) is not None:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("laboratory")
@@ -55,7 +63,11 @@ def results(tmp_path_factory: pytest.TempPathFactory, sysroot_arm64: Path, built
     small = _small_sysroot(folder / "root", sysroot_arm64, fixtures)
     plans = folder / "plans"
     plans.mkdir()
-    incident = plan_text(QEMU, ScanOptions(sysroot_arm64, preload=("libtcmalloc.so.4",)))
+    options = ScanOptions(sysroot_arm64, preload=("libtcmalloc.so.4",))
+    shim = small / "work/fixtures/libforkshim.so"
+    mitigated = mitigate(QEMU, options, shim, None, None, 60, QUIET)
+    assert mitigated.shim is not None
+    incident = plan_text(QEMU, options)
     (plans / "incident.json").write_text(incident, encoding="utf-8")
     jobs = [
         {

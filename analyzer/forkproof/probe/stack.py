@@ -2,7 +2,7 @@
 
 Owns: the objects that are mapped in a process, the names of addresses in them, and unwinding.
 Takes: a stopped `Thread`. Gives: `Address`es (object, rva), stacks of `model.Frame`, outermost first.
-Must never: invent a frame: what cannot be unwound ends the stack.
+Must never: invent a frame: what cannot be unwound, or would lead to where no code is, ends the stack.
 Wrong where: code has neither CFI nor a frame pointer and is not the innermost frame; where CFI is wrong.
 
 A frame is found, in this order: by the CFI that covers its pc; for the innermost frame, as code that has not touched
@@ -224,7 +224,9 @@ class Modules:
             if step is None:
                 return
             following, caller_pc, caller_is_return = step
-            if not caller_pc or (following.get(sp, 0) <= frame.get(sp, 0) and level > 0):
+            if not self.is_code(thread.process, caller_pc):  # the end, or CFI that is wrong
+                return
+            if following.get(sp, 0) <= frame.get(sp, 0) and level > 0:
                 return
             pc, frame, is_return = caller_pc, following, caller_is_return
 
