@@ -68,18 +68,26 @@ class ChildCall:
 class ChildCalls:
     """What a child calls in some objects from others, each function with the shortest way to it.
 
-    Ways through exec, forkers and ways to die (`dead`: more functions that do not return) end there.
+    Ways through exec, forkers and ways to die (`dead`: more functions that do not return) end there. `first` are
+    functions that the child runs before its own code.
     """
 
     def __init__(
-        self, facts: Facts, window: WindowFacts, objects: Collection[int], dead: Collection[Function] = ()
+        self,
+        facts: Facts,
+        window: WindowFacts,
+        objects: Collection[int],
+        dead: Collection[Function] = (),
+        first: Collection[Function] = (),
     ) -> None:
         self.graph = facts.flow.graph
         inside = _of_objects(facts, objects)
         ends = [*facts.flow.dying, *facts.flow.execs, *facts.flow.forkers, *dead]
         blocked = np.zeros(self.graph.size, bool)
         blocked[ends] = True
-        self.own = [e for level in window.window.levels for e in level.edges if not blocked[self.graph.target[e]]]
+        edges = [e for f in first for e in facts.flow.outgoing(f) if self.graph.kind[e] in CERTAIN]
+        edges += [e for level in window.window.levels for e in level.edges]
+        self.own = [e for e in edges if not blocked[self.graph.target[e]]]
         starts = [int(self.graph.target[e]) for e in self.own if not inside[self.graph.target[e]]]
         self.ahead = self.graph.distances(starts, blocked=[*ends, *np.flatnonzero(inside).tolist()])
         self.all: dict[Function, ChildCall] = {}
@@ -140,6 +148,14 @@ def nearest(candidates: Iterable[Function], reach: Reach) -> Function | None:
     """The candidate from which the way is shortest; the first among equals."""
     reaching = [(int(reach[f]), i, f) for i, f in enumerate(candidates) if reach[f] >= 0]
     return min(reaching)[2] if reaching else None
+
+
+def child_handlers(facts: Facts, window: WindowFacts) -> list[Function]:
+    """What fork runs in the child before it returns there."""
+    if not window.window.handlers_run:
+        return []
+    handlers = (r.handlers[2].function for r in facts.registrations if r.is_effective)
+    return [handler for handler in handlers if handler is not None]
 
 
 def fork_frame(facts: Facts, window: WindowFacts) -> Frame:

@@ -19,6 +19,7 @@ from forkproof.hazards.evidence import (
     FOLLOWED,
     ChildCall,
     ChildCalls,
+    child_handlers,
     dead_end,
     existing_threads,
     folded,
@@ -116,7 +117,8 @@ class _Window:
     def _calls(self) -> ChildCalls:
         """What the child calls of libc, on ways that do not end in a function that never comes back."""
         while True:
-            calls = ChildCalls(self.facts, self.window, [self.core], self.dead)
+            handlers = child_handlers(self.facts, self.window)
+            calls = ChildCalls(self.facts, self.window, [self.core], self.dead, handlers)
             telling = (c for f, c in calls.all.items() if c.depth and self.locks.takes_inherited(f))
             ends = (dead_end(self.facts, calls.way(call)[:-1]) for call in telling)
             found = {end for end in ends if end is not None} - self.dead
