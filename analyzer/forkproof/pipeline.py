@@ -78,9 +78,22 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, prove
             found.append(target)
             findings += hazards
             diagnostics += notes
-            lacking = "library {} was not found; what it holds was not analysed"
-            errors += [f"{name}: {lacking.format(library)}" for library in target.missing]
+            errors += _lacking(name, target, options)
     return Report(tuple(found), tuple(in_order(tuple(findings))), tuple(diagnostics), tuple(errors))
+
+
+def _lacking(name: str, target: Target, options: ScanOptions) -> list[str]:
+    """One message for all the libraries that were not found, with what to do about it."""
+    names = list({library.rsplit("/", 1)[-1]: library for library in reversed(target.missing)}.values())[::-1]
+    if not names:
+        return []
+    several = len(names) > 1
+    what = f"{'libraries' if several else 'library'} {', '.join(names)} {'were' if several else 'was'} not found"
+    place = (
+        "packages that hold them beside the target" if options.sysroot else "the system that holds them: --sysroot DIR"
+    )
+    help_text = f"Name {place}. Where they were looked for: forkproof closure TARGET."
+    return [f"{name}: {what}; what {'they hold' if several else 'it holds'} was not analysed\n  {help_text}"]
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def diff_command(
     width = WIDTH if file is not None else output.width()
     color = file is None and output.wants_color(no_color)
     output.deliver(comparison.render(found, form, width, color=color), file)
-    context.exit(judged.exit_code(replace(after, findings=found.introduced)))
+    context.exit(judged.exit_code(replace(after, findings=found.introduced, errors=found.errors)))
 
 
 def _report(name: str, beside: tuple[str, ...], scanned: world.World, judged: gate.Gate) -> Report:

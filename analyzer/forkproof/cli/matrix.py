@@ -86,12 +86,15 @@ def matrix_command(
 
     cache = None if no_cache else directory()
     cells = []
+    errors: dict[str, None] = {}
     for sysroot in sysroots or (None,):
         chosen = tuple(allocators.split(",")) if allocators else tuple(_there(sysroot))
-        cells += list(_cells(targets, chosen, ScanOptions(sysroot=sysroot, cache=cache)))
+        cells += list(_cells(targets, chosen, ScanOptions(sysroot=sysroot, cache=cache), errors))
     output.emit(_rendered(cells, form))
-    outcomes = {cell.outcome for cell in cells}
-    context.exit(EXIT_FINDINGS if "hangs" in outcomes else EXIT_INPUT if "not analysed" in outcomes else EXIT_CLEAN)
+    for message in errors:
+        click.echo(f"forkproof: {message}", err=True)
+    hangs = any(cell.outcome == "hangs" for cell in cells)
+    context.exit(EXIT_FINDINGS if hangs else EXIT_INPUT if errors else EXIT_CLEAN)
 
 
 def _there(sysroot: Path | None) -> Iterator[str]:
@@ -109,16 +112,23 @@ def _there(sysroot: Path | None) -> Iterator[str]:
             yield name
 
 
-def _cells(targets: tuple[str, ...], allocators: tuple[str, ...], options: ScanOptions) -> Iterator[Cell]:
+def _cells(
+    targets: tuple[str, ...], allocators: tuple[str, ...], options: ScanOptions, errors: dict[str, None]
+) -> Iterator[Cell]:
+    """A cell for each target and allocator; notes what could not be analysed, once each."""
     from forkproof import pipeline
 
     for allocator in (OWN, *allocators):
         preload = () if allocator == OWN else (allocator,)
         with progress() as watched:
             report = pipeline.scan(targets, replace(options, preload=preload), watched)
+        errors |= dict.fromkeys(report.errors)
+        vain = [f"{d.object}: {d.message}" for d in report.diagnostics if (d.level, d.object) == ("error", allocator)]
+        errors |= dict.fromkeys(vain)
         for target in report.targets:
             found = [finding for finding in report.findings if finding.target == target.path and finding.is_open]
-            outcome = _outcome(target, min((f.severity.rank for f in found), default=None))
+            worst = min((f.severity.rank for f in found), default=None)
+            outcome = "not analysed" if vain else _outcome(target, worst)
             yield Cell(target.path, target.machine, target.libc, allocator, outcome, tuple(f.id for f in found))
         yield from _failed(targets, report, allocator)
 

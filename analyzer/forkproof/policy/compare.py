@@ -22,6 +22,8 @@ class Comparison:
     introduced: tuple[Finding, ...]
     fixed: tuple[Finding, ...]
     unchanged: tuple[Finding, ...]
+    errors: tuple[str, ...] = ()
+    """What could not be analysed, on either side: a finding may have come or gone there unseen."""
 
 
 def compare(old: Report, new: Report) -> Comparison:
@@ -40,7 +42,8 @@ def compare(old: Report, new: Report) -> Comparison:
         (unchanged if is_known else introduced).append(finding)
     met = set(map(id, (each for rest in left.values() for each in rest)))
     fixed = tuple(finding for finding in in_order(old.findings) if id(finding) in met)
-    return Comparison(tuple(introduced), fixed, tuple(unchanged))
+    errors = tuple(dict.fromkeys((*old.errors, *new.errors)))
+    return Comparison(tuple(introduced), fixed, tuple(unchanged), errors)
 
 
 def against(old: Report, new: Report) -> Report:

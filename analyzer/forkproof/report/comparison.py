@@ -15,7 +15,7 @@ from forkproof.policy.compare import Comparison
 from forkproof.report.json import plain
 from forkproof.report.layout import Line, Span, line, painted, wrapped
 from forkproof.report.markdown import escaped
-from forkproof.report.text import state
+from forkproof.report.text import failures, state
 
 FORMATS: Final = ("text", "markdown", "json")
 _TITLES: Final = {"introduced": "error", "fixed": "good", "unchanged": "quiet"}
@@ -26,7 +26,7 @@ def render(comparison: Comparison, form: str, width: int, *, color: bool) -> str
     """In one of FORMATS."""
     if form == "json":
         parts = {name: [plain(finding) for finding in part] for name, part in _parts(comparison)}
-        return stdlib_json.dumps({"version": _VERSION, **parts}, indent=2) + "\n"
+        return stdlib_json.dumps({"version": _VERSION, **parts, "errors": comparison.errors}, indent=2) + "\n"
     if form == "markdown":
         return "\n".join([*_markdown(comparison), ""])
     return painted(_lines(comparison, width), color=color)
@@ -46,7 +46,9 @@ def _lines(comparison: Comparison, width: int) -> Iterator[Line]:
             yield from wrapped(state(finding), width, first=first, indent=10, style="quiet")
             yield from wrapped(f"{finding.target}: {finding.message}", width, first=line(" " * 10), indent=10)
     yield line()
-    yield line(", ".join(f"{len(findings)} {name}" for name, findings in _parts(comparison)))
+    yield from failures(comparison.errors, width)
+    unsure = "; something was not analysed: see above" if comparison.errors else ""
+    yield line(", ".join(f"{len(findings)} {name}" for name, findings in _parts(comparison)) + unsure)
 
 
 def _markdown(comparison: Comparison) -> Iterator[str]:
@@ -59,3 +61,8 @@ def _markdown(comparison: Comparison) -> Iterator[str]:
             target = escaped(finding.target.rsplit("/", 1)[-1])
             message = escaped(finding.message)
             yield f"| {name} | {finding.severity.value} | `{finding.id}` | {target} | {message} |"
+    if comparison.errors:
+        yield ""
+        yield "Not analysed:"
+        yield ""
+        yield from (f"- {escaped(message.splitlines()[0])}" for message in comparison.errors)

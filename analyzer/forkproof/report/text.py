@@ -73,7 +73,7 @@ def report_lines(report: Report, view: View) -> Iterator[Line]:
         findings = [finding for finding in by_weight(report.findings) if finding.target == target.path]
         yield from _target(target, findings, view)
     yield from _diagnostics(report, view)
-    yield from _failures(report, view)
+    yield from failures(report.errors, view.width)
     yield from _summary(report, view)
 
 
@@ -401,15 +401,16 @@ def _grouped(diagnostics: Sequence[Diagnostic], level: str) -> list[tuple[str, s
     return [(level, message, list(names)) for message, names in objects.items()]
 
 
-def _failures(report: Report, view: View) -> Iterator[Line]:
-    if not report.errors:
+def failures(errors: Sequence[str], width: int) -> Iterator[Line]:
+    """What could not be analysed, each with what to do about it."""
+    if not errors:
         return
     yield line(Span("NOT ANALYSED", "error"))
-    for message in report.errors:
+    for message in errors:
         first, *rest = message.splitlines() or [""]
-        yield from wrapped(first, view.width, first=line("  "), indent=4)
+        yield from wrapped(first, width, first=line("  "), indent=4)
         for each in rest:
-            yield from wrapped(each, view.width, first=line("    "), indent=4)
+            yield from wrapped(each, width, first=line("    "), indent=4)
     yield line()
 
 
@@ -417,7 +418,7 @@ def _summary(report: Report, view: View) -> Iterator[Line]:
     """The last line: what a reader of a long output sees first."""
     done = len(report.targets)
     parts = [f"{done} target{'s' if done != 1 else ''} analysed", counted(report.findings)]
-    if report.errors:
+    if report.errors or any(each.level == "error" for each in report.diagnostics):
         parts.append("something was not analysed: see above")
     yield from _flush("; ".join(parts), view, "heading")
     if report.findings:

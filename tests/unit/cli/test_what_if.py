@@ -51,7 +51,7 @@ class TestReplace:
 class TestMatrix:
     def outcome(self, pipeline: Pipeline, report: Report) -> str:
         pipeline.report = report
-        said = run("matrix", "x", "--allocators", "liba.so", "--format", "json").output
+        said = run("matrix", "x", "--allocators", "liba.so", "--format", "json").stdout
         return str(stdlib_json.loads(said)["cells"][0]["outcome"])
 
     def test_a_scan_for_each_allocator_and_system(self, pipeline: Pipeline, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""What could not be analysed is said, with its reason, by every command, and is exit code 3."""
+
+from __future__ import annotations
+
+import json as stdlib_json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from forkproof.model import Diagnostic, Report
+from forkproof.options import ScanOptions
+from forkproof.pipeline import _lacking
+from tests.unit.cli.conftest import Pipeline, run
+from tests.unit.report import samples
+
+REASON = "/no/such: does not exist\n  Check the spelling."
+NOTHING = Report((), (), (Diagnostic("error", "/no/such", REASON),), (REASON,))
+VAIN = Diagnostic("error", "libnope.so", "cannot be preloaded (LD_PRELOAD) and is ignored: no such file")
+
+
+class TestDiff:
+    @pytest.mark.parametrize("form", ["text", "markdown", "json"])
+    def test_tells_what_it_could_not_read(self, pipeline: Pipeline, form: str) -> None:
+        pipeline.report = NOTHING
+        done = run("diff", "/no/such", "/no/such", "--format", form)
+        assert done.exit_code == 3
+        assert done.output.count("does not exist") == 1
+
+    def test_an_old_one_that_was_not_read_counts_too(self, pipeline: Pipeline, tmp_path: Path) -> None:
+        old = tmp_path / "old.json"
+        from forkproof.report import json
+
+        old.write_text(json.render(NOTHING))
+        pipeline.report = Report((), (), (), ())
+        assert run("diff", old, "new").exit_code == 3
+
+    def test_nothing_is_said_where_all_went_well(self, pipeline: Pipeline) -> None:
+        pipeline.report = Report((), (), (), ())
+        done = run("diff", "a", "b")
+        assert (done.exit_code, "NOT ANALYSED" in done.output) == (0, False)
+
+
+class TestMatrix:
+    def test_tells_why(self, pipeline: Pipeline) -> None:
+        pipeline.report = NOTHING
+        done = run("matrix", "/no/such", "--allocators", "liba.so")
+        assert done.exit_code == 3
+        assert done.stderr.count("does not exist") == 1
+
+    def test_an_allocator_that_is_not_there_is_not_ok(self, pipeline: Pipeline) -> None:
+        clean = replace(samples.cured(), findings=(), errors=(), diagnostics=(VAIN,))
+        pipeline.report = clean
+        done = run("matrix", "x", "--allocators", "libnope.so", "--format", "json")
+        cells = stdlib_json.loads(done.stdout)["cells"]
+        assert {cell["outcome"] for cell in cells if cell["allocator"] == "libnope.so"} == {"not analysed"}
+        assert done.exit_code == 3
+
+
+class TestMissingLibraries:
+    def message(self, *missing: str, sysroot: Path | None = None) -> str:
+        target = replace(samples.TARGET, missing=missing)
+        (message,) = _lacking("x", target, ScanOptions(sysroot=sysroot))
+        return message
+
+    def test_one_message_for_all(self) -> None:
+        said = self.message("liba.so.1", "libb.so.2")
+        assert said.startswith("x: libraries liba.so.1, libb.so.2 were not found; what they hold was not analysed\n")
+
+    def test_the_dynamic_linker_is_named_once(self) -> None:
+        said = self.message("/lib/ld-linux-aarch64.so.1", "libc.so.6", "ld-linux-aarch64.so.1")
+        assert said.count("ld-linux-aarch64.so.1") == 1
+
+    def test_says_what_to_do(self, tmp_path: Path) -> None:
+        assert "--sysroot" in self.message("liba.so.1")
+        assert "packages" in self.message("liba.so.1", sysroot=tmp_path)
+
+
+def test_a_preload_in_vain_is_in_the_last_line(pipeline: Pipeline) -> None:
+    pipeline.report = replace(samples.cured(), findings=(), errors=(), diagnostics=(VAIN,))
+    done = run("scan", "x", "--preload", "libnope.so")
+    assert "something was not analysed" in done.output.splitlines()[-1]
