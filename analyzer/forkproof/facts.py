@@ -78,8 +78,7 @@ class Facts:
         """What is missing from the picture, so that "no" would claim too much."""
         closure = self.flow.program.closure
         found = [f"{m.name} is missing: what it does is not known" for m in closure.missing]
-        image = closure.program.image
-        if image.is_static and not image.has_names:
+        if is_nameless(self.flow.program):
             found.append(
                 "a static program without symbols: calls of malloc, fork and pthread_create inside it were not "
                 "recognised, only system calls were; scan an unstripped copy, or give its debug file"
@@ -219,6 +218,12 @@ class Facts:
         return list(dict.fromkeys(found))
 
 
+def is_nameless(program: Program) -> bool:
+    """A static program without symbols: where main is, and what it calls of libc, is not known."""
+    image = program.closure.program.image
+    return image.is_static and not image.has_names
+
+
 def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFacts, parts: Parts | None = None) -> Facts:
     """Run every analysis of one program."""
     program = graph.program
@@ -280,7 +285,8 @@ class _Surroundings:
     def _reachable(self, function: Function) -> Answer:
         if self.reach[function] >= 0:
             return Answer.YES
-        return Answer.UNKNOWN if self.threads.loosely_reached(self.roots)[function] else Answer.NO
+        may_run = self.threads.loosely_reached(self.roots)[function] or is_nameless(self.flow.program)
+        return Answer.UNKNOWN if may_run else Answer.NO
 
     def _path(self, window: ForkWindow) -> tuple[tuple[int, ...], Function | None]:
         graph = self.flow.graph

@@ -222,6 +222,7 @@ def _raw_sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
             # In a static program without names the instruction stands in libc's own fork, handlers and all.
             runs_handlers = len(flow.program.codes) == 1 and not flow.forkers and not len(image.go_functions)
             kind: ForkerKind = "vfork" if shared is Answer.YES else "fork"
+            runs_handlers &= kind == "fork"
             yield _Site(call.name, kind, runs_handlers, shared, function, site, is_jump=False)
 
 

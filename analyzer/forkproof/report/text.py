@@ -216,11 +216,17 @@ def lock_words(lock: Lock) -> str:
 def _nothing(target: Target, view: View) -> Iterator[Line]:
     for number, reason in enumerate(_reasons(target)):
         head = Span("  no finding: ", "good")
-        if target.missing:
+        if target.missing or _is_opaque(target):
             head = Span("  partly seen: ", "unknown")
         first = line(head) if number == 0 else line("    ")
         yield from wrapped(reason, view.width, first=first, indent=4)
     yield line()
+
+
+def _is_opaque(target: Target) -> bool:
+    """Neither the allocator nor a way to any of the forks was seen: a static program without symbols."""
+    ways = {window.reachable for window in target.windows}
+    return ways == {Answer.UNKNOWN} and not any(allocator.active for allocator in target.allocators)
 
 
 def _not_known(target: Target, view: View) -> Iterator[Line]:

@@ -1,7 +1,7 @@
 """Programs that bear the names of Go's runtime: which system calls are forks, and what their children come to.
 
 There is no Go compiler here: the snippets are C with the linker's names of Go and calls in Go's convention. What real
-programs of Go look like is in tests/real/test_go_programs.py.
+programs of Go look like is in tests/real/test_hidden_forks.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Go programs of Debian, which are stripped: where they make processes, and that threads exist by then."""
+"""Programs of Debian that hide their forks: Go's, which are stripped, and a static one without names."""
 
 from __future__ import annotations
 
@@ -48,3 +48,12 @@ def test_a_thread_of_the_runtime_is_no_fork(root: Path) -> None:
     target, _ = scanned(root, "/usr/bin/fzf")
     assert "runtime.clone" not in {window.function for window in target.windows}
     assert any(frame.function == "runtime.newosproc" for path in target.thread_sources for frame in path)
+
+
+def test_of_a_static_program_without_names_little_is_known(root: Path) -> None:
+    target, rules = scanned(root, "/usr/bin/busybox")
+    assert target.windows
+    assert {window.reachable for window in target.windows} == {Answer.UNKNOWN}
+    assert not any(window.handlers_run for window in target.windows if window.forker == "vfork")
+    assert target.threads is Answer.UNKNOWN
+    assert rules == []
