@@ -5,6 +5,7 @@
 #   make test        the test suite, against an installed wheel
 #   make lint        ruff and mypy
 #   make bench       the benchmarks, as ratios
+#   make bench-tree  a root file system with 2,288 ELF files: cold and cached, one process and two (half an hour)
 #   make libc-stress every row of docs/libc.md, by running it                                 (a few minutes)
 #   make probe-runs  every fixture probed twenty times; time to verdict beside brute force      (half an hour)
 #   make unwinder-check  forkproof's stacks against gdb's, at chance states of real programs (ten minutes)
@@ -27,7 +28,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench libc-stress probe-runs unwinder-check fixtures sysroots validators fuzz docs dev clean
+.PHONY: help demo test lint bench bench-tree libc-stress probe-runs unwinder-check fixtures sysroots validators fuzz docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -64,6 +65,9 @@ lint: $(VENV)/.dependencies
 bench: $(VENV)/.wheel
 	@tools/require cc binutils
 	$(bin)/python benchmarks/run.py
+
+bench-tree: $(VENV)/.wheel
+	$(bin)/python benchmarks/tree.py
 
 libc-stress: $(VENV)/.wheel
 	@tools/require cc cross qemu musl

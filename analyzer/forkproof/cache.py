@@ -81,8 +81,9 @@ def key(closure: Closure, sysroot: Sysroot, options: ScanOptions) -> str:
         except (OSError, ValueError):
             return None
 
-    with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter lock
-        list(pool.map(lambda each: each.image.sha256, closure.objects))
+    if options.jobs > 1:
+        with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter lock
+            list(pool.map(lambda each: each.image.sha256, closure.objects))
     objects = []
     for each in closure.objects:
         files = FunctionNames(each.image, each.path, debug).debug_digests

@@ -185,8 +185,8 @@ _INDEXED: Final[WeakKeyDictionary[Image, CodeIndex]] = WeakKeyDictionary()
 """The index of every image that is open: programs of one scan share libraries (`forkproof.shared`)."""
 
 
-def _index_all(images: list[Image]) -> tuple[CodeIndex, ...]:
-    """Index every image, on two threads: the scanners spend their time in numpy, which lets go of the
+def _index_all(images: list[Image], threads: int) -> tuple[CodeIndex, ...]:
+    """Index every image, on one thread or two: the scanners spend their time in numpy, which lets go of the
     interpreter lock. The largest go first, so that no long one is left for the end."""
     waiting = sorted(range(len(images)), key=lambda i: len(images[i].data))
     found: dict[int, CodeIndex] = {}
@@ -208,16 +208,18 @@ def _index_all(images: list[Image]) -> tuple[CodeIndex, ...]:
             except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
                 failures.append(error)
 
-    helper = Thread(target=work, name="indexer")
-    helper.start()
+    helpers = [Thread(target=work, name="indexer") for _ in range(1, threads)]
+    for helper in helpers:
+        helper.start()
     work()
-    helper.join()
+    for helper in helpers:
+        helper.join()
     if failures:
         raise failures[0]
     return tuple(found[i] for i in range(len(images)))
 
 
-def link(closure: Closure, sysroot: Sysroot) -> Program:
+def link(closure: Closure, sysroot: Sysroot, threads: int = 2) -> Program:
     """Index the code of every object and join it with the closure's bindings."""
 
     def finder(path: str) -> Path | None:
@@ -226,7 +228,7 @@ def link(closure: Closure, sysroot: Sysroot) -> Program:
         except (OSError, InputError):
             return None
 
-    codes = _index_all([item.image for item in closure.objects])
+    codes = _index_all([item.image for item in closure.objects], threads)
     names = tuple(FunctionNames(item.image, item.path, finder) for item in closure.objects)
     return Program(closure, Bindings(closure), codes, names)
 

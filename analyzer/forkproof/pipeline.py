@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from forkproof import artifacts, cache, callgraph, closure, describe, facts, signatures, workers
+from forkproof import artifacts, cache, callgraph, closure, describe, facts, schedule, signatures
 from forkproof.allocators import find_libc
 from forkproof.cache import Cache, Parts
 from forkproof.callgraph import CallGraph
@@ -114,38 +114,31 @@ Outcome = Result | str
 _Task = tuple[int, artifacts.Start]
 """A program, and which scope it is of."""
 
-_FEW: Final = 4
-"""Programs that are scanned sooner than a second process is started."""
-
 
 def _outcomes(
     scopes: Sequence[artifacts.Scope], options: ScanOptions, progress: Progress, prove: Prove | None
 ) -> Iterator[tuple[str, Outcome]]:
-    """Name and outcome of every program, in the order of the scopes, whoever was done first."""
+    """Name and outcome of every program, in the order of the scopes."""
     tasks: list[_Task] = [(i, start) for i, scope in enumerate(scopes) for start in scope.starts]
     names = [f"{scopes[i].prefix}{start.name}" for i, start in tasks]
-    if prove is not None or options.jobs < 2 or len(tasks) <= _FEW:
+    if prove is not None or schedule.is_for_one(tasks, options.jobs):
         one = _Scanner(scopes, options, progress, prove)
-        yield from ((name, one.scan(task)) for name, task in zip(names, tasks, strict=True))
+        yield from zip(names, map(one.scan, tasks), strict=True)
         return
-    outcomes: dict[int, Outcome] = {}
-    count = 0
-    for number, result in workers.run(_serve, (tuple(scopes), options), tasks, options.jobs):
-        outcome: Outcome = _obituary(names[number], result) if isinstance(result, workers.Died) else result
-        outcomes[number] = outcome
-        count += 0 if isinstance(outcome, str) else len(outcome[1])
-        progress.stage(f"{count} findings; {names[number]}", len(outcomes), len(tasks))
-    yield from ((name, outcomes[number]) for number, name in enumerate(names))
+    several = schedule.results(_serve, (tuple(scopes), options), tasks, names, options.jobs, progress)
+    yield from zip(names, several, strict=True)
 
 
-def _obituary(name: str, died: workers.Died) -> str:
-    help_text = "Scan it alone; if the system ran out of memory, with --jobs 1."
-    return f"{name}: two processes that scanned it died (exit code {died.code})\n  {help_text}"
+def _serve(setup: tuple[tuple[artifacts.Scope, ...], ScanOptions]) -> Callable[[_Task], schedule.Done[Result]]:
+    """What a worker does: one of several, so it stays on its own processor."""
+    scopes, options = setup
+    scanner = _Scanner(scopes, replace(options, jobs=1), QUIET, None)
 
+    def work(task: _Task) -> schedule.Done[Result]:
+        outcome = scanner.scan(task)
+        return schedule.Done(outcome, 0 if isinstance(outcome, str) else len(outcome[1]))
 
-def _serve(setup: tuple[tuple[artifacts.Scope, ...], ScanOptions]) -> Callable[[_Task], Outcome]:
-    """What a worker does."""
-    return _Scanner(*setup, QUIET, None).scan
+    return work
 
 
 class _Scanner:
@@ -216,7 +209,7 @@ def scan_one(
     """Analyse one program that has been loaded."""
     name = loaded.program.path
     # What every object's code calls.
-    graph = callgraph.build(callgraph.link(loaded, sysroot), known)
+    graph = callgraph.build(callgraph.link(loaded, sysroot, threads=min(options.jobs, 2)), known)
     # Forks, threads, handlers and allocators of that program.
     progress.stage(f"{name}: following forks", 1, _STAGES)
     libc = find_libc(graph.program, known)
