@@ -106,8 +106,7 @@ def cold(target: str, sysroot: str, preload: Sequence[str], files: Sequence[Path
     """
     scan = [sys.executable, "-m", "forkproof", "scan", "--format", "json", "--sysroot", sysroot, target]
     scan += [f"--preload={library}" for library in preload]
-    spine = [sys.executable, __file__, "--spine", "--sysroot", sysroot, target]
-    spine += [f"--preload={library}" for library in preload]
+    spine = [sys.executable, Path(__file__).with_name("spine.py"), sysroot, target, *preload]
     spines, scans, dumps = [], [], []
     for _ in range(rounds + 1):
         with tempfile.TemporaryDirectory() as empty:
@@ -118,22 +117,6 @@ def cold(target: str, sysroot: str, preload: Sequence[str], files: Sequence[Path
     size = sum(path.stat().st_size for path in files)
     ratios = way.seconds / theirs.seconds, ours.seconds / theirs.seconds
     return Cold(len(files), size, way, ours, theirs, *ratios)
-
-
-def spine(target: str, sysroot: str, preload: Sequence[str]) -> None:
-    """What a scan does before its rules: the process that `cold` measures."""
-    import gc
-
-    from forkproof import facts, pipeline, signatures
-    from forkproof.allocators import find_libc
-    from forkproof.options import ScanOptions
-
-    gc.disable()
-    known = signatures.load()
-    graph = pipeline.call_graph(target, ScanOptions(Path(sysroot), preload=tuple(preload)), known)
-    found = facts.gather(target, graph, known, find_libc(graph.program, known))
-    print(len(found.windows), len(found.registrations), [allocator.hooks.value for allocator in found.allocators])
-    gc.freeze()
 
 
 def _objdump(path: Path) -> str:
@@ -269,7 +252,6 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--preload", action="append", default=[], metavar="LIB", help="as for forkproof scan")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="runs of each, of which the median counts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--spine", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--stage", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -279,9 +261,6 @@ def main() -> int:
     arguments = _parsed()
     if arguments.stage:
         stage()
-        return 0
-    if arguments.spine:
-        spine(arguments.target, arguments.sysroot, arguments.preload)
         return 0
     files = closure(arguments.target, arguments.sysroot, arguments.preload)
     scan = cold(arguments.target, arguments.sysroot, arguments.preload, files, arguments.rounds)

@@ -23,7 +23,6 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache as once
@@ -82,6 +81,8 @@ def key(closure: Closure, sysroot: Sysroot, options: ScanOptions) -> str:
             return None
 
     if options.jobs > 1:
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter lock
             list(pool.map(lambda each: each.image.sha256, closure.objects))
     objects = []

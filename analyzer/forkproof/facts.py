@@ -9,25 +9,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from forkproof import golang
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
 from forkproof.atfork import Registration, find_registrations
-from forkproof.cache import Parts
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
-from forkproof.libc_locks import LibcLocks
-from forkproof.locks.goals import AllocatorLocks, Goal, allocator_locks
-from forkproof.locks.ordinary import Occasion, Rank
-from forkproof.locks.others import OtherLocks
-from forkproof.locks.summary import Step, Summaries
 from forkproof.model import Answer, Hooks, Lock
 from forkproof.signatures import Signatures
 from forkproof.tables import addresses_held, table_targets
 from forkproof.threads import Threads, ThreadSource, constructor_functions
+
+# What follows single locks is imported by what asks for it: most programs never do.
+if TYPE_CHECKING:
+    from forkproof.cache import Parts
+    from forkproof.libc_locks import LibcLocks
+    from forkproof.locks.goals import AllocatorLocks, Goal
+    from forkproof.locks.others import OtherLocks
+    from forkproof.locks.summary import Step, Summaries
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +63,16 @@ class Facts:
     allocators: tuple[AllocatorFacts, ...]
     windows: tuple[WindowFacts, ...]
     is_program: bool
-    parts: Parts
+    parts: Parts | None = None
     """What is known of parts of the program from others."""
 
     @cached_property
     def libc_locks(self) -> LibcLocks:
         """The locks inside the C library; computed when a rule asks."""
-        return LibcLocks(self.flow, self.libc, self.parts)
+        from forkproof.cache import Parts
+        from forkproof.libc_locks import LibcLocks
+
+        return LibcLocks(self.flow, self.libc, self.parts or Parts())
 
     def keep(self) -> None:
         """Keep for other programs what has become known of the parts that they may share."""
@@ -99,11 +105,15 @@ class Facts:
         program = self.flow.program
         used = [a for a in self.allocators if a.is_used]
         homes = {program.object_of(f) for a in used for f in (*a.entries, *a.locks.evidence)}
+        from forkproof.locks.summary import Summaries
+
         return Summaries(self.flow, self.libc.objects, homes | {r.object for r in self.registrations if r.is_effective})
 
     @cached_property
     def other_locks(self) -> OtherLocks:
         """The locks of the program and its libraries; what is not asked about costs nothing."""
+        from forkproof.locks.others import OtherLocks
+
         program, owned = self.flow.program, set[Function]()
         for allocator in self.allocators:
             if allocator.object == 0:
@@ -139,6 +149,8 @@ class Facts:
             return None
         known = self._allocator_locks.get(allocator.object)
         if known is None:
+            from forkproof.locks.goals import allocator_locks
+
             registration = allocator.registration
             handlers: tuple[Function | None, Function | None] = (None, None)
             if registration is not None and allocator.hooks is not Hooks.ABSENT:
@@ -182,6 +194,9 @@ class Facts:
         lock = Lock(self.object_name(allocator.object), f"a lock of {title}", None, "allocator")
         waits = allocator.locks.waits
         places = {f: self._wait_steps(f, waits.get(f, ())) for f in sorted(allocator.telling_locks)}
+        from forkproof.locks.goals import Goal
+        from forkproof.locks.ordinary import Occasion, Rank
+
         return Goal(lock, None, places, Occasion(Rank.ALWAYS, ""), False, self.flow)
 
     def _wait_steps(self, function: Function, waits: tuple[int, ...]) -> tuple[Step, ...]:
@@ -189,6 +204,8 @@ class Facts:
         if not waits:
             return ()
         target = Function(int(graph.target[waits[0]]))
+        from forkproof.locks.summary import Step
+
         return Step(function, int(graph.site[waits[0]])), Step(target, self.flow.program.rva_of(target))
 
     def object_name(self, obj: int) -> str:
@@ -239,7 +256,7 @@ def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFact
     startable = is_program(program.closure.program.image)
     return Facts(
         target, flow, libc, roots, registrations, threads, allocators,
-        tuple(around.of(w) for w in windows), startable, parts or Parts(),
+        tuple(around.of(w) for w in windows), startable, parts,
     )  # fmt: skip
 
 
