@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from forkproof.locks.goals import AllocatorLocks, Goal
     from forkproof.locks.others import OtherLocks
     from forkproof.locks.summary import Step, Summaries
+
+
+_THREAD: Final = int(EdgeKind.THREAD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,14 +220,24 @@ class Facts:
         found = self.flow.signatures.fix_for(allocator.signature, rule, allocator.version)
         return found.text if found else ""
 
-    def entries_of(self, source: ThreadSource) -> list[Function]:
+    def entries_of(self, source: ThreadSource) -> tuple[Function, ...]:
         """Functions that the threads of a source begin in, those given to the innermost starter first."""
+        known = self._entries.get(source.path)
+        if known is None:
+            known = self._entries[source.path] = self._find_entries(source)
+        return known
+
+    @cached_property
+    def _entries(self) -> dict[tuple[int, ...], tuple[Function, ...]]:
+        return {}
+
+    def _find_entries(self, source: ThreadSource) -> tuple[Function, ...]:
         graph = self.flow.graph
         sources = [int(graph.source[e]) for e in source.path]
         found: list[Function] = []
         for function in reversed(sources):
-            edges = graph.edges_from(Function(function))
-            found += [Function(int(graph.target[e])) for e in edges if graph.kind[e] == EdgeKind.THREAD]
+            rows = graph.rows_from(Function(function))
+            found += [Function(target) for _, target, _, kind in rows if kind == _THREAD]
         starters = self.flow.signatures.thread_starters
         hidden = graph.program.called(
             [name for name, starter in starters.items() if starter.callback is None and starter.structure is None]
@@ -232,7 +245,7 @@ class Facts:
         if any(int(graph.target[e]) in hidden for e in source.path):
             # std::thread and its like: what runs is a virtual function of an object that the caller made.
             found += [t for f in reversed(sources) for t in table_targets(graph.program, Function(f))]
-        return list(dict.fromkeys(found))
+        return tuple(dict.fromkeys(found))
 
 
 def is_nameless(program: Program) -> bool:
