@@ -15,7 +15,7 @@ import pytest
 from fixtures.build import Result, Toolchain
 from forkproof.elf.image import load
 from forkproof.facts import Facts
-from forkproof.model import Finding, Lock, ProbeRecord, Severity, Verdict
+from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, ScanOptions
 from forkproof.pipeline import scan
 from forkproof.probe.plan import make
@@ -67,14 +67,13 @@ def probed(
     return [finding for finding in report.findings if finding.probe is not None]
 
 
-def reentry_of(program: str, library: str) -> ProbeRecord:
-    """Probe a program for lock-reentry of arena_lock."""
+def asked(program: str, rule: str, library: str, lock: str, fork: str = "") -> ProbeRecord:
+    """Probe a program for something that a scan may not find."""
     table = load(Path(library)).static_symbols
-    rva = int(table.value[table.names.index("arena_lock")])
-    lock = Lock(Path(library).name, "arena_lock", rva, "global")
-    finding = Finding(
-        "lock-reentry", Severity.MEDIUM, Verdict.SUSPECTED, program, lock.object, "", "", "", lock=lock
-    )  # fmt: skip
+    name = Path(library).name
+    of = Lock(name, lock, int(table.value[table.names.index(lock)]), "global")
+    where = Frame(Path(program).name, fork, 0, "fork") if fork else None
+    finding = Finding(rule, Severity.MEDIUM, Verdict.SUSPECTED, program, name, "", "", "", lock=of, fork=where)
     found: list[Finding] = []
 
     def prove(facts: Facts, findings: list[Finding]) -> list[Finding]:
@@ -128,10 +127,22 @@ class TestFixtures:
         """Asked directly: whether a scan finds the way through the hook is another matter."""
         path = str(_path(built_fixtures, name))
         for _ in range(RUNS):
-            record = reentry_of(path, str(_path(built_fixtures, library)))
+            record = asked(path, "lock-reentry", str(_path(built_fixtures, library)), "arena_lock")
             assert record.verdict is verdict
             assert bool(record.waiters) == (verdict is Verdict.CONFIRMED)
             assert record.why
+
+    @pytest.mark.parametrize(
+        ("name", "expected"), [("own_mutex", Verdict.CONFIRMED), ("own_mutex_hooked", Verdict.REFUTED)]
+    )
+    def test_own_lock(self, built_fixtures: object, name: str, expected: Verdict) -> None:
+        """A mutex of the program itself: its sites are the program's calls of lock functions."""
+        path = str(_path(built_fixtures, name))
+        for _ in range(RUNS):
+            record = asked(path, "inherited-lock", path, "log_lock", "spawn_child")
+            assert record.verdict is expected, record.why
+            assert record.lock is not None
+            assert record.lock.name == "log_lock"
 
     def test_one_lock_by_name(self, built_fixtures: object) -> None:
         """A lock that the scan calls covered, asked for by its name: the refutation is of this one."""
