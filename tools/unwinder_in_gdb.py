@@ -31,8 +31,6 @@ from forkproof.probe.tracee import Process  # noqa: E402
 MACHINE = MACHINES[WANTED["machine"]]
 CHANCE = random.Random(WANTED["seed"])  # noqa: S311 - nothing secret
 SIGNAL = "SIGUSR2"
-STEPS = 12
-"""Most instructions after a chance stop."""
 
 
 class Memory:
@@ -63,7 +61,7 @@ class Mapped(Modules):
             fields = line.split(maxsplit=5)
             low, high = (int(part, 16) for part in fields[0].split("-"))
             path = fields[5] if len(fields) > 5 else ""
-            if not path.startswith(WANTED["root"]) and path != "":
+            if path and not path.startswith((WANTED["root"], WANTED["program"])):
                 path = ""
             bias = _bias(self._file(path), int(fields[2], 16), low) if path else 0
             if not path and _is_bss(self._file, last, low):
@@ -73,7 +71,8 @@ class Mapped(Modules):
                 s.executable and s.rva <= low - bias + 4095 and low - bias < s.rva + s.memory_size
                 for s in module.image.segments
             )
-            last = Region(low, high, bias, path, is_code=code)
+            is_trampoline = not path and "w" not in fields[1]  # of signal handlers, made by qemu
+            last = Region(low, high, bias, path, is_code=code or is_trampoline)
             table.append(last)
         self._maps[process.pid] = table
 
@@ -161,7 +160,7 @@ def main() -> None:
             go(pid)
             if not gdb.selected_inferior().threads():
                 break
-            for _ in range(CHANCE.randrange(WANTED.get("steps", STEPS))):
+            for _ in range(CHANCE.randrange(WANTED["steps"])):
                 gdb.execute("stepi", to_string=True)
             modules.refresh(process)
             threads = sorted(gdb.selected_inferior().threads(), key=lambda t: t.num)

@@ -226,7 +226,8 @@ class Modules:
             following, caller_pc, caller_is_return = step
             if not self.is_code(thread.process, caller_pc):  # the end, or CFI that is wrong
                 return
-            if following.get(sp, 0) <= frame.get(sp, 0) and level > 0:
+            # The frames of calls lie above one another; a leaf, also one that a signal interrupted, may have none.
+            if is_return and following.get(sp, 0) <= frame.get(sp, 0):
                 return
             pc, frame, is_return = caller_pc, following, caller_is_return
 
