@@ -17,6 +17,7 @@ from forkproof import golang
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
 from forkproof.atfork import Registration, find_registrations
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
+from forkproof.failures import Failures
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
 from forkproof.model import Answer, Hooks, Lock
@@ -81,6 +82,11 @@ class Facts:
         """Keep for other programs what has become known of the parts that they may share."""
         if "libc_locks" in self.__dict__:
             self.libc_locks.keep()
+
+    @cached_property
+    def failures(self) -> Failures:
+        """What runs only when a system call has failed."""
+        return Failures(self.flow, self.libc.objects)
 
     @cached_property
     def gaps(self) -> tuple[str, ...]:

@@ -91,20 +91,23 @@ class LibcLocks:
         found = known.get(function)
         return self._usual.judge(function, lock, 2 << number, known, writing=writing) if found is None else found
 
-    def reaching(self, lock: LibcLock, dead: frozenset[Function], *, writing: bool) -> Reach:
+    def reaching(
+        self, lock: LibcLock, dead: frozenset[Function], without: frozenset[int], *, writing: bool
+    ) -> Reach:
         """Number of calls from each function to one of `usual_takers`.
 
-        No way leads through `dead` functions, nor through libc by another function: what that does on its rare ways is
+        No way leads through `dead` functions or along an edge of `without`, nor through libc by another function: what that does on its rare ways is
         no matter of course.
         """
-        key = self._numbers[id(lock)], writing, dead
+        key = self._numbers[id(lock)], writing, dead, without
         reach = self._reaching.get(key)
         if reach is None:
             takers = self.usual_takers(lock, writing=writing)
             base, core = self.flow.program.base, self.libc.core
             inside = set(range(base[core], base[core + 1])) if core is not None else set()
             blocked = [*self.flow.dying, *dead, *(inside - set(takers))]
-            reach = self._reaching[key] = self.flow.graph.distances(takers, backward=True, blocked=blocked)
+            graph = self.flow.graph
+            reach = self._reaching[key] = graph.distances(takers, backward=True, blocked=blocked, without=without)
         return reach
 
     def way_to(self, lock: LibcLock, function: Function) -> list[int]:

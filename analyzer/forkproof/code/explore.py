@@ -72,10 +72,19 @@ class Result(NamedTuple):
     site: int
 
 
+class Success(NamedTuple):
+    """What the call at a site returned, which is assumed not to have failed: a number that is not negative."""
+
+    site: int
+
+
+Base = Entry | Word | Result | Success | None
+
+
 class Value(NamedTuple):
     """base + offset; a constant when base is None."""
 
-    base: Entry | Word | Result | None
+    base: Base
     offset: int
 
 
@@ -97,10 +106,11 @@ CONVENTIONS: Final[Mapping[Machine, Convention]] = {
 
 
 class CallEffect(NamedTuple):
-    """What a call does to its caller: whether it comes back, and with which constant."""
+    """What a call does to its caller: whether it comes back, with which constant, and whether it is to succeed."""
 
     returns: bool = True
     result: int | None = None
+    succeeds: bool = False
 
 
 Effects = Callable[[int], CallEffect]
@@ -114,7 +124,7 @@ class Held(NamedTuple):
     bits: int
 
 
-Cell = tuple[Entry | Word | Result | None, int]
+Cell = tuple[Base, int]
 
 
 class FlagKind(NamedTuple):
@@ -301,7 +311,8 @@ class _Explorer:
         self.transfers.add(Transfer(instruction.address, False))
         effect = self.effects(instruction.address)
         state.registers.update(self.destroyed)
-        result = Value(Result(instruction.address), 0) if effect.result is None else Value(None, effect.result)
+        base = Success(instruction.address) if effect.succeeds else Result(instruction.address)
+        result = Value(base, 0) if effect.result is None else Value(None, effect.result)
         state.registers[self.convention.result] = result
         state.flags = None
         return effect.returns
@@ -533,7 +544,11 @@ def _holds(condition: Condition, state: State) -> bool | None:
 
 def _compare(condition: Condition, left: Value | None, right: Value | None, bits: int) -> bool | None:
     """The outcome of a comparison, or None when the values do not decide it."""
-    if left is None or right is None or left.base != right.base or condition not in _TESTS:
+    if left is None or right is None or condition not in _TESTS:
+        return None
+    if isinstance(left.base, Success) and left.offset == 0 and right.base is None:
+        return _compare_success(condition, _signed(right.offset, bits))
+    if left.base != right.base:
         return None
     if left.base is not None and condition not in _EQUALITY:
         return None
@@ -542,6 +557,34 @@ def _compare(condition: Condition, left: Value | None, right: Value | None, bits
         mask = (1 << bits) - 1
         a, b = a & mask, b & mask
     return _TESTS[condition](a, b, bits)
+
+
+_NOT_BELOW_ZERO: Final[Mapping[Condition, bool]] = {
+    Condition.LT: False,
+    Condition.GE: True,
+    Condition.NEGATIVE: False,
+    Condition.NOT_NEGATIVE: True,
+}
+_ABOVE_NEGATIVE: Final[Mapping[Condition, bool]] = {
+    Condition.EQ: False,
+    Condition.NE: True,
+    Condition.LT: False,
+    Condition.GE: True,
+    Condition.GT: True,
+    Condition.LE: False,
+    # As unsigned numbers the negative ones are the largest: `cmp $-4096, %rax; ja error`.
+    Condition.BELOW: True,
+    Condition.ABOVE_EQ: False,
+    Condition.ABOVE: False,
+    Condition.BELOW_EQ: True,
+}
+
+
+def _compare_success(condition: Condition, constant: int) -> bool | None:
+    """The outcome of comparing a number that is not negative with a constant."""
+    if constant > 0:
+        return None
+    return (_NOT_BELOW_ZERO if constant == 0 else _ABOVE_NEGATIVE).get(condition)
 
 
 def _signed(value: int, bits: int) -> int:

@@ -22,6 +22,8 @@ from forkproof.threads import ThreadSource
 
 FOLLOWED = frozenset({WindowKind.DAEMONIZE, WindowKind.EXEC, WindowKind.EXIT, WindowKind.UNKNOWN})
 """Kinds of windows in which code of the caller's runs."""
+_STARTED_NEAR: Final = 6
+"""Calls between main and pthread_create, at most, where a thread counts as started in any case."""
 
 
 def existing_threads(facts: Facts, source: ThreadSource | None) -> list[Function]:
@@ -56,6 +58,15 @@ def threads_sentence(facts: Facts, window: WindowFacts) -> str:
     }[source.why]
 
 
+def starts_near(window: WindowFacts) -> bool:
+    """The thread's start is something that the program does as a matter of course before it forks.
+
+    What lies deep below main is mostly started when it is first needed: a logger that connects to its daemon.
+    """
+    source = window.source
+    return source is None or source.why != "before the fork" or len(source.path) <= _STARTED_NEAR
+
+
 @dataclass(frozen=True, slots=True)
 class ChildCall:
     """A call that the child can make, of a function in one of the chosen objects."""
@@ -69,7 +80,7 @@ class ChildCalls:
     """What a child calls in some objects from others, each function with the shortest way to it.
 
     Ways through exec, forkers and ways to die (`dead`: more functions that do not return) end there. `first` are
-    functions that the child runs before its own code.
+    functions that the child runs before its own code. No way goes along an edge of `without`.
     """
 
     def __init__(
@@ -79,17 +90,21 @@ class ChildCalls:
         objects: Collection[int],
         dead: Collection[Function] = (),
         first: Collection[Function] = (),
+        without: Collection[int] = (),
     ) -> None:
         self.graph = facts.flow.graph
         inside = _of_objects(facts, objects)
         ends = [*facts.flow.dying, *facts.flow.execs, *facts.flow.forkers, *dead]
         blocked = np.zeros(self.graph.size, bool)
         blocked[ends] = True
+        self.without = frozenset(without)
         edges = [e for f in first for e in facts.flow.outgoing(f) if self.graph.kind[e] in CERTAIN]
         edges += [e for level in window.window.levels for e in level.edges]
-        self.own = [e for e in edges if not blocked[self.graph.target[e]]]
+        self.own = [e for e in edges if not blocked[self.graph.target[e]] and e not in self.without]
         starts = [int(self.graph.target[e]) for e in self.own if not inside[self.graph.target[e]]]
-        self.ahead = self.graph.distances(starts, blocked=[*ends, *np.flatnonzero(inside).tolist()])
+        self.ahead = self.graph.distances(
+            starts, blocked=[*ends, *np.flatnonzero(inside).tolist()], without=self.without
+        )
         self.all: dict[Function, ChildCall] = {}
         for edge in self.own:
             if inside[self.graph.target[edge]]:
@@ -100,6 +115,7 @@ class ChildCalls:
         graph, source = self.graph, self.graph.source
         rows = graph.rows_of(np.flatnonzero(self.ahead >= 0))
         called = rows[wanted[graph.target[rows]] & among(graph.kind[rows], _KINDS)]
+        called = called[~np.isin(called, list(self.without))]
         order = called[np.lexsort((graph.site[called], source[called], self.ahead[source[called]]))]
         for edge in order.tolist():
             call = ChildCall(edge, int(self.ahead[source[edge]]) + 1)
@@ -112,7 +128,7 @@ class ChildCalls:
             return edges
         here = Function(int(self.graph.source[call.edge]))
         while self.ahead[here] > 0:
-            incoming = np.array(self.graph.edges_to(here), np.int64)
+            incoming = np.array([e for e in self.graph.edges_to(here) if e not in self.without], np.int64)
             nearer = self.ahead[self.graph.source[incoming]] == self.ahead[here] - 1
             edge = int(incoming[nearer & among(self.graph.kind[incoming], _KINDS)].min())
             edges.append(edge)

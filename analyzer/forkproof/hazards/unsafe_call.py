@@ -29,6 +29,7 @@ from forkproof.hazards.evidence import (
     nearest,
     other_threads,
     rank,
+    starts_near,
     threads_sentence,
 )
 from forkproof.libc_code import LibcLock
@@ -40,6 +41,8 @@ its own function or one call below; deeper ways are mostly what it does when a c
 second number hardly anybody goes."""
 _LIVES: Final = 4, 8
 """The same for a child that lives on, which goes further."""
+_ROUNDS: Final = 12
+"""How often ways around what only happens after a failure are looked for."""
 _HELD_NEAR: Final = 5
 """Functions between a thread's begin and its call of libc, on a way that it goes as a matter of course."""
 _EDITION: Final = "2024"
@@ -87,6 +90,7 @@ class _Request:
     lock: LibcLock
     function: Function
     call: ChildCall
+    way: tuple[int, ...]
     is_usual: bool
 
     @property
@@ -111,7 +115,9 @@ class _Window:
         self.flow, self.graph, self.locks = facts.flow, facts.flow.graph, facts.libc_locks
         self.core = facts.libc.core if facts.libc.core is not None else -1
         self.dead: set[Function] = set()
+        self.failing: set[int] = set()
         self.calls = self._calls()
+        self.ordinary = self._ordinary_calls()
         self.fork = fork_frame(facts, window)
 
     def _calls(self) -> ChildCalls:
@@ -125,6 +131,18 @@ class _Window:
             if not found:
                 return calls
             self.dead |= found
+
+    def _ordinary_calls(self) -> ChildCalls:
+        """What the child calls of libc without a system call that has failed."""
+        calls = self.calls
+        for _ in range(_ROUNDS):
+            telling = (c for f, c in calls.all.items() if self.locks.takes_inherited(f))
+            found = {e for call in telling for e in self.facts.failures.among(calls.way(call))}
+            if not found:
+                break
+            self.failing |= found
+            calls = ChildCalls(self.facts, self.window, [self.core], self.dead, self.failing)
+        return calls
 
     def findings(self) -> list[Finding]:
         """One for each lock that a thread is likely to hold; the rest, and what POSIX says, as one each."""
@@ -145,14 +163,17 @@ class _Window:
     def _requests(self) -> list[_Request]:
         """The best way to each lock that nothing quiesces at this fork: the nearest usual one, or the nearest."""
         best: dict[int, _Request] = {}
-        for function, call in sorted(self.calls.all.items(), key=lambda item: (item[1].depth, item[0])):
+        for function, anyhow in sorted(self.calls.all.items(), key=lambda item: (item[1].depth, item[0])):
+            ordinary = self.ordinary.all.get(function)
+            calls, call = (self.calls, anyhow) if ordinary is None else (self.ordinary, ordinary)
             for lock in self.locks.taken_by(function):
                 old = best.get(id(lock))
-                if (lock.quiesced and self.window.window.handlers_run) or (old is not None and old.is_usual):
+                if lock.quiesced and self.window.window.handlers_run:
                     continue
-                is_usual = self.locks.is_usual(function, lock)
-                if old is None or is_usual:
-                    best[id(lock)] = _Request(lock, function, call, is_usual)
+                is_usual = ordinary is not None and self.locks.is_usual(function, lock)
+                request = _Request(lock, function, call, tuple(calls.way(call)), is_usual)
+                if old is None or request.order < old.order:
+                    best[id(lock)] = request
         return sorted(best.values(), key=lambda r: r.order)
 
     def _holder(self, request: _Request) -> _Holder | None:
@@ -162,13 +183,17 @@ class _Window:
         unseen = Answer.UNKNOWN if self.window.source else Answer.YES
         threads = (existing_threads(self.facts, self.window.source), Answer.YES), (other_threads(self.facts), unseen)
         while True:
-            reach = self.locks.reaching(lock, frozenset(self.dead), writing=only_reads)
+            reach = self.locks.reaching(lock, frozenset(self.dead), frozenset(self.failing), writing=only_reads)
             found = [(f, answer) for group, answer in threads if (f := nearest(group, reach)) is not None]
             if not found:
                 return None
             start, exists = found[0]
-            edges = self.graph.path(start, reach) or []
+            edges = self.graph.path(start, reach, without=self.failing) or []
             end = dead_end(self.facts, edges[:-1])
+            failing = self.facts.failures.among(edges) if end is None else []
+            self.failing.update(failing)
+            if failing:
+                continue
             if end is None or end in self.dead:
                 last = Function(int(self.graph.target[edges[-1]])) if edges else start
                 return _Holder(start, (*edges, *self.locks.way_to(lock, last)), exists)
@@ -225,7 +250,7 @@ class _Window:
         outside = sum(
             self.flow.program.object_of(Function(int(self.graph.source[e]))) != self.core for e in holder.edges
         )
-        is_ordinary = request.call.depth <= near and outside <= _HELD_NEAR
+        is_ordinary = request.call.depth <= near and outside <= _HELD_NEAR and starts_near(self.window)
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
         is_doubtful = request.call.depth > far or Answer.UNKNOWN in answers
         if (request.lock.rare or is_doubtful) and severity.rank < Severity.LOW.rank:
@@ -243,8 +268,8 @@ class _Window:
         return f"Call {name} before the fork and pass the result on, or use posix_spawn."
 
     def _frames(self, request: _Request) -> tuple[Frame, ...]:
-        edges = self.calls.way(request.call)
-        return frames_along(self.facts, [*edges, *self.locks.way_to(request.lock, request.function)], request.function)
+        edges = [*request.way, *self.locks.way_to(request.lock, request.function)]
+        return frames_along(self.facts, edges, request.function)
 
     def _rare(self, others: list[tuple[Function, Finding | None]]) -> list[Finding]:
         """Locks that no thread is likely to hold, or that the child asks for on rare ways: one finding."""

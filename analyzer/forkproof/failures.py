@@ -1,0 +1,116 @@
+"""Which calls a function makes only after a system call has failed.
+
+Owns: one assumption, and what it excludes: no system call returns a negative number, no exec comes back, and
+      nobody has a reason to read errno.
+Takes: `Flow`, and the objects of the C library. Gives: sites of calls.
+Must never: be evidence that a call does not happen. It ranks: what programs do when open(2) fails is not what
+      they do as a matter of course.
+Wrong where: a program expects the failure (EAGAIN in a loop, a file that need not exist), and where it does not
+      read errno and failure is positive (pthread_create), which is not known to be a failure here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from forkproof.callgraph import Function
+from forkproof.code.decode import Body
+from forkproof.code.explore import CallEffect, Effects, explore
+from forkproof.code.operations import Memory, Set
+from forkproof.flow import Flow
+
+_SUCCEEDS = CallEffect(succeeds=True)
+_ENDS = CallEffect(returns=False)
+_ERRNO = "__errno_location"
+"""The address of errno, in glibc and musl (Linux Standard Base, baselib---errno-location)."""
+_SOON = 3
+"""Instructions after a call of it in which errno is read, if it is."""
+_LARGEST = 20_000
+"""Instructions of a function that is looked at; in larger ones, every call counts as ordinary."""
+
+
+class Failures:
+    """The answers for one program; a function is followed when it is first asked about."""
+
+    def __init__(self, flow: Flow, libc_objects: Iterable[int]) -> None:
+        self.flow = flow
+        self._libc = frozenset(libc_objects)
+        self._sites: dict[Function, frozenset[int]] = {}
+        self._entering: dict[Function, bool] = {}
+
+    def among(self, edges: Iterable[int]) -> list[int]:
+        """Those of some call edges that are taken only after a failure."""
+        graph = self.flow.graph
+        return [e for e in edges if int(graph.site[e]) in self.sites(Function(int(graph.source[e])))]
+
+    def sites(self, function: Function) -> frozenset[int]:
+        """The calls of a function, or of the one that it is a cold part of, that it makes only after a failure."""
+        whole = self.flow.whole(function)
+        found = self._sites.get(whole)
+        if found is None:
+            found = self._sites[whole] = self._find(whole)
+        return found
+
+    def _find(self, function: Function) -> frozenset[int]:
+        flow = self.flow
+        body, start = flow.body(function), flow.program.rva_of(function)
+        if len(body.instructions) > _LARGEST:
+            return frozenset()
+        ordinary = flow.effects(function)
+        anyhow = explore(body, flow.machine, start, effects=ordinary)
+        assumed = self._assumed(function, body)
+        lucky = explore(body, flow.machine, start, effects=_with(assumed, ordinary))
+        if anyhow.returns and not lucky.returns:  # errno is saved on every way: that tells nothing
+            assumed = {site: effect for site, effect in assumed.items() if effect is _SUCCEEDS}
+            lucky = explore(body, flow.machine, start, effects=_with(assumed, ordinary))
+        return frozenset(t.site for t in anyhow.transfers) - {t.site for t in lucky.transfers}
+
+    def _assumed(self, function: Function, body: Body) -> dict[int, CallEffect]:
+        flow, assumed = self.flow, {}
+        for edge in flow.outgoing(function):
+            site, target = int(flow.graph.site[edge]), Function(int(flow.graph.target[edge]))
+            if target in flow.execs or (flow.program.name_of(target) == _ERRNO and self._reads_errno(body, site)):
+                assumed[site] = _ENDS
+            elif self._enters_kernel(target):
+                assumed[site] = _SUCCEEDS
+        return assumed
+
+    def _reads_errno(self, body: Body, site: int) -> bool:
+        """The first use of the address that a call returned is a load: errno is not set to 0, or kept for later."""
+        position = body.position(site)
+        if position is None:
+            return False
+        result = self.flow.convention.result
+        for instruction in body.instructions[position + 1 : position + 1 + _SOON]:
+            for operation in instruction.operations:
+                if isinstance(operation, Set):
+                    places = (operation.source, operation.destination)
+                    used = next((p for p in places if isinstance(p, Memory) and p.base == result), None)
+                    if used is not None:
+                        return used is operation.source
+        return False
+
+    def _enters_kernel(self, function: Function) -> bool:
+        """A function of the C library whose own code makes a system call."""
+        known = self._entering.get(function)
+        if known is None:
+            program = self.flow.program
+            obj = program.object_of(function)
+            known = obj in self._libc
+            if known:
+                code, index = program.codes[obj], function - int(program.base[obj])
+                begin = int(code.start[index])
+                first, last = np.searchsorted(code.sites.syscalls, [begin, begin + int(code.size[index])])
+                known = bool(first < last)
+            self._entering[function] = known
+        return known
+
+
+def _with(assumed: dict[int, CallEffect], ordinary: Effects) -> Effects:
+    def effect(site: int) -> CallEffect:
+        usual = ordinary(site)
+        return assumed.get(site, usual) if usual.returns else usual
+
+    return effect
