@@ -29,7 +29,7 @@ class LibcLocks:
     def __init__(self, flow: Flow, libc: LibcFacts, parts: Parts) -> None:
         self.flow, self.libc, self.parts = flow, libc, parts
         self._ways: dict[int, Reach] = {}
-        self._reaching: dict[tuple[int, bool, frozenset[Function]], Reach] = {}
+        self._reaching: dict[tuple[int, bool, frozenset[Function], frozenset[int]], Reach] = {}
 
     @cached_property
     def _part(self) -> Part:

@@ -71,6 +71,67 @@ CASES = (
         }}""",
     ),
     Case(
+        "only_after_a_failed_call",
+        "",
+        _EARLY
+        + f"""
+        int main(int c, char **v) {{
+            if (fork() == 0) {{
+                if (open("/dev/null", O_RDWR) < 0) {{ {_TELL} _exit(1); }}
+                execv(v[0], v); _exit(0);
+            }}
+            return 0;
+        }}""",
+    ),
+    Case(
+        "only_where_errno_is_read",
+        "",
+        _EARLY
+        + f"""
+        int main(int c, char **v) {{
+            if (fork() == 0) {{
+                if (chdir("/")) {{ work(errno); {_TELL} _exit(1); }}
+                execv(v[0], v); _exit(0);
+            }}
+            return 0;
+        }}""",
+    ),
+    Case(
+        "when_exec_comes_back",
+        "",
+        _EARLY + f"int main(int c, char **v) {{ if (fork() == 0) {{ execv(v[0], v); {_TELL} _exit(1); }} return 0; }}",
+    ),
+    Case(
+        "whatever_the_call_says",
+        "high reachable time zone",
+        _EARLY
+        + f"""
+        int main(int c, char **v) {{
+            if (fork() == 0) {{
+                if (chdir("/")) work(errno);
+                {_TELL} execv(v[0], v); _exit(0);
+            }}
+            return 0;
+        }}""",
+    ),
+    Case(
+        "after_errno_was_set",
+        "high reachable time zone",
+        _EARLY
+        + f"int main(int c, char **v) {{ if (fork() == 0) {{ errno = 0; {_TELL} work(0); _exit(0); }} return 0; }}",
+    ),
+    Case(
+        "thread_logs_failures_only",
+        "",
+        f"""
+        static void *watcher(void *p) {{
+            for (;;) if (open("/dev/null", O_RDWR) < 0) {{ work(errno); {_TELL} }}
+            return p;
+        }}
+        __attribute__((constructor)) static void up(void) {{ pthread_t t; pthread_create(&t, 0, watcher, 0); }}
+        int main(void) {{ if (fork() == 0) {{ {_TELL} _exit(0); }} return 0; }}""",
+    ),
+    Case(
         "thread_takes_another_lock",
         "",
         _EARLY + "int main(void) { if (fork() == 0) { srandom(1); _exit(0); } return 0; }",

@@ -94,6 +94,14 @@ def test_only_the_side_of_the_result_runs(assemble: Assemble, machine: str, how:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("how", [how for how, text in FORKS.items() if "failed" in text["x86_64"] and how != "add 1"])
+def test_success_excludes_what_follows_failure(assemble: Assemble, machine: str, how: str) -> None:
+    code = _forker(assemble, machine, FORKS[how][machine])
+    lucky = explore(code.body(), code.machine, code["f"], effects=lambda _: CallEffect(succeeds=True)).visited
+    assert [name for name in ("child", "parent", "failed") if code[name] in lucky] == ["child", "parent"]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_unknown_result_runs_every_side(assemble: Assemble, machine: str) -> None:
     code = _forker(assemble, machine, FORKS["cmp -1"][machine])
     visited = explore(code.body(), code.machine, code["f"]).visited
