@@ -358,10 +358,12 @@ class CallGraph:
         kinds: Iterable[EdgeKind] = CERTAIN,
         *,
         without: Collection[int] = (),
+        slack: int = 0,
     ) -> list[int] | None:
         """Edge positions of a shortest path from `start` along falling `distance` (backward distances).
 
-        Among equals, the more certain kind and then the first site win, so the answer is stable.
+        Among equals, the more certain kind and then the first site win, so the answer is stable. With `slack`, the
+        path may be longer by as many edges, and the first site wins: what is called first is asked for first.
         """
         allowed = frozenset(kinds)
         if distance[start] < 0:
@@ -372,11 +374,12 @@ class CallGraph:
             steps = [
                 e
                 for e in self.edges_from(here)
-                if distance[self.target[e]] == distance[here] - 1
+                if 0 <= distance[self.target[e]] < distance[here] + slack
                 and EdgeKind(self.kind[e]) in allowed
                 and e not in without
             ]
-            best = min(steps, key=lambda e: (self.kind[e], self.site[e]))
+            best = min(steps, key=lambda e: (0 if slack else self.kind[e], self.site[e]))
+            slack -= int(distance[self.target[best]] - distance[here]) + 1
             result.append(best)
             here = Function(int(self.target[best]))
         return result

@@ -9,11 +9,23 @@ Wrong where: see the pages of the rules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from forkproof.allocators import AllocatorFacts
 from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
 from forkproof.facts import Facts, WindowFacts
+from forkproof.hazards.evidence import (
+    FOLLOWED,
+    existing_threads,
+    folded,
+    nearest,
+    other_threads,
+    starts_near,
+    threads_sentence,
+)
 from forkproof.locks.coverage import AllocatorLock
 from forkproof.locks.goals import AllocatorLocks, Goal
 from forkproof.locks.identity import lock_of
@@ -30,9 +42,10 @@ from forkproof.model import (
 )
 from forkproof.threads import ThreadSource
 
-_FOLLOWED = (WindowKind.DAEMONIZE, WindowKind.EXEC, WindowKind.EXIT, WindowKind.UNKNOWN)
 _ABOUT = 2
 """Calls by which a way may be longer than the shortest and still be preferred for coming first."""
+_ROUNDS = 12
+"""How often a way around what only happens after a failure is looked for."""
 _NEAR = 1
 """A child that is about to exec allocates, as a matter of course, in its own function or one call below (a
 string copied, a directory opened). Deeper ways are mostly what it does when a call fails. A child that
@@ -44,10 +57,20 @@ class _Requester:
     """How the child asks for the lock."""
 
     frames: tuple[Frame, ...]
-    is_ordinary: bool
-    """False when only ways to die (exit, abort, a failed assertion) lead to the lock."""
+    rare: str
+    """Why it is no matter of course; empty where it is."""
     depth: int
     """Calls from the child's own code to the allocator."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """How a thread comes to hold the lock."""
+
+    frames: tuple[Frame, ...] = ()
+    exists: Answer = Answer.UNKNOWN
+    after_failure: bool = False
+    """Every way that was found begins with a system call that has failed."""
 
 
 def find(facts: Facts) -> list[Finding]:
@@ -62,7 +85,7 @@ def _of_one(facts: Facts, active: AllocatorFacts) -> list[Finding]:
         for goal in facts.goals_of(active, window)
         if (finding := _inherited(facts, active, window, goal)) is not None
     ]
-    inherited = _folded(found)
+    inherited = folded(found)
     return [*inherited, *_registration(facts, active, inherited), *_incomplete(facts, active, inherited)]
 
 
@@ -194,29 +217,29 @@ def _no_consequence(facts: Facts) -> str:
 def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts, goal: Goal) -> Finding | None:
     """inherited-lock for one window and lock, or None where a necessary condition is shown not to hold."""
     quiesced, not_quiesced = _not_quiesced(facts, active, window, goal)
-    if quiesced is Answer.NO or window.window.kind not in _FOLLOWED or window.window.shares_memory is Answer.YES:
+    if quiesced is Answer.NO or window.window.kind not in FOLLOWED or window.window.shares_memory is Answer.YES:
         return None
     if window.threads is Answer.NO or window.reachable is Answer.NO:
         return None
     requester = _requester(facts, active, goal, window)
     if requester is None and window.window.is_complete:
         return None
-    holder, is_held = _holder(facts, goal, window.source)
+    holder = _holder(facts, goal, window.source)
     answers = (
         window.threads,
-        is_held,
+        holder.exists,
         Answer.YES if requester else Answer.UNKNOWN,
         quiesced,
     )
     name = facts.object_name(active.object)
     conditions = Conditions(
-        threads=_threads_sentence(facts, window),
-        holder=_holder_sentence(name, holder, is_held),
+        threads=threads_sentence(facts, window),
+        holder=_holder_sentence(name, holder),
         requester=_requester_sentence(window, requester),
         not_quiesced=not_quiesced,
         answers=answers,
     )
-    severity, verdict = _rank(answers, window, requester, goal)
+    severity, verdict = _rank(answers, window, requester, holder, goal)
     fork = facts.flow.frame(window.window.function, window.window.site, "fork")
     return Finding(
         rule="inherited-lock",
@@ -229,7 +252,7 @@ def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts, goal: 
         fix=facts.fix(active, _cause(active, window)),
         lock=goal.lock,
         fork=fork,
-        holder=holder,
+        holder=holder.frames,
         requester=requester.frames if requester else (),
         conditions=conditions,
     )
@@ -267,7 +290,11 @@ def _not_quiesced(facts: Facts, active: AllocatorFacts, window: WindowFacts, goa
 
 
 def _rank(
-    answers: tuple[Answer, Answer, Answer, Answer], window: WindowFacts, requester: _Requester | None, goal: Goal
+    answers: tuple[Answer, Answer, Answer, Answer],
+    window: WindowFacts,
+    requester: _Requester | None,
+    holder: _Holder,
+    goal: Goal,
 ) -> tuple[Severity, Verdict]:
     """High needs all four conditions, on paths that a program takes while it runs normally."""
     unknown = sum(a is Answer.UNKNOWN for a in answers)
@@ -279,7 +306,8 @@ def _rank(
             return Severity.LOW, Verdict.SUSPECTED
     if unknown:
         return (Severity.MEDIUM if unknown == 1 else Severity.LOW), Verdict.SUSPECTED
-    is_ordinary = requester is not None and requester.is_ordinary and not window.is_deferred
+    is_ordinary = requester is not None and not requester.rare and not holder.after_failure
+    is_ordinary = is_ordinary and starts_near(window) and not window.is_deferred
     if window.window.kind is WindowKind.EXEC and requester is not None and requester.depth > _NEAR:
         is_ordinary = False
     # A lock that the handlers of an otherwise careful allocator leave must be one that every allocation takes.
@@ -289,18 +317,51 @@ def _rank(
 
 
 def _requester(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowFacts) -> _Requester | None:
-    """The shortest way from the child's code to the lock; ways to die come last."""
-    for reach, is_ordinary in ((goal.to_lock, True), (goal.to_lock_dying, False)):
-        best = _nearest_call(facts, reach, window)
-        if best is not None:
-            edge, function = best
-            graph, flow = facts.flow.graph, facts.flow
-            first = flow.frame(function, int(graph.site[edge]), EdgeKind(graph.kind[edge]).name.lower())
-            frames = (first, *goal.frames(Function(int(graph.target[edge])), reach))
-            return _Requester(frames, is_ordinary, _depth(frames, facts.object_name(active.object)))
-        if (frames := _from_handlers(facts, active, goal, window)) and is_ordinary:
-            return _Requester(frames, is_ordinary, 0)
-    return None
+    """The shortest way from the child's code to the lock; ways after a failure come later, ways to die last."""
+    name = facts.object_name(active.object)
+
+    def made(way: _Way, rare: str) -> _Requester:
+        flow, graph = facts.flow, facts.flow.graph
+        edge = way.edges[0]
+        first = flow.frame(way.start, int(graph.site[edge]), EdgeKind(graph.kind[edge]).name.lower())
+        frames = (first, *goal.frames(way.edges[1:], Function(int(graph.target[edge]))))
+        return _Requester(frames, rare, _depth(frames, name))
+
+    found = _without_failures(facts, goal, partial(_child_way, facts, window))
+    if found is not None and not found[1]:
+        return made(found[0], "")
+    if frames := _from_handlers(facts, active, goal, window):
+        return _Requester(frames, "", 0)
+    if found is not None:
+        return made(found[0], "only after a system call has failed")
+    dying = _child_way(facts, window, goal.to_lock_dying, ())
+    return made(dying, "only on its way out (exit, abort, assertion)") if dying is not None else None
+
+
+class _Way(NamedTuple):
+    """Call edges from a function on to one that takes a lock; none where it takes the lock itself."""
+
+    start: Function
+    edges: list[int]
+
+
+def _without_failures(
+    facts: Facts, goal: Goal, search: Callable[[Reach, Collection[int]], _Way | None]
+) -> tuple[_Way, bool] | None:
+    """The first way that a search gives which needs no failed system call, or else the first; and whether it does."""
+    without: set[int] = set()
+    reach, first = goal.to_lock, None
+    for _ in range(_ROUNDS):
+        way = search(reach, without)
+        if way is None:
+            break
+        failing = facts.failures.among(way.edges)
+        if not failing:
+            return way, False
+        first = first or way
+        without.update(failing)
+        reach = goal.to_lock_without(without)
+    return (first, True) if first is not None else None
 
 
 def _depth(frames: tuple[Frame, ...], allocator: str) -> int:
@@ -321,75 +382,69 @@ def _from_handlers(facts: Facts, active: AllocatorFacts, goal: Goal, window: Win
         for r in facts.registrations
         if r.is_effective and r.object != active.object and r.handlers[2].function is not None
     ]
-    reaching = [(int(reach[h]), h) for h in handlers if reach[h] >= 0]
-    return facts.flow.witness(min(reaching)[1], reach, kinds) if reaching else ()
+    start = nearest(handlers, reach)
+    if start is None:
+        return ()
+    return goal.frames(graph.path(start, reach, kinds, slack=_ABOUT) or [], start)
 
 
-def _nearest_call(facts: Facts, reach: Reach, window: WindowFacts) -> tuple[int, Function] | None:
+def _child_way(facts: Facts, window: WindowFacts, reach: Reach, without: Collection[int]) -> _Way | None:
     """Of the child's calls that lead to the lock on a way about as short as can be, the first that it makes."""
     flow, graph = facts.flow, facts.flow.graph
     calls = [
         (int(reach[graph.target[edge]]), (depth, int(graph.site[edge])), edge, level.function)
         for depth, level in enumerate(window.window.levels)
         for edge in level.edges
-        if reach[graph.target[edge]] >= 0 and Function(int(graph.target[edge])) not in flow.forkers
+        if edge not in without
+        and reach[graph.target[edge]] >= 0
+        and Function(int(graph.target[edge])) not in flow.forkers
     ]
     if not calls:
         return None
     shortest = min(distance for distance, *_ in calls)
     _, edge, function = min((place, e, f) for distance, place, e, f in calls if distance <= shortest + _ABOUT)
-    return edge, function
+    rest = graph.path(Function(int(graph.target[edge])), reach, without=without) or ()
+    return _Way(function, [edge, *rest])
 
 
-def _holder(facts: Facts, goal: Goal, source: ThreadSource | None) -> tuple[tuple[Frame, ...], Answer]:
-    """The shortest way from a thread's start to the lock, and whether that thread can exist.
+def _thread_way(facts: Facts, threads: Collection[Function], reach: Reach, without: Collection[int]) -> _Way | None:
+    """The shortest way from a thread's start to the lock."""
+    start = nearest(threads, reach)
+    return None if start is None else _Way(start, facts.flow.graph.path(start, reach, without=without) or [])
+
+
+def _holder(facts: Facts, goal: Goal, source: ThreadSource | None) -> _Holder:
+    """How a thread comes to the lock, and whether that thread can exist.
 
     1. threads of the known source and of constructors, which exist at the fork; main, where a thread forks;
     2. any other thread of the program: evidence only where it is unknown which threads exist.
     """
-    objects, libc = facts.flow.program.object_of, facts.libc.objects
-    existing = [e for s in (source, *facts.threads.constructors) if s is not None for e in facts.entries_of(s)]
-    if source is not None and source.why == "forks from a thread":
-        existing += [facts.flow.main] if facts.flow.main is not None else []
-    # Helper threads of libc's own exist only where the program asks for timers or the like.
-    others = [e for e in facts.threads.entries if objects(e) not in libc or len(facts.flow.program.codes) == 1]
-    for candidates, answer in ((existing, Answer.YES), (others, Answer.UNKNOWN if source else Answer.YES)):
-        reaching = [(int(goal.to_lock[f]), i, f) for i, f in enumerate(candidates) if goal.to_lock[f] >= 0]
-        if reaching:
-            return goal.frames(min(reaching)[2], goal.to_lock), answer
-    return (), Answer.UNKNOWN
+    groups = (
+        (existing_threads(facts, source), Answer.YES),
+        (other_threads(facts), Answer.UNKNOWN if source else Answer.YES),
+    )
+    for threads, answer in groups:
+        found = _without_failures(facts, goal, partial(_thread_way, facts, threads))
+        if found is not None:
+            way, after_failure = found
+            return _Holder(goal.frames(way.edges, way.start), answer, after_failure)
+    return _Holder()
 
 
-def _threads_sentence(facts: Facts, window: WindowFacts) -> str:
-    if window.threads is Answer.UNKNOWN:
-        because = facts.gaps[0] if facts.gaps else "starts of threads are reached through tables only"
-        return f"whether another thread exists at the fork is not known: {because}"
-    source = window.source
-    if source is None:
-        return "another thread can exist"
-    root = facts.flow.frame(source.root, None, "")
-    if source.why == "forks from a thread":
-        return f"{root.function} itself runs in a thread"
-    where = f"{root.function} in {root.object}"
-    return {
-        "constructor": f"the constructor {where} starts a thread before main",
-        "before the fork": f"{where} starts a thread before it leads to the fork",
-        "fork handler": f"the fork handler {where} starts a thread",
-    }[source.why]
-
-
-def _holder_sentence(name: str, holder: tuple[Frame, ...], is_held: Answer) -> str:
-    if not holder:
+def _holder_sentence(name: str, holder: _Holder) -> str:
+    frames = holder.frames
+    if not frames:
         return f"which thread takes a lock of {name} was not found"
-    doubt = "" if is_held is Answer.YES else "; whether that thread exists at the fork is not known"
-    return f"the thread that begins in {holder[0].function} reaches {holder[-1].function}{doubt}"
+    rare = ", only after a system call has failed" if holder.after_failure else ""
+    doubt = "" if holder.exists is Answer.YES else "; whether that thread exists at the fork is not known"
+    return f"the thread that begins in {frames[0].function} reaches {frames[-1].function}{rare}{doubt}"
 
 
 def _requester_sentence(window: WindowFacts, requester: _Requester | None) -> str:
     if requester is None:
         return "the child goes on in callers that were not all found; whether it allocates is not known"
-    if not requester.is_ordinary:
-        return f"the child reaches {requester.frames[-1].function} only on its way out (exit, abort, assertion)"
+    if requester.rare:
+        return f"the child reaches {requester.frames[-1].function} {requester.rare}"
     verb = {"daemonize": "lives on and", "exec": "before exec"}.get(window.window.kind.value, "")
     return f"the child {verb} reaches {requester.frames[-1].function} from {requester.frames[0].function}".replace(
         "  ", " "
@@ -405,16 +460,3 @@ def _message(name: str, goal: Goal, fork: Frame, verdict: Verdict) -> str:
 def _why(rule: str, conditions: Conditions) -> str:
     cause = f"Caused by {rule}: " if rule != "inherited-lock" else ""
     return f"{cause}{conditions.not_quiesced}. A thread that does not exist in the child can own the lock there."
-
-
-def _folded(findings: list[Finding]) -> list[Finding]:
-    """One finding for each function that forks: a double fork is one hazard, counted."""
-    kept: dict[str, Finding] = {}
-    for finding in findings:
-        old = kept.get(finding.id)
-        if old is None:
-            kept[finding.id] = finding
-        else:
-            best = min(old, finding, key=lambda f: (f.severity.rank, f.verdict is not Verdict.REACHABLE))
-            kept[finding.id] = replace(best, count=old.count + 1)
-    return list(kept.values())

@@ -8,7 +8,7 @@ Wrong where: a lock is reached only through functions that no allocation functio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -51,11 +51,13 @@ class Goal:
         """The same, ways through exit, abort and failed assertions included."""
         return self.flow.graph.distances(self.places, backward=True)
 
-    def frames(self, start: Function, reach: Reach) -> tuple[Frame, ...]:
-        """From a function to the acquire site."""
-        graph = self.flow.graph
-        edges = list(graph.path(start, reach) or ())
-        last = Function(int(graph.target[edges[-1]])) if edges else start
+    def to_lock_without(self, edges: Collection[int]) -> Reach:
+        """Distances in ordinary running that use none of these edges."""
+        return self.flow.graph.distances(self.places, backward=True, blocked=self.flow.dying, without=edges)
+
+    def frames(self, edges: Sequence[int], start: Function) -> tuple[Frame, ...]:
+        """From a function, along edges to one that takes the lock, to the acquire site."""
+        last = Function(int(self.flow.graph.target[edges[-1]])) if edges else start
         before = self.flow.frames(edges, last)[:-1]
         return (*before, *self._tail(last))
 
