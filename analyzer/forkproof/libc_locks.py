@@ -91,13 +91,11 @@ class LibcLocks:
         found = known.get(function)
         return self._usual.judge(function, lock, 2 << number, known, writing=writing) if found is None else found
 
-    def reaching(
-        self, lock: LibcLock, dead: frozenset[Function], without: frozenset[int], *, writing: bool
-    ) -> Reach:
+    def reaching(self, lock: LibcLock, dead: frozenset[Function], without: frozenset[int], *, writing: bool) -> Reach:
         """Number of calls from each function to one of `usual_takers`.
 
-        No way leads through `dead` functions or along an edge of `without`, nor through libc by another function: what that does on its rare ways is
-        no matter of course.
+        No way leads through `dead` functions or along an edge of `without`, nor through libc by another function: what
+        that does on its rare ways is no matter of course.
         """
         key = self._numbers[id(lock)], writing, dead, without
         reach = self._reaching.get(key)

@@ -327,13 +327,13 @@ def _requester(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowF
         frames = (first, *goal.frames(way.edges[1:], Function(int(graph.target[edge]))))
         return _Requester(frames, rare, _depth(frames, name))
 
-    found = _without_failures(facts, goal, partial(_child_way, facts, window))
+    found = _ordinary_way(facts, goal, partial(_child_way, facts, window))
     if found is not None and not found[1]:
         return made(found[0], "")
     if frames := _from_handlers(facts, active, goal, window):
         return _Requester(frames, "", 0)
     if found is not None:
-        return made(found[0], "only after a system call has failed")
+        return made(found[0], "only after something has failed")
     dying = _child_way(facts, window, goal.to_lock_dying, ())
     return made(dying, "only on its way out (exit, abort, assertion)") if dying is not None else None
 
@@ -345,47 +345,57 @@ class _Way(NamedTuple):
     edges: list[int]
 
 
-def _without_failures(
-    facts: Facts, goal: Goal, search: Callable[[Reach, Collection[int]], _Way | None]
+def _ordinary_way(
+    facts: Facts,
+    goal: Goal,
+    search: Callable[[Reach, Collection[int]], _Way | None],
+    kinds: Collection[EdgeKind] = CERTAIN,
 ) -> tuple[_Way, bool] | None:
-    """The first way that a search gives which needs no failed system call, or else the first; and whether it does."""
+    """The first way that a search gives which needs no failure, or else the first; and whether it needs one.
+
+    A failure is a system call that has failed, or a function that never comes back: an error handler that exits.
+    """
     without: set[int] = set()
-    reach, first = goal.to_lock, None
+    reach, first = goal.to_lock if kinds is CERTAIN else goal.to_lock_without((), kinds), None
     for _ in range(_ROUNDS):
         way = search(reach, without)
         if way is None:
             break
-        failing = facts.failures.among(way.edges)
+        targets = ((e, Function(int(facts.flow.graph.target[e]))) for e in way.edges)
+        failing = [*facts.failures.among(way.edges), *(e for e, target in targets if not facts.flow.returns(target))]
         if not failing:
             return way, False
         first = first or way
         without.update(failing)
-        reach = goal.to_lock_without(without)
+        reach = goal.to_lock_without(without, kinds)
     return (first, True) if first is not None else None
-
-
-def _depth(frames: tuple[Frame, ...], allocator: str) -> int:
-    """How many frames stand outside the allocator before it is entered for good."""
-    outside = [i for i, frame in enumerate(frames) if frame.object != allocator]
-    return outside[-1] if outside else 0
 
 
 def _from_handlers(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowFacts) -> tuple[Frame, ...]:
     """A child handler of another object that asks for the lock itself, or starts a thread that does."""
     if not window.window.handlers_run:
         return ()
-    graph = facts.flow.graph
     kinds = CERTAIN | {EdgeKind.THREAD}
-    reach = graph.distances(goal.places, kinds, backward=True, blocked=facts.flow.dying)
     handlers = [
         r.handlers[2].function
         for r in facts.registrations
         if r.is_effective and r.object != active.object and r.handlers[2].function is not None
     ]
-    start = nearest(handlers, reach)
-    if start is None:
-        return ()
-    return goal.frames(graph.path(start, reach, kinds, slack=_ABOUT) or [], start)
+
+    def search(reach: Reach, without: Collection[int]) -> _Way | None:
+        start = nearest(handlers, reach)
+        if start is None:
+            return None
+        return _Way(start, facts.flow.graph.path(start, reach, kinds, without=without, slack=_ABOUT) or [])
+
+    found = _ordinary_way(facts, goal, search, kinds)
+    return goal.frames(found[0].edges, found[0].start) if found is not None and not found[1] else ()
+
+
+def _depth(frames: tuple[Frame, ...], allocator: str) -> int:
+    """How many frames stand outside the allocator before it is entered for good."""
+    outside = [i for i, frame in enumerate(frames) if frame.object != allocator]
+    return outside[-1] if outside else 0
 
 
 def _child_way(facts: Facts, window: WindowFacts, reach: Reach, without: Collection[int]) -> _Way | None:
@@ -424,7 +434,7 @@ def _holder(facts: Facts, goal: Goal, source: ThreadSource | None) -> _Holder:
         (other_threads(facts), Answer.UNKNOWN if source else Answer.YES),
     )
     for threads, answer in groups:
-        found = _without_failures(facts, goal, partial(_thread_way, facts, threads))
+        found = _ordinary_way(facts, goal, partial(_thread_way, facts, threads))
         if found is not None:
             way, after_failure = found
             return _Holder(goal.frames(way.edges, way.start), answer, after_failure)
@@ -435,7 +445,7 @@ def _holder_sentence(name: str, holder: _Holder) -> str:
     frames = holder.frames
     if not frames:
         return f"which thread takes a lock of {name} was not found"
-    rare = ", only after a system call has failed" if holder.after_failure else ""
+    rare = ", only after something has failed" if holder.after_failure else ""
     doubt = "" if holder.exists is Answer.YES else "; whether that thread exists at the fork is not known"
     return f"the thread that begins in {frames[0].function} reaches {frames[-1].function}{rare}{doubt}"
 

@@ -8,12 +8,12 @@ Wrong where: a lock is reached only through functions that no allocation functio
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from forkproof.callgraph import Function, Reach
+from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
 from forkproof.flow import Flow
 from forkproof.locks.coverage import AllocatorLock, Cover, Coverage, coverage, taken_by
 from forkproof.locks.identity import lock_of
@@ -51,9 +51,9 @@ class Goal:
         """The same, ways through exit, abort and failed assertions included."""
         return self.flow.graph.distances(self.places, backward=True)
 
-    def to_lock_without(self, edges: Collection[int]) -> Reach:
+    def to_lock_without(self, edges: Collection[int], kinds: Iterable[EdgeKind] = CERTAIN) -> Reach:
         """Distances in ordinary running that use none of these edges."""
-        return self.flow.graph.distances(self.places, backward=True, blocked=self.flow.dying, without=edges)
+        return self.flow.graph.distances(self.places, kinds, backward=True, blocked=self.flow.dying, without=edges)
 
     def frames(self, edges: Sequence[int], start: Function) -> tuple[Frame, ...]:
         """From a function, along edges to one that takes the lock, to the acquire site."""
