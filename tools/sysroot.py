@@ -49,6 +49,8 @@ class Spec:
     suite: str
     arch: str
     packages: tuple[str, ...]
+    by_hand: bool = False
+    """Made only when asked for by its name."""
 
     @property
     def directory(self) -> str:
@@ -72,7 +74,7 @@ def load_table(path: Path = TABLE) -> dict[str, Spec]:
     with path.open("rb") as file:
         table = tomllib.load(file)
     return {
-        name: Spec(name, entry["suite"], entry["arch"], tuple(sorted(entry["packages"])))
+        name: Spec(name, entry["suite"], entry["arch"], tuple(sorted(entry["packages"])), entry.get("by_hand", False))
         for name, entry in table.items()
     }
 
@@ -291,7 +293,7 @@ def main() -> int:
             root = find(spec.name)
             print(f"{spec.name:16} {root or '(not made)'}")
         return 0
-    names = list(table) if arguments.names == ["all"] else arguments.names
+    names = [n for n, spec in table.items() if not spec.by_hand] if arguments.names == ["all"] else arguments.names
     if unknown := sorted(set(names) - set(table)):
         print(f"sysroot: unknown: {', '.join(unknown)}; known: {', '.join(table)}", file=sys.stderr)
         return 2

@@ -123,14 +123,17 @@ class _Window:
     def _calls(self) -> ChildCalls:
         """What the child calls of libc, on ways that do not end in a function that never comes back."""
         while True:
-            handlers = child_handlers(self.facts, self.window)
-            calls = ChildCalls(self.facts, self.window, [self.core], self.dead, handlers)
+            calls = self._child_calls()
             telling = (c for f, c in calls.all.items() if c.depth and self.locks.takes_inherited(f))
             ends = (dead_end(self.facts, calls.way(call)[:-1]) for call in telling)
             found = {end for end in ends if end is not None} - self.dead
             if not found:
                 return calls
             self.dead |= found
+
+    def _child_calls(self) -> ChildCalls:
+        handlers = child_handlers(self.facts, self.window)
+        return ChildCalls(self.facts, self.window, [self.core], self.dead, handlers, self.failing)
 
     def _ordinary_calls(self) -> ChildCalls:
         """What the child calls of libc without a system call that has failed."""
@@ -141,7 +144,7 @@ class _Window:
             if not found:
                 break
             self.failing |= found
-            calls = ChildCalls(self.facts, self.window, [self.core], self.dead, self.failing)
+            calls = self._child_calls()
         return calls
 
     def findings(self) -> list[Finding]:
