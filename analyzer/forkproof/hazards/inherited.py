@@ -410,7 +410,7 @@ class _Window:
 
     def _rare(self, way: _Way) -> str:
         """What must be the case for the lock to be taken there, if it is something rare."""
-        return Occasions(self.others.summaries, ()).rare(way.place.steps)
+        return Occasions(self.others.summaries, (), writes_often=True).rare(way.place.steps)
 
     def _rank(
         self, answers: tuple[Answer, Answer, Answer, Answer], address: Value, child: _Way, thread: _Way, *, rare: bool

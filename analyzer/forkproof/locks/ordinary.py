@@ -25,7 +25,9 @@ from forkproof.locks.values import Content, Entry, Named, Object, Value, Word, r
 
 _DEEPEST: Final = 12
 _REPORTING: Final = frozenset({"write", "writev", "abort", "fprintf", "vfprintf", "perror", "syslog"})
-"""What a function calls that reports a problem."""
+"""What a function of an allocator calls that reports a problem."""
+_DYING: Final = frozenset({"abort"})
+"""What a function of any library calls that does."""
 
 
 class Rank(IntEnum):
@@ -48,10 +50,14 @@ class Occasion:
 
 
 class Occasions:
-    """Answers for the locks of one allocator."""
+    """Answers for the locks of one allocator, or of what has no entries of its own.
 
-    def __init__(self, summaries: Summaries, entries: Iterable[Function]) -> None:
+    An allocator writes to report a problem; `writes_often`: so does a logger whenever it works, under its lock.
+    """
+
+    def __init__(self, summaries: Summaries, entries: Iterable[Function], *, writes_often: bool = False) -> None:
         self.summaries = summaries
+        self.reporting = _DYING if writes_often else _REPORTING
         self.entries = tuple(entries)
         self._sure: dict[tuple[Function, Value], bool] = {}
         self._known: dict[Value, frozenset[int]] = {}
@@ -198,6 +204,6 @@ class Occasions:
     def _reports(self, function: Function) -> bool:
         graph, program = self.summaries.graph, self.summaries.program
         return any(
-            graph.kind[e] in CALLS and program.name_of(Function(int(graph.target[e]))) in _REPORTING
+            graph.kind[e] in CALLS and program.name_of(Function(int(graph.target[e]))) in self.reporting
             for e in self.summaries.flow.outgoing(function)
         )
