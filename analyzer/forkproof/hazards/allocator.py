@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from forkproof.allocators import AllocatorFacts
 from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
+from forkproof.code.explore import CallEffect, explore
 from forkproof.facts import Facts, WindowFacts
 from forkproof.hazards.evidence import (
     FOLLOWED,
@@ -330,8 +331,8 @@ def _requester(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowF
     found = _ordinary_way(facts, goal, partial(_child_way, facts, window))
     if found is not None and not found[1]:
         return made(found[0], "")
-    if frames := _from_handlers(facts, active, goal, window):
-        return _Requester(frames, "", 0)
+    if handled := _from_handlers(facts, active, goal, window):
+        return _Requester(goal.frames(handled.edges, handled.start), _condition(facts, handled), 0)
     if found is not None:
         return made(found[0], "only after something has failed")
     dying = _child_way(facts, window, goal.to_lock_dying, ())
@@ -371,10 +372,10 @@ def _ordinary_way(
     return (first, True) if first is not None else None
 
 
-def _from_handlers(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowFacts) -> tuple[Frame, ...]:
+def _from_handlers(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowFacts) -> _Way | None:
     """A child handler of another object that asks for the lock itself, or starts a thread that does."""
     if not window.window.handlers_run:
-        return ()
+        return None
     kinds = CERTAIN | {EdgeKind.THREAD}
     handlers = [
         r.handlers[2].function
@@ -389,7 +390,22 @@ def _from_handlers(facts: Facts, active: AllocatorFacts, goal: Goal, window: Win
         return _Way(start, facts.flow.graph.path(start, reach, kinds, without=without, slack=_ABOUT) or [])
 
     found = _ordinary_way(facts, goal, search, kinds)
-    return goal.frames(found[0].edges, found[0].start) if found is not None and not found[1] else ()
+    return found[0] if found is not None and not found[1] else None
+
+
+def _condition(facts: Facts, handler: _Way) -> str:
+    """Why a fork handler may leave out the call that leads to the lock: it can return without it (QEMU's does)."""
+    if not handler.edges:
+        return ""
+    flow, site = facts.flow, int(facts.flow.graph.site[handler.edges[0]])
+    ordinary = flow.effects(handler.start)
+    without = explore(
+        flow.body(handler.start),
+        flow.machine,
+        flow.program.rva_of(handler.start),
+        effects=lambda s: CallEffect(returns=False) if s == site else ordinary(s),
+    )
+    return "only if its fork handler finds a reason" if without.returns else ""
 
 
 def _depth(frames: tuple[Frame, ...], allocator: str) -> int:
