@@ -15,6 +15,7 @@ from typing import Final
 
 from forkproof.code.operations import (
     Add,
+    Address,
     Atomic,
     AtomicKind,
     Branch,
@@ -142,9 +143,11 @@ def _zero_branch(condition: Condition, register: str, target: str) -> Branch:
 
 
 def _bit_branch(name: str, parts: list[str]) -> Branch:
-    """TBZ/TBNZ on the sign bit test for negative; other bits are not followed."""
+    """TBZ/TBNZ on the sign bit test for negative, on bit 0 a flag; other bits are not followed."""
     operand, bits = _operand(parts[0])
     sign = parts[1].lstrip("#")
+    if isinstance(operand, Register) and int(sign, 0) == 0:  # a flag: bit 0 is all that is compared
+        return Branch(Condition.EQ if name == "tbz" else Condition.NE, _target(parts[2]), operand, 1)
     if isinstance(operand, Register) and int(sign, 0) == (bits or 64) - 1:
         condition = Condition.GE if name == "tbz" else Condition.LT
         return Branch(condition, _target(parts[2]), operand, bits or 64)
@@ -163,6 +166,8 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
         return _move(name, parts, first, second, bits)
     if name == "movk" and isinstance(first, Register) and isinstance(second, Const):
         return (Insert(first, second.value, int(parts[2].partition("#")[2], 0) if len(parts) > 2 else 0, bits),)
+    if name == "mrs" and isinstance(first, Register) and parts[1] == "tpidr_el0":
+        return (Address(first, Memory(None, 0, indexed=True, thread=True)),)
     if name == "cset" and isinstance(first, Register):
         return (SetIf(first, _CONDITIONS.get(parts[1], Condition.UNKNOWN)),)
     if name == "and" and isinstance(first, Register) and (width := _LOW_BITS.get(operands[2][0])) is not None:
@@ -235,6 +240,8 @@ def _compare(name: str, first: Operand | None, second: Operand | None, bits: int
         return (ForgetFlags(),)
     if name == "cmp":
         return (Compare(first, second, bits),)
+    if name == "tst" and (narrow := _LOW_BITS.get(second)) is not None:  # how a bool that a call returns is tested
+        return (Compare(first, Const(0), narrow, carry=False),)
     if name == "cmn" and isinstance(second, Const):
         return (Compare(first, Const(-second.value), bits, carry=second.value != 0),)
     return (Test(first, second, bits, carry=False),) if name == "tst" else (ForgetFlags(),)
@@ -287,7 +294,7 @@ def _transfer(name: str, parts: list[str], operands: list[tuple[Operand | None, 
     moves: list[Operation] = []
     for (operand, bits), part in zip(operands[:position], parts, strict=False):
         width = _WIDTHS.get(part[:1], 64) if operand is None else bits
-        place = Memory(cell.base, cell.displacement + step, cell.indexed)
+        place = cell._replace(displacement=cell.displacement + step)
         if not name.startswith("ld"):
             moves.append(Set(place, operand or Register("?"), _moved(name, width)))
         elif isinstance(operand, Register):

@@ -98,15 +98,15 @@ def _operand(text: str) -> tuple[Operand | None, int]:
         return Const(value), 0
     if (match := _MEMORY.match(text)) is not None:
         width, segment, inside = match.groups()
-        return _memory(inside, segment is not None), _BITS.get(width or "", 64)
+        return _memory(inside, segment or ""), _BITS.get(width or "", 64)
     return None, 0
 
 
-def _memory(inside: str, segmented: bool) -> Memory:
+def _memory(inside: str, segment: str) -> Memory:
     base: str | None = None
     index: str | None = None
     displacement = 0
-    indexed = segmented
+    indexed = segment != ""
     for sign, term in re.findall(r"([+-]?)\s*([^\s+-]+)", inside):
         if (value := _number(term)) is not None:
             displacement += -value if sign == "-" else value
@@ -117,7 +117,9 @@ def _memory(inside: str, segmented: bool) -> Memory:
         else:
             indexed = True
             factor = _REGISTERS.get(term.partition("*")[0])
-            index = None if segmented or factor is None else factor[0]
+            index = None if factor is None else factor[0]
+    if segment:  # with an index as well, nobody follows the address
+        return Memory(base, displacement, indexed, None, segment == "fs" and index is None)
     return Memory(base, displacement, indexed, index)
 
 

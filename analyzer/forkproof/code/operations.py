@@ -34,6 +34,8 @@ class Memory(NamedTuple):
     """True when an index register makes the address unknown."""
     by: str | None = None
     """That register, where it is one."""
+    thread: bool = False
+    """True when the cell belongs to the thread: the base counts from the thread pointer. `indexed` is true then."""
 
 
 Operand = Const | Register | Memory

@@ -8,6 +8,9 @@ Wrong where: see the rule's page.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 from forkproof.allocators import AllocatorFacts
 from forkproof.facts import Facts
 from forkproof.locks.identity import lock_of
@@ -30,15 +33,48 @@ def _of_one(facts: Facts, allocator: AllocatorFacts) -> list[Finding]:
     among = [function for function in facts.summaries.runs if reach[function] >= 0]
     addresses = [lock.taken.address for lock in locks.coverage.locks]
     occasions = Occasions(facts.summaries, allocator.entries)
-    return [_finding(facts, allocator, each, occasions) for each in Reentries(facts.summaries).of(addresses, among)]
+    search = Reentries(facts.summaries, lambda step: occasions.rare((step,)) != "")
+    found = [(each, occasions.rare(each.path)) for each in search.of(addresses, among)]
+    kept = [(each, rare or _door(facts, search, each)) for each, rare in found if not rare or _stays(facts, each)]
+    return [_finding(facts, allocator, *each) for each in _folded(kept, occasions)]
 
 
-def _finding(facts: Facts, allocator: AllocatorFacts, reentry: Reentry, occasions: Occasions) -> Finding:
+def _door(facts: Facts, search: Reentries, reentry: Reentry) -> str:
+    """What is rare about a way through an allocation that libc makes for itself."""
+    for step, after in pairwise(reentry.path):
+        if search.is_of_libc(step, after.function):
+            return f"only when libc allocates for itself, in {facts.flow.name(step.function)}"
+    return ""
+
+
+def _stays(facts: Facts, reentry: Reentry) -> bool:
+    """The way does not leave the allocator. One that does and is rare besides is two guesses, and no finding."""
+    program, home = facts.flow.program, facts.summaries.objects
+    return all(program.object_of(step.function) in home for step in reentry.path)
+
+
+def _folded(found: list[tuple[Reentry, str]], occasions: Occasions) -> list[tuple[Reentry, str, int]]:
+    """Rare ways through one function that reports a problem are one way, met under several locks: the shortest of
+    them stands for all, and the others are counted."""
+    groups: dict[object, list[tuple[Reentry, str]]] = {}
+    for each, rare in found:
+        reporter = occasions.reporter(each.path) if rare else None
+        groups.setdefault(each.address if reporter is None else reporter, []).append((each, rare))
+    folded = []
+    for group in groups.values():
+        each, rare = min(group, key=lambda pair: (len(pair[0].path), pair[0].path))
+        folded.append((each, rare, len(group) - 1))
+    return folded
+
+
+def _finding(facts: Facts, allocator: AllocatorFacts, reentry: Reentry, rare: str, more: int) -> Finding:
     name = facts.object_name(allocator.object)
     lock = lock_of(facts.flow.program, reentry.address, allocator.object)
-    path = step_frames(facts.flow, reentry.path)
-    rare = occasions.rare(reentry.path)
-    doubt = f" That happens {rare}." if rare else ""
+    frames = zip(reentry.path, step_frames(facts.flow, reentry.path), strict=True)
+    path = tuple(replace(frame, edge="table") if step in reentry.chosen else frame for step, frame in frames)
+    doubt = " On the way is a call through a pointer, which may hold this function among others." * bool(reentry.chosen)
+    doubt += f" That happens {rare}." if rare else ""
+    doubt += f" It is the same under {more} other lock{'s' * (more > 1)}." if more else ""
     return Finding(
         rule="lock-reentry",
         severity=Severity.LOW if rare else Severity.MEDIUM,

@@ -47,7 +47,7 @@ def decided(branch: Branch, flags: Flags | None) -> bool | None:
             mask = (1 << flags.bits) - 1
             return ((a.offset ^ b.offset) & mask == 0) is (branch.condition is EQ)
         named = a.base
-        if b == ZERO and isinstance(named, Named) and named.register == "nonzero":
+        if b == ZERO and isinstance(named, Named) and named.register == "nonzero" and flags.bits > 1:
             return branch.condition is NE
     return None
 
@@ -63,7 +63,8 @@ def shown(
     if flags is None or branch.condition not in EQUALITY:
         return [(left, right, None)]
     if flags.kind != "both":
-        return [(left, right, equal if flags.kind == "cmp" else None)]
+        is_told = flags.kind == "cmp" and not (equal and flags.bits == 1)
+        return [(left, right, equal if is_told else None)]
     if flags.zero is equal:
         return [(left, right, None)]
     found: list[tuple[Value, Value, bool | None]] = [(left, right, equal)]
@@ -78,13 +79,11 @@ def equate(state: State, flags: Flags) -> None:
     value, other = flags.left, flags.right
     if value.base is None:
         value, other = other, value
-    if value.base is None or other.base is not None:
+    if value.base is None or other.base is not None or flags.bits == 1:
         return
     if isinstance(value.base, Old):
         state.known[value.base.site] = other.offset - value.offset
-    for name, held in state.registers.items():
-        if held == value:
-            state.registers[name] = other
+    state.replace(value, other)
     if isinstance(value.base, Entry) and value.offset == 0 and value.base.register not in state.registers:
         state.registers[value.base.register] = other
 

@@ -9,7 +9,7 @@ Wrong where: memory other than the stack changes between two loads (it is believ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from forkproof.code.decode import Instruction
 from forkproof.code.explore import Convention
@@ -42,9 +42,11 @@ from forkproof.locks.values import (
     Content,
     Element,
     Entry,
+    Flag,
     Named,
     Object,
     Old,
+    Thread,
     Value,
     Won,
     Word,
@@ -53,6 +55,18 @@ from forkproof.locks.values import (
 )
 
 Step = Callable[[Instruction, Any, State], None]
+
+
+THREAD: Final = Value(Thread(None), 0)
+"""The thread pointer."""
+
+
+def of_thread(offset: Value) -> Value | None:
+    """The cell at an offset from the thread pointer: a number, or one that ld.so puts into the object."""
+    if offset.base is None:
+        return Value(Thread(None), offset.offset - (1 << 64) if offset.offset >> 63 else offset.offset)
+    is_told = isinstance(offset.base, Content) and isinstance(offset.base.base, Object)
+    return Value(Thread(offset.base), offset.offset) if is_told else None
 
 
 class Data:
@@ -88,6 +102,10 @@ class Data:
 
     def cell(self, instruction: Instruction, memory: Memory, state: State) -> Value:
         """The address of a memory operand."""
+        if memory.thread:
+            base = ZERO if memory.base is None else state.register(memory.base)
+            cell = Value(base.base, base.offset + memory.displacement)
+            return of_thread(cell) or Value(Named(instruction.address, "segment"), memory.displacement)
         if memory.base == "pc":
             return Value(self.object, instruction.end + memory.displacement)
         base = ZERO if memory.base is None else state.register(memory.base)
@@ -105,6 +123,9 @@ class Data:
         if b.base is None and not self.calls.is_data(b.offset):
             return Value(a.base, a.offset + b.offset)
         a, b = self.address_of(a), self.address_of(b)
+        if THREAD.base in (a.base, b.base):
+            offset = b if a.base == THREAD.base else a
+            return of_thread(Value(offset.base, a.offset + b.offset)) or Value(Named(site, "sum"), 0)
         if isinstance(a.base, Content | Entry) and isinstance(b.base, Content | Entry):
             return Value(Named(site, "sum"), 0)
         if isinstance(b.base, Object) or (not self._may_point(a.base) and self._may_point(b.base)):
@@ -130,11 +151,37 @@ class Data:
         known = state.frame.get(address)
         if known is not None:
             return known
+        if isinstance(address.base, Thread):
+            return self._load_of_thread(address, state)
         if address.base == self.object and (slot := self.calls.slot(address.offset)) is not None:
             return slot
         if self.is_frame(address.base) and address.base != self.stack:
             return Value(Named(site, "frame"), 0)
         return content(address, Named(site, "deep"))
+
+    def _load_of_thread(self, address: Value, state: State) -> Value:
+        """On x86-64 the first word is the thread pointer itself; a flag that is known is its constant."""
+        if address == THREAD and self.stack.register == "rsp":
+            return THREAD
+        for fact in state.facts:
+            flag = fact.base
+            if isinstance(flag, Flag) and (flag.base, flag.offset) == address:
+                return Value(None, flag.constant)
+        return Value(Content(*address), 0)
+
+    def is_descriptor(self, pointer: Value, argument: Value) -> bool:
+        """AArch64 asks the function of a descriptor for a variable's offset, and all other registers stay."""
+        base = pointer.base
+        if not isinstance(base, Content) or base != Content(*self.address_of(argument)) or base.base != self.object:
+            return False
+        return self.calls.is_descriptor(base.offset)
+
+    @staticmethod
+    def thread_cell(site: int, argument: Value) -> Value:
+        """What `__tls_get_addr` gives: a cell of the thread, told by the words that it was passed."""
+        if isinstance(argument.base, Object):
+            return Value(Thread(Content(*argument)), 0)
+        return Value(Named(site, "segment"), 0)
 
     def _set(self, instruction: Instruction, operation: Set, state: State) -> None:
         value = self.read(instruction, operation.source, state)

@@ -440,7 +440,7 @@ def _exclusive(body: Body, position: int, load: int, atomic: Atomic) -> _Attempt
             match operation:
                 case Compare(left, right) if old in (left, right):
                     expects = right if left == old else left
-                case Branch(_, _, operand) if operand == old:
+                case Branch(_, _, operand, bits) if operand == old and bits > 1:
                     expects = Const(0)
                 case Set(destination) | Add(destination) | Sum(destination) | Forget(destination) if (
                     destination == atomic.stores

@@ -47,6 +47,7 @@ from forkproof.code.operations import (
 )
 from forkproof.locks.branches import EQ, EQUALITY, Attempts, Outcome, compared, decided, equate, exclusive, shown
 from forkproof.locks.data import Data, Step
+from forkproof.locks.ledger import Ledger
 from forkproof.locks.runs import NOTHING, Acquire, Blocks, Calls, CallSite, Exit, Held, Run, Turn, in_order, told_exits
 from forkproof.locks.state import Attempt, Flags, Joins, State
 from forkproof.locks.values import (
@@ -58,6 +59,7 @@ from forkproof.locks.values import (
     Object,
     Old,
     Status,
+    Thread,
     Value,
     Won,
     root,
@@ -71,8 +73,6 @@ _SMALL: Final = 24
 """Instructions of a function that may be there to unlock with a plain store; elsewhere a cleared word is no unlock."""
 _VISITS: Final = 4
 """Joins at one block under one set before everything in registers is named anew."""
-
-
 _Key = tuple[int, Held, int]
 """A block, what is held there, and the attempt whose outcome is still open."""
 _Next = list[tuple[int, Held, State]]
@@ -87,26 +87,40 @@ def interpret(
     watched: Held | None = None,
     *,
     joined: bool = False,
+    flagged: bool = False,
 ) -> Run:
     """Follow a function from its entry. With `watched`, only those locks are followed: the others are let go.
 
     `joined` keeps one state a block, which holds what any way to it holds: right for a handler that takes everything
     in loops, where each round would make a set of its own.
+
+    `flagged` follows constants in the thread's own storage too: a `Flag` is held from the store on, until another
+    store; what is loaded there is that constant. So a flag that keeps a visitor out decides the branch that tests it.
     """
-    return _Interpreter(body, machine, obj, calls, watched, joined=joined).run(held)
+    return _Interpreter(body, machine, obj, calls, watched, joined=joined, flagged=flagged).run(held)
 
 
 class _Interpreter:
     """The worklist; one instance runs once."""
 
     def __init__(
-        self, body: Body, convention: Convention, obj: int, calls: Calls, watched: Held | None, *, joined: bool
+        self,
+        body: Body,
+        convention: Convention,
+        obj: int,
+        calls: Calls,
+        watched: Held | None,
+        *,
+        joined: bool,
+        flagged: bool,
     ) -> None:
-        self.body, self.convention, self.calls, self.watched = body, convention, calls, watched
+        self.body, self.convention, self.calls = body, convention, calls
         self.union: dict[_Key, Held] | None = {} if joined else None
         self.joins = Joins(convention)
         self.attempts = Attempts()
         self.data = Data(convention, obj, calls, self.attempts)
+        self.ledger = Ledger(self.data.stack, watched)
+        self.flagged = flagged
         self.inputs: dict[_Key, State] = {}
         self.keys: dict[int, list[_Key]] = {}
         self.visits: dict[_Key, int] = {}
@@ -118,19 +132,16 @@ class _Interpreter:
         self.block = 0
         self.split_calls: dict[int, int] = {}
         self.destroyed: dict[int, Mapping[str, Value]] = {}
-        self.acquires: dict[tuple[int, Value], Acquire] = {}
-        self.again: dict[tuple[int, Value], Acquire] = {}
-        self.noted: dict[tuple[int, int], dict[tuple[Value, ...], Held]] = {}
+        self.noted: dict[tuple[int, int, bool], dict[tuple[Value, ...], Held]] = {}
         self.exits: set[Exit] = set()
         self.ends: set[int] = set()
-        self.stores: dict[Value, set[int]] = {}
+        self.stores: dict[Value, set[Value]] = {}
         self.turns: dict[int, dict[Turn, None]] = {}
-        self.releases: set[Value] = set()
-        self.let_go: set[Value] = set()
         self.complete = True
         self.steps: Mapping[type, Step] = {**self.data.steps, Syscall: self._syscall, Pause: self._pause}
 
     def run(self, held: Held) -> Run:
+        self.ledger.on_entry = held
         start = self.body.position(self.body.entry)
         if start is not None:
             self._enter(start, held, State())
@@ -139,12 +150,12 @@ class _Interpreter:
             self.queued.discard(key)
             self._run_block(key)
         return Run(
-            tuple(self._settled(a) for _, a in sorted(self.acquires.items(), key=repr)),
-            tuple(CallSite(*c, a, h) for c, variants in self.noted.items() for a, h in variants.items()),
-            told_exits(self.exits, self.let_go, _KEYS),
-            frozenset(self.releases),
-            frozenset(self.let_go),
-            tuple(a for _, a in sorted(self.again.items(), key=repr) if self._settled(a).blocking),
+            tuple(self._settled(a) for _, a in sorted(self.ledger.acquires.items(), key=repr)),
+            tuple(CallSite(*c[:2], a, h, c[2]) for c, variants in self.noted.items() for a, h in variants.items()),
+            told_exits(self.exits, self.ledger.let_go, _KEYS),
+            frozenset(self.ledger.releases),
+            frozenset(self.ledger.let_go),
+            tuple(a for _, a in sorted(self.ledger.again.items(), key=repr) if self._settled(a).blocking),
             frozenset(s for s, b in self.split_calls.items() if self._waits(s, b, may_repeat=True)),
             Blocks(
                 start or 0,
@@ -252,6 +263,8 @@ class _Interpreter:
         self, instruction: Instruction, here: int, held: Held, state: State, onward: list[tuple[Held, State]]
     ) -> _Next:
         """Apply one instruction. What goes on after it is added to `onward`; what jumps is returned."""
+        if self.flagged:
+            state.facts = held
         for operation in instruction.operations:
             kind = type(operation)
             if kind is Atomic:
@@ -279,20 +292,19 @@ class _Interpreter:
     ) -> _Next:
         match operation:
             case Call():
-                for locks, then in self._call(instruction.address, held, state):
-                    onward.append((locks, then))
+                onward += self._call(instruction, operation.through, held, state)
             case Branch():
                 return self._branch(instruction, operation, here, held, state)
             case Jump(target):
                 position = self.body.position(target)
                 if position is not None:
                     return [(position, held, state)]
-                self._leave(instruction.address, held, state)
+                self._leave(instruction, None, held, state)
             case JumpUnknown():
                 if self.body.orphans:
                     self.complete = False
                     return [(p, held, state.copy()) for p in self.body.orphans]
-                self._leave(instruction.address, held, state)
+                self._leave(instruction, operation.through, held, state)
             case Return():
                 self._exit(held, state)
         return []
@@ -312,24 +324,33 @@ class _Interpreter:
         ):
             success = ("zero" if base.inverted else "nonzero") if isinstance(base, Won) else "zero"
             failure = "nonzero" if success == "zero" else "zero"
-            self.exits.add(Exit(self._acquired(base.site, attempt.address, attempt.kind, held), success))
+            self.exits.add(Exit(self.ledger.acquired(base.site, attempt.address, attempt.kind, held), success))
             self.exits.add(Exit(held, failure))
         else:
             self.exits.add(Exit(held, None))
 
-    def _leave(self, site: int, held: Held, state: State) -> None:
-        for locks, then in self._call(site, held, state):
+    def _leave(self, instruction: Instruction, through: Operand | None, held: Held, state: State) -> None:
+        for locks, then in self._call(instruction, through, held, state):
             self._exit(locks, then)
 
     # ---- calls -----------------------------------------------------------------------------
 
-    def _call(self, site: int, held: Held, state: State) -> list[tuple[Held, State]]:
+    def _call(
+        self, instruction: Instruction, through: Operand | None, held: Held, state: State
+    ) -> list[tuple[Held, State]]:
         """The states after a call: several where the callee holds different locks by its result."""
-        calls = self.calls
+        calls, site = self.calls, instruction.address
         targets = calls.targets(site)
         for target in targets:
             if (helper := calls.helper(target)) is not None:
                 return [(self._helped(site, helper, held, state), state)]
+        known = frozenset(targets)
+        if through is not None:
+            pointer = self.data.read(instruction, through, state)
+            if self.data.is_descriptor(pointer, state.register(self.convention.result)):
+                state.registers[self.convention.result] = Value(pointer.base, 0)
+                return [(held, state)]
+            targets = (*targets, *(t for t in calls.chosen(pointer) if t not in known))
         arguments = tuple(self.data.address_of(state.register(name)) for name in self.convention.arguments)
         found: dict[tuple[Held, str | None], None] = {}
         for target in targets:
@@ -340,7 +361,7 @@ class _Interpreter:
                 found |= dict.fromkeys(self._library(site, library, arguments, held))
                 continue
             if calls.is_relevant(target):
-                self._note(site, target, arguments, held)
+                self._note((site, target, target not in known), arguments, held)
             found |= dict.fromkeys(self._local(target, arguments, held))
         if not calls.comes_back(site):
             return []
@@ -348,16 +369,19 @@ class _Interpreter:
             self.split_calls[site] = self.block
         most = max((len(locks) for locks, _ in found), default=0)
         after = [self._returned(site, locks, result, state) for locks, result in found or {(held, None): None}]
+        if targets and calls.gives_thread_cell(targets[0]):
+            for _, then in after:
+                then.registers[self.convention.result] = self.data.thread_cell(site, arguments[0])
         for locks, then in after:
             then.failed = site if len(locks) < most else 0
             then.pending = site if len(after) > 1 and len(locks) < most else 0
         return after
 
-    def _note(self, site: int, target: int, arguments: tuple[Value, ...], held: Held) -> None:
+    def _note(self, call: tuple[int, int, bool], arguments: tuple[Value, ...], held: Held) -> None:
         """A call, by those arguments that matter; what is held is what always is."""
-        wanted = self.calls.parameters(target)
+        wanted = self.calls.parameters(call[1])
         passed = tuple(a if i in wanted else ZERO for i, a in enumerate(arguments))
-        variants = self.noted.setdefault((site, target), {})
+        variants = self.noted.setdefault(call, {})
         if passed not in variants and len(variants) >= _VARIANTS:
             passed = next(iter(variants))
         variants[passed] = variants[passed] & held if passed in variants else held
@@ -393,16 +417,16 @@ class _Interpreter:
             case "acquire":
                 self.waiting.add(self.block)
                 blocking = not library.bounded
-                return [(self._acquired(site, address, library.kind, held, blocking=blocking), None)]
+                return [(self.ledger.acquired(site, address, library.kind, held, blocking=blocking), None)]
             case "try":
                 self.attempts.note(site, Attempt(address, library.kind), self.block)
                 return [(held, "try")]
             case "release" | "init":
-                return [(self._released(address, held), None)]
+                return [(self.ledger.released(address, held), None)]
             case "wait" if library.mutex is not None:
                 self.waiting.add(self.block)
                 mutex = arguments[library.mutex]
-                self._acquired(site, mutex, "mutex", held - {mutex}, blocking=True)
+                self.ledger.acquired(site, mutex, "mutex", held - {mutex}, blocking=True)
         return [(held, None)]
 
     def _local(self, target: int, arguments: tuple[Value, ...], held: Held) -> list[tuple[Held, str | None]]:
@@ -411,39 +435,11 @@ class _Interpreter:
             return [(held, None)]
         rest = held
         for address in effect.releases:
-            rest = self._released(address, rest) if address in rest else self._passed_release(address, rest)
-        exits = {(self._kept(rest | e.held), e.result) for e in effect.exits}
+            rest = self.ledger.released(address, rest)
+        exits = {(self.ledger.kept(rest | e.held), e.result) for e in effect.exits}
         return sorted(exits, key=in_order) or [(rest, None)]
 
-    def _kept(self, held: Held) -> Held:
-        return held if self.watched is None else held & self.watched
-
-    def _passed_release(self, address: Value, held: Held) -> Held:
-        self._release_of_caller(address)
-        return held
-
     # ---- locks -----------------------------------------------------------------------------
-
-    def _acquired(self, site: int, address: Value, kind: str, held: Held, *, blocking: bool = True) -> Held:
-        event = Acquire(site, address, kind, blocking, held)
-        key = site, address
-        old = self.acquires.get(key)
-        self.acquires[key] = event if old is None else event._replace(held=old.held & held)
-        if address in held and not isinstance(address.base, Element):
-            self.again[key] = event
-        return self._kept(held | {address})
-
-    def _released(self, address: Value, held: Held) -> Held:
-        if address not in held:
-            self._release_of_caller(address)
-            return held
-        self.let_go.add(address)
-        return held - {address}
-
-    def _release_of_caller(self, address: Value) -> None:
-        begin = root(address.base)
-        if isinstance(begin, Object) or (isinstance(begin, Entry) and begin != self.data.stack):
-            self.releases.add(address)
 
     def _store(self, instruction: Instruction, operation: Set, held: Held, state: State) -> Held:
         """A store of a constant into a lock's word releases it; of 0, perhaps one of the caller's."""
@@ -452,13 +448,17 @@ class _Interpreter:
         value = self.data.read(instruction, operation.source, state)
         if self.data.is_frame(address.base):
             state.frame[address] = value
+        elif isinstance(address.base, Thread):
+            return self.ledger.stored(address, value, held) if self.flagged else held
+        elif isinstance(address.base, Object) and isinstance(root(value.base), Object):
+            self.stores.setdefault(address, set()).add(value)
         elif value.base is None:
             if isinstance(address.base, Object):
-                self.stores.setdefault(address, set()).add(value.offset)
+                self.stores.setdefault(address, set()).add(value)
             if address in held:
-                return self._released(address, held)
+                return self.ledger.released(address, held)
             if value.offset == 0 and len(self.body.instructions) <= _SMALL:
-                self._release_of_caller(address)
+                self.ledger.release_of_caller(address)
         return held
 
     def _atomic(self, instruction: Instruction, atomic: Atomic, held: Held, state: State) -> Held:
@@ -482,8 +482,9 @@ class _Interpreter:
         by_status = kind is AtomicKind.EXCLUSIVE and state.reserved in state.known
         if kind is AtomicKind.EXCLUSIVE:
             kind, expects, site = exclusive(stores, state)
-        if address in held:
-            return held if kind is AtomicKind.COMPARE_SWAP and expects == ZERO else self._released(address, held)
+        is_again = kind is AtomicKind.COMPARE_SWAP and expects == ZERO
+        if address in held and not (is_again and address in self.ledger.on_entry):
+            return held if is_again else self.ledger.released(address, held)
         tries = {
             AtomicKind.COMPARE_SWAP: expects == ZERO and stores != ZERO,
             AtomicKind.SWAP: stores != ZERO,
@@ -499,7 +500,7 @@ class _Interpreter:
             attempt = Attempt(address, shape, by_status=by_status, is_token=is_token)
             self.attempts.note(site, attempt, self.block)
         elif stores == ZERO:
-            self._release_of_caller(address)
+            self.ledger.release_of_caller(address)
         return held
 
     def _after_atomic(
@@ -555,7 +556,7 @@ class _Interpreter:
                 self.attempts.note_failure(outcome, target)
                 found.append((target, locks, then))
             elif not self.body.contains(branch.target):
-                self._leave(instruction.address, locks, then)
+                self._leave(instruction, None, locks, then)
         if way is not True:
             outcome = self.attempts.outcome(branch, flags, taken=False)
             locks, then = self._refined(branch, flags, outcome, state, held, taken=False)
@@ -588,11 +589,16 @@ class _Interpreter:
         equal = (branch.condition is EQ) is taken
         if flags is not None and flags.kind == "cmp" and branch.condition in EQUALITY and equal:
             equate(after, flags)
+        if outcome is not None and not outcome[1] and outcome[0] == state.reserved:
+            # An exclusive load gave something else: code that tests it again takes the same side.
+            after.replace(Value(Old(outcome[0]), 0), Value(Named(outcome[0], "nonzero"), 0))
         if flags is not None and (outcome is not None or flags.left == Value(Named(after.pending, "nonzero"), 0)):
             after.pending = 0
         if outcome is not None and outcome[1] and outcome[0] in self.attempts.known:
             attempt = self.attempts.known[outcome[0]]
-            held = self._acquired(outcome[0], attempt.address, attempt.kind, held, blocking=False)
+            if attempt.kind == "spin":  # what was found is what was expected
+                after.replace(Value(Old(outcome[0]), 0), ZERO)
+            held = self.ledger.acquired(outcome[0], attempt.address, attempt.kind, held, blocking=False)
         return held, after
 
     def _syscall(self, instruction: Instruction, _: Operation, state: State) -> None:
@@ -602,6 +608,3 @@ class _Interpreter:
 
     def _pause(self, *_: object) -> None:
         self.waiting.add(self.block)
-
-
-__all__ = ["interpret"]

@@ -14,11 +14,9 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Final
 
-import numpy as np
-
 from forkproof.callgraph import CALLS, Function, Reach
-from forkproof.code.index import SCANNERS
 from forkproof.code.operations import Call
+from forkproof.locks.chosen import Stores
 from forkproof.locks.runs import Turn
 from forkproof.locks.summary import Step, Summaries, Taken
 from forkproof.locks.values import Content, Entry, Named, Object, Value, Word, root
@@ -59,8 +57,9 @@ class Occasions:
         self.summaries = summaries
         self.reporting = _DYING if writes_often else _REPORTING
         self.entries = tuple(entries)
+        self._steps: dict[Step, str] = {}
         self._sure: dict[tuple[Function, Value], bool] = {}
-        self._known: dict[Value, frozenset[int]] = {}
+        self._stores = Stores(summaries, lambda function: bool(self._reach[function] >= 0))
 
     def of(self, taken: Taken) -> Occasion:
         """When the lock at an address, as the entries see it, is taken."""
@@ -75,30 +74,7 @@ class Occasions:
 
     def _stored(self, word: Value) -> frozenset[int]:
         """Constants that functions reached from the entries store into a word of their object."""
-        assert isinstance(word.base, Object)
-        if word not in self._known:
-            obj, program, summaries = word.base.number, self.summaries.program, self.summaries
-            image, code, base = program.image(obj), program.codes[obj], int(program.base[obj])
-            finder = SCANNERS[image.machine].find_references
-            places = (word.offset, *self._slots_of(word))
-            sites = [finder(image.read(rva, size), rva, p) for rva, size in image.code_ranges for p in places]
-            owners = np.unique(code.owners(np.concatenate(sites))).tolist() if sites else []
-            functions = {
-                summaries.flow.whole(Function(base + i)) for i in owners if i >= 0 and self._reach[base + i] >= 0
-            }
-            runs = [summaries.run(f) for f in sorted(functions)]
-            self._known[word] = frozenset().union(*(run.stores.get(word, frozenset()) for run in runs))
-        return self._known[word]
-
-    def _slots_of(self, word: Value) -> list[int]:
-        """GOT slots through which the object reaches a word of its own that others may interpose."""
-        assert isinstance(word.base, Object)
-        obj, program = word.base.number, self.summaries.program
-        image = program.image(obj)
-        table = image.dynamic_symbols
-        found = [s for s, symbol in image.slot_symbols.items() if int(table.value[symbol]) == word.offset]
-        slots, targets = image.pointers
-        return sorted({*found, *slots[targets == word.offset].tolist()})
+        return frozenset(value.offset for value in self._stores.of(word) if value.base is None)
 
     def is_sure(self, function: Function, address: Value, depth: int = 0) -> bool:
         """Every call of the function takes the lock, for some arguments."""
@@ -135,13 +111,21 @@ class Occasions:
     def rare(self, path: tuple[Step, ...]) -> str:
         """What must be the case on a way to an acquire site, if it is something rare."""
         for step in path:
+            if reason := self.rare_step(step):
+                return reason
+        return "" if self.reporter(path) is None else "only while a problem is reported"
+
+    def reporter(self, path: tuple[Step, ...]) -> Function | None:
+        """The first function on a way that reports a problem; the one that the way begins in counts if it is all."""
+        return next((step.function for step in path[1:] or path if self._reports(step.function)), None)
+
+    def rare_step(self, step: Step) -> str:
+        """What must be the case for a function to get to an instruction, if it is something rare."""
+        if step not in self._steps:
             run = self.summaries.run(step.function)
-            for turn in run.blocks.requires(run.block_of(step.site)):
-                if reason := self._reason(step, turn):
-                    return reason
-        if self._reports(path[-1].function) or any(self._reports(step.function) for step in path[1:]):
-            return "only while a problem is reported"
-        return ""
+            turns = run.blocks.requires(run.block_of(step.site))
+            self._steps[step] = next((r for turn in turns if (r := self._reason(step, turn))), "")
+        return self._steps[step]
 
     def _reason(self, step: Step, turn: Turn) -> str:
         value, other = (turn.value, turn.other) if turn.other.base is None else (turn.other, turn.value)
@@ -154,7 +138,10 @@ class Occasions:
         return self._switch(value, other, equal=turn.equal)
 
     def _is_failed_allocation(self, step: Step, value: Value, other: Value, *, equal: bool) -> bool:
-        """A call that itself takes locks, or maps memory, has returned 0 or -1."""
+        """A call that takes a lock each time, or maps memory, has returned 0 or -1.
+
+        One that takes none each time has looked for something, and what follows is what it did not find.
+        """
         base = value.base
         if not equal or not isinstance(base, Named) or value.offset != 0 or other.offset not in (0, -1):
             return False
@@ -163,7 +150,8 @@ class Occasions:
             return False
         targets = [Function(int(flow.graph.target[e])) for e in flow.edges_at(step.function, base.site)]
         return any(
-            self.summaries.relevant[t] or flow.program.name_of(t) in ("mmap", "mmap64", "sbrk", "__sbrk")
+            flow.program.name_of(t) in ("mmap", "mmap64", "sbrk", "__sbrk")
+            or any(self.is_sure(t, taken.address) for taken in self.summaries.of(t).taken)
             for t in targets
         )
 
@@ -202,7 +190,10 @@ class Occasions:
         return any(isinstance(operation, Call) for operation in body.instructions[position].operations)
 
     def _reports(self, function: Function) -> bool:
+        """A function of the allocator that writes somewhere, or gives up; other libraries do that for a living."""
         graph, program = self.summaries.graph, self.summaries.program
+        if program.object_of(function) not in self.summaries.objects:
+            return False
         return any(
             graph.kind[e] in CALLS and program.name_of(Function(int(graph.target[e]))) in self.reporting
             for e in self.summaries.flow.outgoing(function)

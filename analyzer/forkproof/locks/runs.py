@@ -61,6 +61,15 @@ class Calls(Protocol):
     def parameters(self, target: int) -> frozenset[int]:
         """Which arguments the target's locks depend on."""
 
+    def chosen(self, pointer: Value) -> tuple[int, ...]:
+        """Functions that a call through a pointer of memory may lead to; none unless such calls are followed."""
+
+    def gives_thread_cell(self, target: int) -> bool:
+        """Whether the target is `__tls_get_addr`."""
+
+    def is_descriptor(self, address: int) -> bool:
+        """Whether ld.so puts a descriptor of a thread's variable there, whose function gives its offset."""
+
     def waits(self, target: int) -> bool:
         """Whether the target waits: futex, sched_yield, nanosleep and what calls them."""
 
@@ -91,6 +100,8 @@ class CallSite(NamedTuple):
     target: int
     arguments: tuple[Value, ...]
     held: Held
+    is_chosen: bool = False
+    """The target is one that a pointer in memory may hold."""
 
 
 class Turn(NamedTuple):
@@ -180,8 +191,8 @@ class Run:
     waiting_calls: frozenset[int]
     """Sites of calls that try, in a function that waits when they fail."""
     blocks: Blocks
-    stores: Mapping[Value, frozenset[int]]
-    """Constants that it stores into words of objects."""
+    stores: Mapping[Value, frozenset[Value]]
+    """Constants and addresses that it stores into words of objects."""
     body: Body
     complete: bool
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from forkproof.code.explore import Convention
 from forkproof.code.operations import Condition
-from forkproof.locks.values import Base, Content, Element, Entry, Named, Object, Value
+from forkproof.locks.values import DEEPEST, Base, Content, Element, Entry, Named, Object, Thread, Value, depth
 
 
 class Attempt(NamedTuple):
@@ -62,12 +62,20 @@ class State:
     """Site of the last exclusive load."""
     failed: int = 0
     """Site of a call that has just come back without the lock that it may return with."""
+    facts: frozenset[Value] = frozenset()
+    """Flags of the thread that are known here (`Flag`), where they are followed."""
     pending: int = 0
     """Site of an attempt of which the code has not yet looked whether it succeeded."""
 
     def register(self, name: str) -> Value:
         """What a register holds: what it held on entry, if nothing has set it."""
         return self.registers.get(name) or entry(name)
+
+    def replace(self, value: Value, known: Value) -> None:
+        """Registers that hold a value hold what it is known to be."""
+        for name, held in self.registers.items():
+            if held == value:
+                self.registers[name] = known
 
     def copy(self) -> State:
         copied = State(dict(self.registers), dict(self.frame), self.flags, dict(self.known), self.reserved)
@@ -117,13 +125,18 @@ class Joins:
 
     def _joined(self, a: Value, b: Value, position: int, name: str, *, keep: bool) -> Value:
         """What two values have in common: themselves, an array that both are elements of, or a new name."""
-        if a == b and (keep or isinstance(a.base, Object | Element | Entry)):
+        if a == b and (keep or _is_settled(a.base)):
             return a
         phi = self.names.get((position, name))
         if phi is None:
             phi = self.names[position, name] = Value(Named(-1 - position, name), 0)
         if not keep or a == phi:
             return phi
+        if isinstance(a.base, Content) and isinstance(b.base, Content) and a.offset == b.offset:
+            # What two elements of a table hold is what some element of it holds.
+            cell = self._joined(Value(*a.base), Value(*b.base), position, name, keep=keep)
+            is_element = isinstance(cell.base, Element) and depth(cell.base) < DEEPEST
+            return Value(Content(*cell), a.offset) if is_element else phi
         if isinstance(a.base, Element):
             base = a.base
             if (base.base, base.stride) == (b.base, 0) or (b.base == base.base and base.stride):
@@ -133,6 +146,15 @@ class Joins:
                 step = b.base.stride or b.offset - a.offset
                 return a if step == 0 or (base.stride and step % base.stride == 0) else phi
             return phi
+        if isinstance(b.base, Element) and a.base == b.base.base and b.base.stride:
+            # The first element, where another way has been round a loop.
+            return b if (a.offset - b.base.offset - b.offset) % b.base.stride == 0 else phi
         if a.base == b.base and (isinstance(a.base, Object) or self.is_pointer(a.base)):
             return Value(Element(a.base, a.offset, abs(b.offset - a.offset)), 0)
         return phi
+
+
+def _is_settled(base: Base) -> bool:
+    """A value that no round of a loop has changed: a number, an address, or what some element of an array holds."""
+    is_some = isinstance(base, Content) and isinstance(base.base, Element)
+    return is_some or base is None or isinstance(base, Object | Element | Entry | Thread)

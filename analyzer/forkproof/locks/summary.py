@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, EdgeKind, Function
 from forkproof.code.operations import Atomic, Call
+from forkproof.elf.image import RelocationKind
 from forkproof.flow import Flow
 from forkproof.locks.evidence import ObjectEvidence
 from forkproof.locks.interpret import interpret
@@ -115,6 +116,7 @@ class Summaries:
         self.known: dict[Function, Summary] = {}
         self.runs: dict[Function, Run] = {}
         self.interpreted = 0
+        self._descriptors: dict[int, frozenset[int]] = {}
         self.prepared: dict[Function, tuple[Held, bool]] = {}
         self.forking: frozenset[Function] = frozenset(flow.forkers)
         """Functions of which calls are noted for what is held there."""
@@ -126,6 +128,18 @@ class Summaries:
         """The lock functions of the closure, by number."""
         locks = self.flow.signatures.locks
         return {int(f): locks[name] for f, name in self.program.called(sorted(locks)).items()}
+
+    @cached_property
+    def thread_cells(self) -> frozenset[Function]:
+        """`__tls_get_addr`, wherever it is."""
+        return frozenset(self.program.called(["__tls_get_addr"]))
+
+    def descriptors(self, obj: int) -> frozenset[int]:
+        """Words that ld.so fills in for variables of the thread."""
+        if obj not in self._descriptors:
+            table = self.program.image(obj).relocations
+            self._descriptors[obj] = frozenset(table.offset[table.of(RelocationKind.TLS)].tolist())
+        return self._descriptors[obj]
 
     @cached_property
     def evidence(self) -> tuple[ObjectEvidence, ...]:
@@ -220,12 +234,20 @@ class Summaries:
         return known
 
     def interpreted_run(
-        self, function: Function, held: Held, watched: Held | None = None, *, joined: bool = False
+        self,
+        function: Function,
+        held: Held,
+        watched: Held | None = None,
+        *,
+        joined: bool = False,
+        calls: FunctionCalls | None = None,
     ) -> Run:
-        """The function followed with locks held on entry."""
+        """The function followed with locks held on entry; with `calls` of another kind, flags of the thread too."""
         self.interpreted += 1
-        calls = _Calls(self, function)
-        return interpret(self.flow.body(function), self.flow.convention, calls.obj, calls, held, watched, joined=joined)
+        flagged = calls is not None
+        calls = calls or FunctionCalls(self, function)
+        body = self.flow.body(function)
+        return interpret(body, self.flow.convention, calls.obj, calls, held, watched, joined=joined, flagged=flagged)
 
     def _callees(self, function: Function) -> list[Function]:
         return list(dict.fromkeys(c for c, _ in self._sites(function)))
@@ -350,7 +372,7 @@ class Summaries:
         return known
 
 
-class _Calls:
+class FunctionCalls:
     """What the interpretation of one function asks."""
 
     def __init__(self, summaries: Summaries, function: Function) -> None:
@@ -387,6 +409,16 @@ class _Calls:
     def parameters(self, target: int) -> frozenset[int]:
         wanted = self.summaries.of(Function(target)).parameters
         return frozenset(i for i, name in enumerate(self.flow.convention.arguments) if name in wanted)
+
+    def chosen(self, pointer: Value) -> tuple[int, ...]:
+        del pointer
+        return ()
+
+    def gives_thread_cell(self, target: int) -> bool:
+        return Function(target) in self.summaries.thread_cells
+
+    def is_descriptor(self, address: int) -> bool:
+        return address in self.summaries.descriptors(self.obj)
 
     def waits(self, target: int) -> bool:
         return Function(target) in self.summaries.evidence[self.flow.program.object_of(Function(target))].waiting

@@ -6,7 +6,7 @@ Takes: nothing. Gives: hashable values.
 Must never: call two values equal that may differ: an unknown value has a name of its own (the place where it
       came up), so that a lock that is taken and released through it still matches.
 
-A value is base + offset. Without a base it is a number. Chains of loads are kept to `_DEEPEST` levels: what lies
+A value is base + offset. Without a base it is a number. Chains of loads are kept to `DEEPEST` levels: what lies
 deeper begins at a name.
 """
 
@@ -40,6 +40,20 @@ class Word(NamedTuple):
 
     base: Base
     offset: int
+
+
+class Thread(NamedTuple):
+    """The thread's own storage, from the offset on that a word of the object tells; of None: the thread pointer."""
+
+    of: Base
+
+
+class Flag(NamedTuple):
+    """The fact that the word at base + offset, of the thread's own storage, holds a constant."""
+
+    base: Base
+    offset: int
+    constant: int
 
 
 class Element(NamedTuple):
@@ -82,8 +96,10 @@ class Foreign(NamedTuple):
     function: int
 
 
-Base: TypeAlias = "Object | Entry | Content | Word | Element | Old | Status | Won | Named | Foreign | None"
-_DEEPEST: Final = 4
+Base: TypeAlias = (
+    "Object | Entry | Content | Word | Thread | Flag | Element | Old | Status | Won | Named | Foreign | None"
+)
+DEEPEST: Final = 4
 
 
 class Value(NamedTuple):
@@ -107,7 +123,7 @@ def depth(base: Base) -> int:
 
 def content(address: Value, name: Named) -> Value:
     """What the word at an address holds; a name of its own where the chain gets too deep."""
-    return Value(name, 0) if depth(address.base) >= _DEEPEST else Value(Content(*address), 0)
+    return Value(name, 0) if depth(address.base) >= DEEPEST else Value(Content(*address), 0)
 
 
 def stepped(value: Value) -> Value:

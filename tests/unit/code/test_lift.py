@@ -74,7 +74,7 @@ X86 = {
     "f2ff25f91f0000": (JumpUnknown(Memory("pc", 0x1FF9)),),
     "7efe": (Branch(Condition.LE, 0x1000),),
     "e2fe": (Forget(RCX), Branch(Condition.UNKNOWN, 0x1000)),  # loop
-    "64488b042528000000": (Set(RAX, Memory(None, 0x28, True)),),  # mov rax, fs:0x28: no known cell
+    "64488b042528000000": (Set(RAX, Memory(None, 0x28, True, None, True)),),  # mov rax, fs:0x28
     "f30f1efa": (),  # endbr64
 }
 ARM = {

@@ -1,0 +1,431 @@
+"""The cases that make following locks hard, one listing each."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkproof.elf.image import Machine
+from forkproof.locks.runs import NOTHING, Effect
+from forkproof.locks.values import Content, Element, Entry, Flag, Object, Thread, Value
+from tests.unit.locks.listing import DATA, LOCK, OTHER, Callees, exits, follow, mutex
+
+HELD = frozenset([LOCK])
+MUTEXES = {"lock": mutex("acquire"), "unlock": mutex("release"), "trylock": mutex("try")}
+SPIN = """
+again:
+    mov eax, 0
+    mov ecx, 1
+    lock cmpxchg dword ptr [0x4000], ecx
+    jne {failed}
+    jmp {won}
+failed:
+    pause
+    jmp {again}
+won:
+"""
+SPIN_ARM = """
+    movz x1, #0x4000
+    mov w2, #1
+again:
+    ldaxr w0, [x1]
+    cbnz w0, {failed}
+    stxr w3, w2, [x1]
+    cbnz w3, {again}
+    b {won}
+failed:
+    yield
+    b {again}
+won:
+"""
+FLAG = Value(Thread(None), 0x10)
+
+
+def raised(constant: int) -> Value:
+    return Value(Flag(*FLAG, constant), 0)
+
+
+# ---- attempts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("machine", "text"), [(Machine.X86_64, SPIN), (Machine.AARCH64, SPIN_ARM)])
+def test_a_spin_lock_is_held_after_it_and_waits(machine: Machine, text: str) -> None:
+    run = follow(text + "ret", machine=machine)
+    assert {(a.address, a.kind, a.blocking) for a in run.acquires} == {(LOCK, "spin", True)}
+    assert run.exits == exits((HELD, None))
+
+
+def test_a_store_of_zero_lets_it_go() -> None:
+    run = follow(SPIN + "mov dword ptr [0x4000], 0\nret")
+    assert run.exits == exits((NOTHING, None))
+    assert run.let_go == HELD
+
+
+def test_an_attempt_whose_failing_side_returns_is_a_try() -> None:
+    run = follow("""
+        mov eax, 0
+        mov ecx, 1
+        lock cmpxchg dword ptr [0x4000], ecx
+        jne {failed}
+        mov eax, 1
+        ret
+    failed:
+        mov eax, 0
+        ret
+    """)
+    assert [a.blocking for a in run.acquires] == [False]
+    assert set(run.exits) == set(exits((HELD, "nonzero"), (NOTHING, "zero")))
+
+
+def test_the_slow_path_holds_nothing_while_the_outcome_is_open() -> None:
+    """Between the attempt and the look at its outcome the states must not be joined with those that hold."""
+    run = follow(
+        """
+        mov eax, 0
+        mov ecx, 1
+        lock cmpxchg dword ptr [0x4000], ecx
+        je {won}
+        call slow
+    won:
+        call inside
+        ret
+        """,
+        Callees(effects={"slow": Effect(exits((HELD, None)), NOTHING)}, noted=frozenset({"slow", "inside"})),
+    )
+    assert {(c.target, c.held) for c in run.calls} == {(0, NOTHING), (1, HELD)}
+    assert run.exits == exits((HELD, None))
+
+
+def test_a_reference_count_is_no_lock() -> None:
+    run = follow("mov ecx, 1\nlock xadd dword ptr [0x4000], ecx\nret")
+    assert not run.acquires
+    assert run.exits == exits((NOTHING, None))
+
+
+def test_a_compare_and_swap_that_expects_what_it_read_is_no_lock() -> None:
+    run = follow("""
+    again:
+        mov eax, dword ptr [0x4000]
+        lea ecx, [rax + 1]
+        lock cmpxchg dword ptr [0x4000], ecx
+        jne {again}
+        ret
+    """)
+    assert not run.acquires
+
+
+def test_the_result_of_an_exchange_returned_tells_what_is_held() -> None:
+    run = follow("mov eax, 1\nxchg dword ptr [0x4000], eax\nret")
+    assert set(run.exits) == set(exits((HELD, "zero"), (NOTHING, "nonzero")))
+
+
+def test_a_result_that_was_inverted_tells_the_opposite() -> None:
+    run = follow("""
+        mov eax, 0
+        mov ecx, 1
+        lock cmpxchg dword ptr [0x4000], ecx
+        setne al
+        movzx eax, al
+        ret
+    """)
+    assert set(run.exits) == set(exits((HELD, "zero"), (NOTHING, "nonzero")))
+
+
+def test_a_try_of_a_library_is_decided_by_its_result() -> None:
+    run = follow(
+        """
+        mov edi, 0x4000
+        call trylock
+        test eax, eax
+        jne {busy}
+        call inside
+    busy:
+        ret
+        """,
+        Callees(library=MUTEXES, noted=frozenset({"inside"})),
+    )
+    assert [c.held for c in run.calls] == [HELD]
+    assert [a.blocking for a in run.acquires] == [False]
+
+
+# ---- flags and conditions --------------------------------------------------------------------
+
+
+def test_behind_a_conditional_compare_neither_side_shows_success() -> None:
+    run = follow(
+        """
+        movz x1, #0x4000
+        mov w2, #1
+        swp w2, w0, [x1]
+        cmp w0, #0
+        ccmp w5, #0, #0, eq
+        mov w0, w9
+        b.eq {inside}
+        ret
+    inside:
+        ret
+        """,
+        machine=Machine.AARCH64,
+    )
+    assert not run.acquires
+
+
+def test_a_flag_of_one_bit_is_tested_by_tbnz() -> None:
+    run = follow(
+        """
+        bl trylock
+        tbnz w0, #0, {busy}
+        bl inside
+    busy:
+        ret
+        """,
+        Callees(library=MUTEXES, noted=frozenset({"inside"})),
+        Machine.AARCH64,
+    )
+    assert [len(c.held) for c in run.calls] == [1]
+
+
+def test_both_ways_of_an_optional_lock_are_kept_apart() -> None:
+    """if (p) lock; f(); if (p) unlock: f is called with and without, and nothing is left held."""
+    run = follow(
+        """
+        mov rbx, rdi
+        test rbx, rbx
+        je {without}
+        mov edi, 0x4000
+        call lock
+    without:
+        call inside
+        ret
+        """,
+        Callees(library=MUTEXES, noted=frozenset({"inside"})),
+    )
+    assert set(run.exits) == set(exits((HELD, None), (NOTHING, None)))
+    assert {c.held for c in run.calls} == {HELD, NOTHING}
+
+
+def test_what_one_way_lets_go_no_way_to_the_same_result_keeps() -> None:
+    run = follow(
+        """
+        mov edi, 0x4000
+        call lock
+        cmp dword ptr [0x4100], 0
+        jne {keeps}
+        mov edi, 0x4000
+        call unlock
+    keeps:
+        ret
+        """,
+        Callees(library=MUTEXES),
+    )
+    assert run.exits == exits((NOTHING, None))
+
+
+# ---- loops -----------------------------------------------------------------------------------
+
+_PREPARE = """
+    lea rbx, [rip + 0x3ffc]
+again:
+    mov rdi, rbx
+    call lock
+    add rbx, 0x20
+    cmp rbx, 0x4200
+    jne {again}
+    ret
+"""
+
+
+def test_a_loop_over_an_array_holds_its_elements() -> None:
+    run = follow(_PREPARE, Callees(library=MUTEXES), joined=True)
+    held = run.exits[0].held
+    assert any(isinstance(h.base, Element) and h.base[1:] == (DATA, 0x20) for h in held)
+
+
+def test_joined_keeps_what_any_way_holds() -> None:
+    text = """
+        cmp dword ptr [0x4100], 0
+        je {without}
+        mov edi, 0x4000
+        call lock
+    without:
+        mov edi, 0x4040
+        call lock
+        ret
+    """
+    callees = Callees(library=MUTEXES)
+    assert follow(text, callees, joined=True).exits == exits((frozenset([LOCK, OTHER]), None))
+    assert len(follow(text, callees).exits) == 2
+
+
+def test_what_elements_of_a_table_hold_is_what_some_element_holds() -> None:
+    run = follow("""
+        mov ebp, 0x4000
+        mov rbx, qword ptr [0x4000]
+    again:
+        mov qword ptr [0x4100], rbx
+        mov rbx, qword ptr [rbp + 8]
+        add rbp, 8
+        test rbx, rbx
+        jne {again}
+        ret
+    """)
+    stored = run.stores[Value(Object(0), DATA + 0x100)]
+    assert Value(Content(Element(Object(0), DATA, 8), 0), 0) in stored
+
+
+# ---- calls -----------------------------------------------------------------------------------
+
+
+def test_a_lock_of_a_parameter_is_named_by_it() -> None:
+    run = follow("add rdi, 0x18\ncall lock\nret", Callees(library=MUTEXES))
+    assert [a.address for a in run.acquires] == [Value(Entry("rdi"), 0x18)]
+
+
+def test_a_callee_that_lets_the_callers_lock_go() -> None:
+    callees = Callees(library=MUTEXES, effects={"drop": Effect(exits((NOTHING, None)), HELD)})
+    run = follow("call drop\nret", callees, held=HELD)
+    assert run.exits == exits((NOTHING, None))
+
+
+def test_a_callee_that_keeps_the_lock_by_its_result() -> None:
+    callees = Callees(
+        effects={"try_it": Effect(exits((HELD, "nonzero"), (NOTHING, "zero")), NOTHING)}, noted=frozenset({"inside"})
+    )
+    run = follow("call try_it\ntest eax, eax\nje {no}\ncall inside\nno:\nret", callees)
+    assert [c.held for c in run.calls] == [HELD]
+
+
+def test_waiting_for_what_is_held_on_entry_is_noted() -> None:
+    run = follow(SPIN + "ret", held=HELD)
+    assert {a.address for a in run.again} == HELD
+
+
+def test_trying_what_is_held_on_entry_is_not() -> None:
+    text = "mov eax, 0\nmov ecx, 1\nlock cmpxchg dword ptr [0x4000], ecx\nret"
+    assert not follow(text, held=HELD).again
+
+
+def test_an_acquisition_that_gives_up_does_not_block() -> None:
+    callees = Callees(library={"timed": mutex("acquire", bounded=True)})
+    run = follow("mov edi, 0x4000\ncall timed\nret", callees)
+    assert [a.blocking for a in run.acquires] == [False]
+
+
+def test_a_call_that_does_not_come_back_ends_the_way() -> None:
+    run = follow("mov edi, 0x4000\ncall lock\ncall die\nret", Callees(library=MUTEXES, ending=frozenset({"die"})))
+    assert not run.exits
+
+
+def test_only_what_is_watched_is_held() -> None:
+    text = "mov edi, 0x4000\ncall lock\nmov edi, 0x4040\ncall lock\nret"
+    run = follow(text, Callees(library=MUTEXES), watched=frozenset([OTHER]))
+    assert run.exits == exits((frozenset([OTHER]), None))
+
+
+# ---- pointers and the thread's own storage ---------------------------------------------------
+
+
+def test_a_call_through_a_pointer_in_memory_is_followed() -> None:
+    pointer = Value(Content(Content(Object(0), DATA + 0x80), 0x10), 0)
+    callees = Callees(library=MUTEXES, pointers={pointer: ("walk",)}, noted=frozenset({"walk"}))
+    run = follow("mov edi, 0x4000\ncall lock\nmov rax, qword ptr [0x4080]\ncall qword ptr [rax + 0x10]\nret", callees)
+    assert [(callees.names[c.target], c.held, c.is_chosen) for c in run.calls] == [("walk", HELD, True)]
+
+
+def test_a_flag_of_the_thread_is_held_until_another_store() -> None:
+    assert follow("mov dword ptr fs:[0x10], 1\nret", flagged=True).exits == exits((frozenset([raised(1)]), None))
+    run = follow("mov dword ptr fs:[0x10], 1\nmov dword ptr fs:[0x10], ecx\nret", flagged=True)
+    assert run.exits == exits((NOTHING, None))
+    assert FLAG in run.releases
+
+
+def test_flags_are_not_followed_unasked() -> None:
+    assert follow("mov dword ptr fs:[0x10], 1\nret").exits == exits((NOTHING, None))
+
+
+_GUARDED = "cmp dword ptr fs:[0x10], 0\njne {out}\nmov edi, 0x4000\ncall lock\nout:\nret"
+
+
+@pytest.mark.parametrize(("flag", "takes"), [(1, 0), (0, 1)])
+def test_a_flag_decides_the_branch_that_tests_it(flag: int, takes: int) -> None:
+    run = follow(_GUARDED, Callees(library=MUTEXES), held=frozenset([raised(flag)]), flagged=True)
+    assert len(run.acquires) == takes
+
+
+def test_storing_a_flag_keeps_the_locks() -> None:
+    run = follow(
+        """
+        mov edi, 0x4000
+        call lock
+        cmp dword ptr [0x4100], 0
+        jne {flag}
+        mov edi, 0x4000
+        call unlock
+        mov eax, 0
+        ret
+    flag:
+        mov dword ptr fs:[0x10], 1
+        call inside
+        mov eax, 1
+        ret
+        """,
+        Callees(library=MUTEXES, noted=frozenset({"inside"})),
+        flagged=True,
+    )
+    assert [c.held for c in run.calls] == [frozenset([LOCK, raised(1)])]
+
+
+def test_a_callee_sets_a_flag_by_its_result() -> None:
+    """enter() returns false where the flag was set before; only where it returns true is it set now."""
+    callees = Callees(
+        effects={"enter": Effect(exits((frozenset([raised(1)]), "nonzero"), (NOTHING, "zero")), frozenset([FLAG]))},
+        noted=frozenset({"walk"}),
+    )
+    run = follow("call enter\ntest eax, eax\nje {no}\ncall walk\nno:\nret", callees, flagged=True)
+    assert [c.held for c in run.calls] == [frozenset([raised(1)])]
+
+
+_X86_CELLS = {
+    "initial-exec": "mov rax, qword ptr [0x4800]\nmov dword ptr fs:[rax], 1\nret",
+    "by the thread pointer": "mov rax, qword ptr fs:[0]\nadd rax, qword ptr [0x4800]\nmov dword ptr [rax], 1\nret",
+    "general-dynamic": "mov edi, 0x4800\ncall __tls_get_addr\nmov dword ptr [rax], 1\nret",
+}
+
+
+@pytest.mark.parametrize("model", _X86_CELLS)
+def test_models_of_thread_storage_on_x86_64(model: str) -> None:
+    run = follow(_X86_CELLS[model], flagged=True)
+    assert run.exits == exits((frozenset([Value(Flag(Thread(Content(Object(0), DATA + 0x800)), 0, 1), 0)]), None))
+
+
+_ARM_CELLS = {
+    "initial-exec": "movz x0, #0x4800\nldr x0, [x0]\nmrs x1, tpidr_el0\nmov w2, #1\nstr w2, [x1, x0]\nret",
+    "descriptor": "movz x0, #0x4800\nldr x1, [x0]\nblr x1\nmrs x1, tpidr_el0\nmov w2, #1\nstr w2, [x1, x0]\nret",
+}
+
+
+@pytest.mark.parametrize("model", _ARM_CELLS)
+def test_models_of_thread_storage_on_aarch64(model: str) -> None:
+    run = follow(_ARM_CELLS[model], machine=Machine.AARCH64, flagged=True)
+    assert run.exits == exits((frozenset([Value(Flag(Thread(Content(Object(0), DATA + 0x800)), 0, 1), 0)]), None))
+
+
+# ---- blocks ----------------------------------------------------------------------------------
+
+
+def test_what_must_hold_on_a_way_is_told_by_its_turns() -> None:
+    run = follow("cmp dword ptr [0x4100], 0\nje {out}\nmov edi, 0x4000\ncall lock\nout:\nret", Callees(library=MUTEXES))
+    site = run.acquires[0].site
+    assert [(t.value, t.equal) for t in run.blocks.requires(run.block_of(site))] == [
+        (Value(Content(Object(0), DATA + 0x100), 0), False)
+    ]
+    assert not run.blocks.surely_reaches([run.block_of(site)])
+
+
+def test_a_branch_that_an_argument_decides_is_sure_for_some() -> None:
+    run = follow("test edi, edi\nje {out}\nmov edi, 0x4000\ncall lock\nout:\nret", Callees(library=MUTEXES))
+    assert run.blocks.surely_reaches([run.block_of(run.acquires[0].site)])
+
+
+def test_a_computed_jump_makes_a_run_incomplete() -> None:
+    run = follow("jmp rax\nret\nret")
+    assert not run.complete
