@@ -29,6 +29,7 @@ from forkproof.hazards.evidence import (
     fork_frame,
     names_of,
     rank,
+    starts_near,
     threads_sentence,
 )
 from forkproof.locks.coverage import prepared_by
@@ -271,6 +272,21 @@ class _Window:
         making = [f for f in makers if f not in self._level_functions() and address in self.others.made_by(f)]
         return bool(making) and (position := self._first(making)) is not None and position <= first
 
+    def _may_be_made_new(self, address: Value, first: _Position) -> bool:
+        """The child first makes locks of that object's new which are not known; a field may be one by another way."""
+        if isinstance(address.base, Object):
+            return False
+        begin = root(address.base)
+        makers = [Function(f) for f in np.flatnonzero(self.by_child & self.others.makers).tolist()]
+        making = [
+            f
+            for f in makers
+            if isinstance(begin, Object)
+            and self.flow.program.object_of(f) == begin.number
+            and self.others.makes_another(f)
+        ]
+        return bool(making) and (position := self._first(making)) is not None and position <= first
+
     def _cleared(self, level: Level) -> list[tuple[int, Value]]:
         return self.others.cleared_in(level.function)
 
@@ -366,21 +382,26 @@ class _Window:
         if self._is_quiesced(address, request) or self._is_made_new(address, first):
             return None
         holder = self._holder(open_holders)
-        return None if holder is None else self._told(address, request, holder)
+        quiesced = Answer.UNKNOWN if self._may_be_made_new(address, first) else Answer.YES
+        return None if holder is None else self._told(address, request, holder, quiesced)
 
     def _is_gated(self, place: Place) -> bool:
         """Each time that a thread takes it there, it holds a lock that is quiesced."""
         return any(same(gate, p) is not Match.NO for gate in place.gates for p in self.prepared)
 
-    def _told(self, address: Value, request: _Request, holder: tuple[_Way, Function, Answer]) -> Finding:
+    def _told(
+        self, address: Value, request: _Request, holder: tuple[_Way, Function, Answer], not_quiesced: Answer
+    ) -> Finding:
         facts, flow = self.facts, self.flow
         way, start, exists = holder
         lock = lock_of(flow.program, address, flow.program.object_of(request.way.place.function))
         thread, child = self._frames(way), self._frames(request.way)
         rare = self._rare(request.way) or self._rare(way)
-        answers = (self.window.threads, exists, Answer.YES, Answer.YES)
+        answers = (self.window.threads, exists, Answer.YES, not_quiesced)
         severity, verdict = self._rank(answers, address, request.way, way, rare=bool(rare))
         quiesced = self._not_quiesced(lock)
+        if not_quiesced is Answer.UNKNOWN:
+            quiesced += ", but the child makes locks new whose addresses are not known"
         doubt = "" if exists is Answer.YES else "; whether that thread exists at the fork is not known"
         verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
         conditions = Conditions(
@@ -419,7 +440,7 @@ class _Window:
         is_sure = _is_sure(address) and all(self.graph.kind[e] in CALLS for e in (*child.edges, *thread.edges))
         is_ordinary = is_sure and child.depth <= self._limits[0] and thread.depth <= _HELD[0] and not rare
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
-        is_doubtful = rare or Answer.UNKNOWN in answers
+        is_doubtful = rare or Answer.UNKNOWN in answers or not starts_near(self.window)
         if is_doubtful and severity.rank < Severity.LOW.rank:
             severity = Severity.LOW
         return severity, verdict

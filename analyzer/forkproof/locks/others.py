@@ -242,6 +242,10 @@ class OtherLocks:
         """The locks that a function makes new by a call."""
         return {value for _, value in self._made(function)}
 
+    def makes_another(self, function: Function) -> bool:
+        """It makes a lock new whose address is not known: a parameter's, or one that some other way leads to."""
+        return any(not addresses for _, addresses in self._made_at(function))
+
     def cleared_in(self, function: Function) -> list[tuple[int, Value]]:
         """Where a function makes a lock new, by a call or by storing 0 to a word that it takes no lock at."""
         if function not in self._cleared:
@@ -253,13 +257,16 @@ class OtherLocks:
         return {}
 
     def _made(self, function: Function) -> list[tuple[int, Value]]:
+        return [(site, value) for site, values in self._made_at(function) for value in values]
+
+    def _made_at(self, function: Function) -> list[tuple[int, list[Value]]]:
         locks, graph, flow = self.summaries.library, self.graph, self.flow
         targets = {int(graph.site[e]): Function(int(graph.target[e])) for e in flow.outgoing(function)}
         arguments = {s: locks[t].argument for s, t in targets.items() if t in locks and locks[t].op == "init"}
         found = []
         for site, state in flow.states(function, arguments).items():
             value = state.register(flow.convention.arguments[arguments[site]])
-            found += [(site, v) for v in self._addresses(flow.program.object_of(function), value)]
+            found.append((site, self._addresses(flow.program.object_of(function), value)))
         return found
 
     def _stored(self, function: Function) -> list[tuple[int, Value]]:
