@@ -19,7 +19,7 @@ from forkproof.code.operations import Call
 from forkproof.locks.chosen import Stores
 from forkproof.locks.runs import Turn
 from forkproof.locks.summary import Step, Summaries, Taken
-from forkproof.locks.values import Content, Entry, Named, Object, Value, Word, root
+from forkproof.locks.values import Content, Named, Object, Value, Word
 
 _DEEPEST: Final = 12
 _REPORTING: Final = frozenset({"write", "writev", "abort", "fprintf", "vfprintf", "perror", "syslog"})
@@ -86,17 +86,17 @@ class Occasions:
 
     def _decide(self, function: Function, address: Value, depth: int) -> bool:
         summaries = self.summaries
-        if not any(t.address == address for t in summaries.of(function).taken):
+        if address not in summaries.of(function).addresses:
             return False
         run = summaries.run(function)
         goals = {run.block_of(a.site) for a in run.acquires if a.address == address}
         for call in run.calls:
             callee = Function(call.target)
-            for taken in summaries.of(callee).taken:
-                if taken.address != address and not isinstance(root(taken.address.base), Entry):
-                    continue
-                passed = summaries.replaced(callee, call.arguments, taken.address)
-                if passed == address and self.is_sure(callee, taken.address, depth + 1):
+            summary = summaries.of(callee)
+            same = (address,) if address in summary.addresses else ()
+            for taken in dict.fromkeys((*same, *(t.address for t in summary.entering))):
+                passed = summaries.replaced(callee, call.arguments, taken)
+                if passed == address and self.is_sure(callee, taken, depth + 1):
                     goals.add(run.block_of(call.site))
         return bool(goals) and run.blocks.surely_reaches(goals)
 

@@ -75,6 +75,16 @@ class Summary:
     is_complete: bool = True
 
     @cached_property
+    def addresses(self) -> frozenset[Value]:
+        """The locks that it takes."""
+        return frozenset(t.address for t in self.taken)
+
+    @cached_property
+    def entering(self) -> tuple[Taken, ...]:
+        """Those that it reaches through an argument."""
+        return tuple(t for t in self.taken if isinstance(root(t.address.base), Entry))
+
+    @cached_property
     def parameters(self) -> frozenset[str]:
         """Registers on entry that its locks are reached through."""
         exits = (h for e in self.exits for h in e.held)
@@ -86,7 +96,7 @@ class Summary:
     def depends_on_caller(self) -> bool:
         """Its locks are the caller's arguments, or it leaves something locked or unlocked."""
         return (
-            any(isinstance(root(t.address.base), Entry) for t in self.taken)
+            bool(self.entering)
             or any(e.held for e in self.exits)
             or any(isinstance(root(r.base), Entry) for r in self.releases)
         )
@@ -116,6 +126,8 @@ class Summaries:
         self.known: dict[Function, Summary] = {}
         self.runs: dict[Function, Run] = {}
         self.interpreted = 0
+        self._places: dict[Value, dict[Function, tuple[Step, ...]]] = {}
+        self._indexed = -1
         self._descriptors: dict[int, frozenset[int]] = {}
         self.prepared: dict[Function, tuple[Held, bool]] = {}
         self.forking: frozenset[Function] = frozenset(flow.forkers)
@@ -283,20 +295,23 @@ class Summaries:
 
         Those that acquire it themselves, and those that pass it to a function that locks what it is given.
         """
-        found: dict[Function, tuple[Step, ...]] = {}
+        if self._indexed != len(self.runs):
+            self._places, self._indexed = self._index(), len(self.runs)
+        return dict(self._places.get(address, {}))
+
+    def _index(self) -> dict[Value, dict[Function, tuple[Step, ...]]]:
+        found: dict[Value, dict[Function, tuple[Step, ...]]] = {}
         for function, run in self.runs.items():
             for call in run.calls:
                 callee = Function(call.target)
-                for taken in self.of(callee).taken:
-                    if not taken.blocking and call.site not in run.waiting_calls:
-                        continue
-                    if isinstance(root(taken.address.base), Entry):
+                for taken in self.of(callee).entering:
+                    if taken.blocking or call.site in run.waiting_calls:
                         passed = self._settled(function, self.replaced(callee, call.arguments, taken.address))
-                        if passed == address:
-                            found.setdefault(function, (Step(function, call.site), *taken.path))
+                        found.setdefault(passed, {}).setdefault(function, (Step(function, call.site), *taken.path))
             for acquire in run.acquires:
-                if acquire.blocking and self._settled(function, acquire.address) == address:
-                    found.setdefault(function, (Step(function, acquire.site),))
+                if acquire.blocking:
+                    settled = self._settled(function, acquire.address)
+                    found.setdefault(settled, {}).setdefault(function, (Step(function, acquire.site),))
         return found
 
     def replaced(self, callee: Function, arguments: tuple[Value, ...], value: Value) -> Value:
