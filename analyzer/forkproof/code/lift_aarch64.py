@@ -240,8 +240,6 @@ def _compare(name: str, first: Operand | None, second: Operand | None, bits: int
         return (ForgetFlags(),)
     if name == "cmp":
         return (Compare(first, second, bits),)
-    if name == "tst" and (narrow := _LOW_BITS.get(second)) is not None:  # how a bool that a call returns is tested
-        return (Compare(first, Const(0), narrow, carry=False),)
     if name == "cmn" and isinstance(second, Const):
         return (Compare(first, Const(-second.value), bits, carry=second.value != 0),)
     return (Test(first, second, bits, carry=False),) if name == "tst" else (ForgetFlags(),)

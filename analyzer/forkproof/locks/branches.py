@@ -17,6 +17,7 @@ from forkproof.locks.values import ZERO, Base, Content, Entry, Named, Old, Statu
 
 _BESIDE: Final = 64
 """Bytes between the two words of a ticket lock."""
+_LOW_BITS: Final = {0xFF: 8, 0xFFFF: 16, 0xFFFFFFFF: 32}
 _FAR: Final = 64
 """Blocks after a failed attempt in which its wait is looked for."""
 EQ: Final = Condition.EQ
@@ -33,7 +34,14 @@ def compared(branch: Branch, state: State) -> Flags | None:
         return Flags("cmp", state.register(branch.operand.name), ZERO, branch.bits)
     flags = state.flags
     if flags is not None and flags.kind == "test":
-        return flags._replace(kind="cmp", right=ZERO) if flags.left == flags.right else None
+        if flags.left == flags.right:
+            return flags._replace(kind="cmp", right=ZERO)
+        width = _LOW_BITS.get(flags.right.offset) if flags.right.base is None else None
+        # How a bool that a call returns is tested on AArch64. The sign is that of the whole register, so only
+        # whether it is zero is told.
+        if width is None or branch.condition not in (Condition.EQ, Condition.NE):
+            return None
+        return flags._replace(kind="cmp", right=ZERO, bits=width)
     return flags
 
 
