@@ -199,7 +199,9 @@ class TestQemu:
     def test_stock_library_is_refuted(self, sysroot_amd64: Path) -> None:
         for _ in range(RUNS):
             found = self.run(sysroot_amd64, [])
-            assert verdicts([f for f in found if f.object.startswith("libtcmalloc")]) == {Verdict.REFUTED}
+            # lock-reentry is about no fork, and the lock that it names is taken only when the heap profiler is on.
+            forks = [f for f in found if f.object.startswith("libtcmalloc") and f.rule != "lock-reentry"]
+            assert verdicts(forks) == {Verdict.REFUTED}
             assert Verdict.CONFIRMED not in verdicts(found), "the child asks for no lock of libc that a thread takes"
 
     def test_without_handlers_it_is_confirmed(self, sysroot_amd64: Path, hookless: str) -> None:
