@@ -78,11 +78,11 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, prove
             found.append(target)
             findings += hazards
             diagnostics += notes
-            errors += _lacking(name, target, options)
+            errors += lacking(name, target, options)
     return Report(tuple(found), tuple(in_order(tuple(findings))), tuple(diagnostics), tuple(errors))
 
 
-def _lacking(name: str, target: Target, options: ScanOptions) -> list[str]:
+def lacking(name: str, target: Target, options: ScanOptions) -> list[str]:
     """One message for all the libraries that were not found, with what to do about it."""
     names = list({library.rsplit("/", 1)[-1]: library for library in reversed(target.missing)}.values())[::-1]
     if not names:

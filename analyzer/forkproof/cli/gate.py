@@ -129,9 +129,14 @@ def exit_code(report: Report, fail_on: str) -> int:
     mildest = limit(fail_on)
     if mildest is not None and any(f.is_open and f.severity.rank <= mildest.rank for f in report.findings):
         return EXIT_FINDINGS
-    incomplete = (
+    incomplete = is_incomplete(report)
+    return EXIT_INPUT if incomplete else EXIT_CLEAN
+
+
+def is_incomplete(report: Report) -> bool:
+    """Something was not analysed: a target, a library, a preload."""
+    return (
         bool(report.errors)
         or any(target.missing for target in report.targets)
         or any(diagnostic.level == "error" for diagnostic in report.diagnostics)
     )
-    return EXIT_INPUT if incomplete else EXIT_CLEAN

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from forkproof.cli import output, running
-from forkproof.cli.gate import FAIL_ON, limit
+from forkproof.cli.gate import FAIL_ON, is_incomplete, limit
 from forkproof.cli.progress import progress
 from forkproof.errors import EXIT_CLEAN, EXIT_FINDINGS, EXIT_INPUT
 from forkproof.options import ScanOptions
@@ -155,4 +155,4 @@ class Request:
         """See the command's help."""
         if found.refusals or found.left(limit(self.fail_on)) or found.still_hangs:
             return EXIT_FINDINGS if found.decisions else EXIT_CLEAN
-        return EXIT_INPUT if found.before.errors or found.is_undecided else EXIT_CLEAN
+        return EXIT_INPUT if is_incomplete(found.before) or found.is_undecided else EXIT_CLEAN

@@ -132,8 +132,8 @@ def mitigate(
 def _scanned(target: str, options: ScanOptions, sysroot: Sysroot, progress: Progress, look: _Scan) -> Report:
     loaded = pipeline.load(sysroot.locate(target), options, sysroot)
     result, findings, notes = pipeline.scan_one(loaded, sysroot, options, load_signatures(), progress, look)
-    lacking = tuple(f"{target}: library {name} was not found; it was not analysed" for name in result.missing)
-    return Report((result,), tuple(in_order(tuple(findings))), tuple(notes), lacking)
+    unfound = pipeline.lacking(target, result, options)
+    return Report((result,), tuple(in_order(tuple(findings))), tuple(notes), tuple(unfound))
 
 
 def _probed(

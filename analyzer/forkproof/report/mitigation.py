@@ -73,6 +73,7 @@ def _lines(found: Mitigation, limit: Severity | None, width: int, *, verbose: bo
         path = found.before.targets[0].path
         text = f"{path}: nothing to mitigate: no allocator that it uses lacks the registration of its fork handlers"
         yield from wrapped(text, width, indent=2, style="heading")
+        yield from _not_analysed(found.before, width)
         return
     for decision in found.decisions:
         yield from _decided(decision, width)
@@ -153,7 +154,12 @@ def _summary(found: Mitigation, limit: Severity | None, width: int) -> Iterator[
     yield from wrapped(
         f"{found.before.targets[0].path}: {word}: {_because(found, limit)}", width, indent=2, style=style
     )
-    for message in found.before.errors:
+    yield from _not_analysed(found.before, width)
+
+
+def _not_analysed(report: Report, width: int) -> Iterator[Line]:
+    grave = (f"{d.object}: {d.message}" for d in report.diagnostics if d.level == "error")
+    for message in dict.fromkeys((*report.errors, *grave)):
         yield from wrapped(message, width, first=line(Span("not analysed: ", "error")), indent=2)
 
 
