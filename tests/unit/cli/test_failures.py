@@ -10,7 +10,7 @@ import pytest
 
 from forkproof.model import Diagnostic, Report
 from forkproof.options import ScanOptions
-from forkproof.pipeline import _lacking
+from forkproof.pipeline import lacking
 from tests.unit.cli.conftest import Pipeline, run
 from tests.unit.report import samples
 
@@ -60,7 +60,7 @@ class TestMatrix:
 class TestMissingLibraries:
     def message(self, *missing: str, sysroot: Path | None = None) -> str:
         target = replace(samples.TARGET, missing=missing)
-        (message,) = _lacking("x", target, ScanOptions(sysroot=sysroot))
+        (message,) = lacking("x", target, ScanOptions(sysroot=sysroot))
         return message
 
     def test_one_message_for_all(self) -> None:
