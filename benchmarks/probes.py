@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Probe every fixture many times, and time the probes: `python benchmarks/probes.py`, or `make probe-runs`.
 
-    verdicts    each fixture that hangs is to be confirmed in every run, each clean twin in none; after each run nothing
-                of the program is to be left, running or stopped
-    time        a whole `forkproof probe` process, median; beside it a loop that only runs the program, for as long as
-                one probe takes, and how many of its runs hung
+    verdicts    each fixture that hangs is to be confirmed in every run, each clean twin, asked the same question, in
+                none; after each run nothing of the program is to be left, running or stopped. Each is scanned once.
+                --machine aarch64 does it in the laboratory's virtual machine.
+    time        a whole `forkproof probe` process, median, with the share of the scan and of the probe; beside it a
+                loop that only runs the program, for as long as one probe takes, and how many of its runs hung
 
 Figures depend on the machine and on what else runs there: the load average is printed beside them.
 """
@@ -15,59 +16,146 @@ import argparse
 import ctypes
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fixtures.build import DEFAULT_OUTPUT, build
+from fixtures.build import DEFAULT_OUTPUT, Result, build
+from tools import laboratory, probe_fixtures
+from tools.sysroot import find
 
-HANGING: Final = (
-    "daemon_unhooked", "daemon_mutex", "daemon_futex", "daemon_decoy", "daemon_call", "daemon_partial", "cxx_new",
-    "daemon_lockable", "child_localtime",
-)  # fmt: skip
-CLEAN: Final = (
-    "daemon_hooked", "daemon_mutex_hooked", "daemon_futex_hooked", "daemon_once", "daemon_shimmed", "cxx_new_hooked",
-    "daemon_lockable_shimmed", "child_write", "own_mutex_hooked", "reentry_ends",
-)  # fmt: skip
+HERE: Final = Path(__file__).resolve().parents[1]
 TIMED: Final = "daemon_mutex"
 _SETTLE: Final = 1.0
 """Seconds after which a run of the bare program that has not ended counts as hung: it takes milliseconds."""
 
 
-@dataclass
-class Row:
-    """The runs of one program."""
-
-    verdicts: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    left: int = 0
+# Verdicts.
 
 
-def verdict(output: str) -> str:
-    """Of a whole report: the strongest of its findings' verdicts."""
-    found = {f["probe"]["verdict"] for f in json.loads(output)["findings"] if f["probe"]}
+def planner(machine: str, built: Result, folder: Path) -> probe_fixtures.Planner:
+    """Scans the fixtures where they are, or, for another machine, where its root will have them."""
+    if machine == platform.machine():
+        return probe_fixtures.Planner(built)
+    system = find("bookworm-arm64")
+    if system is None:
+        sys.exit(laboratory.missing())
+    return probe_fixtures.for_guest(built, folder / "root", system)
+
+
+def results(machine: str, jobs: Sequence[dict[str, Any]], plans: Path, fixtures: Path) -> Iterator[dict[str, Any]]:
+    """Run them: here in a process each, there all in one boot."""
+    (plans / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    script = HERE / "tools" / "probe_jobs.py"
+    if machine == platform.machine():
+        for job in jobs:
+            out = plans / "results.json"
+            subprocess.run(
+                [sys.executable, script, plans / "jobs.json", out, job["name"]], check=True,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            yield from json.loads(out.read_text(encoding="utf-8"))
+        return
+    files = {"plans": plans, "probe_jobs.py": script, "fixtures": fixtures}
+    done = laboratory.run("python3 probe_jobs.py plans/jobs.json /work/out/results.json\n", files, seconds=7200)
+    if "results.json" not in done.files:
+        sys.exit(f"the machine brought nothing back:\n{done.console[-3000:]}")
+    yield from json.loads(done.files["results.json"])
+
+
+def verdicts(machine: str, runs: int, only: Sequence[str], kept: Path | None) -> bool:
+    """The table of all fixtures; true when all are as they should be."""
+    built = build(machine, DEFAULT_OUTPUT)
+    hanging = [f for f in probe_fixtures.hanging(built.fixtures, machine) if not only or f.name in only]
+    clean = [f for f in probe_fixtures.clean(built.fixtures, machine) if not only or f.name in only]
+    with tempfile.TemporaryDirectory(prefix="forkproof-probes-") as scratch:
+        folder = Path(scratch)
+        plans = kept or folder / "plans"
+        plans.mkdir(parents=True, exist_ok=True)
+        scans = planner(machine, built, folder)
+        jobs = []
+        for fixture in (*hanging, *clean):
+            if not (path := plans / f"{fixture.name}.json").exists():
+                path.write_text(scans.text(fixture), encoding="utf-8")
+            command = [scans.program(fixture)]
+            jobs.append(
+                {
+                    "name": fixture.name,
+                    "plan": f"{fixture.name}.json",
+                    "command": command,
+                    "runs": runs,
+                    "covered": True,
+                }
+            )
+        right = [
+            show(found, is_hanging=found["name"] in {f.name for f in hanging})
+            for found in results(machine, jobs, plans, folder / "root" / probe_fixtures.GUEST.lstrip("/"))
+        ]
+    print(f"{machine}: {sum(right)} of {len(right)} fixtures as they should be")
+    return all(right)
+
+
+def strongest(found: Sequence[str]) -> str:
+    """Of a run's verdicts."""
     return next((v for v in ("confirmed", "refuted", "inconclusive") if v in found), "nothing to probe")
 
 
-def probe(command: Sequence[str], options: Sequence[str] = ()) -> tuple[str, float, float]:
-    """One whole process: verdict, seconds, CPU seconds."""
+def show(result: dict[str, Any], *, is_hanging: bool) -> bool:
+    """A line of the table, and the reasons of runs that are not as they should be."""
+    words = Counter(map(strongest, result["verdicts"]))
+    left = [line for lines in result["left"] for line in lines]
+    is_right = set(words) == {"confirmed"} if is_hanging else not words["confirmed"]
+    counts = ", ".join(f"{n} {v}" for v, n in words.most_common())
+    figures = f"{median(result['seconds']):6.2f} s  {median(result['cpu']):5.2f} CPU s  left {len(left)}"
+    name = f"{result['name']} ({'hangs' if is_hanging else 'clean'})"
+    print(
+        f"{name:<34} {counts:<34} {figures}{'' if is_right and not left else '  <-- NOT AS IT SHOULD BE'}", flush=True
+    )
+    reasons = Counter(
+        why
+        for lines, seen in zip(result["why"], result["verdicts"], strict=True)
+        if is_hanging and "confirmed" not in seen
+        for why in lines
+    )
+    for line, times in (*reasons.items(), *Counter(left).items()):
+        print(f"    {times}x {line}", flush=True)
+    return is_right and not left
+
+
+# Time.
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One whole process."""
+
+    verdict: str
+    seconds: float
+    cpu: float
+
+
+def timed(arguments: Sequence[str]) -> Timed:
+    """`forkproof probe` with these arguments."""
     before, start = os.times(), time.perf_counter()
-    whole = [sys.executable, "-m", "forkproof", "probe", "--covered", "--format", "json", *options, "--", *command]
-    done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "forkproof", "probe", *arguments], capture_output=True, text=True, check=False
+    )
     seconds, after = time.perf_counter() - start, os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return verdict(done.stdout) if done.stdout else f"exit {done.returncode}", seconds, cpu
+    found = json.loads(done.stdout)["findings"] if done.stdout else []
+    return Timed(strongest([f["probe"]["verdict"] for f in found if f["probe"]]), seconds, cpu)
 
 
 def processes_of(paths: Sequence[str]) -> Iterator[int]:
@@ -76,18 +164,6 @@ def processes_of(paths: Sequence[str]) -> Iterator[int]:
         with suppress(OSError):
             if str(link.readlink()) in paths:
                 yield int(link.parent.name)
-
-
-def measured(command: Sequence[str], runs: int, options: Sequence[str] = ()) -> Row:
-    """Probe one program so often."""
-    row = Row()
-    for _ in range(runs):
-        found, seconds, cpu = probe(command, options)
-        row.verdicts[found] += 1
-        row.seconds.append(seconds)
-        row.cpu.append(cpu)
-        row.left += len(list(processes_of([command[0]])))
-    return row
 
 
 def brute_force(
@@ -139,45 +215,45 @@ def qemu(root: Path) -> tuple[list[str], list[str], dict[str, str]]:
     return [*command, "-machine", "none", "-daemonize"], options, environment
 
 
-def show(name: str, row: Row, wanted: str) -> None:
-    """A line of the table."""
-    words = ", ".join(f"{n} {v}" for v, n in row.verdicts.most_common())
-    is_right = set(row.verdicts) == {"confirmed"} if wanted == "confirmed" else not row.verdicts["confirmed"]
-    mark = "" if is_right and not row.left else "  <-- NOT AS IT SHOULD BE"
-    figures = f"{median(row.seconds):6.2f} s  {median(row.cpu):5.2f} CPU s  left {row.left}"
-    print(f"{name:<26} {words:<34} {figures}{mark}", flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Probe every fixture many times, and time the probes.")
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--only", action="append", metavar="FIXTURE")
-    parser.add_argument("--no-times", action="store_true")
-    asked = parser.parse_args()
-    built = build("x86_64", DEFAULT_OUTPUT)
-    print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors; {asked.runs} runs each")
-    for wanted, names in (("confirmed", HANGING), ("clean", CLEAN)):
-        for name in names if not asked.only else [n for n in names if n in asked.only]:
-            show(name, measured([str(built.tree.path(built.fixtures[name]))], asked.runs), wanted)
-    if not asked.no_times:
-        times(built.tree.path(built.fixtures[TIMED]))
-
-
 def times(small: Path) -> None:
     """Time to verdict, beside brute force."""
-    from tools.sysroot import find
-
     cases: list[tuple[str, list[str], list[str], dict[str, str]]] = [("small program", [str(small)], [], {})]
     root = find("bookworm-amd64")
     if root is not None:
         cases.append(("QEMU", *qemu(root)))
     for name, command, options, environment in cases:
-        row = measured(command, 5, options)
-        seconds = median(row.seconds)
+        rows = {"whole": [timed([*options, "--format=json", "--", *command]) for _ in range(5)]}
+        with tempfile.TemporaryDirectory(prefix="forkproof-probes-") as folder:
+            plan = f"{folder}/plan.json"
+            rows["scan alone"] = [timed([*options, f"--write-plan={plan}", "--", *command]) for _ in range(5)]
+            by_plan = [*options, f"--plan={plan}", "--format=json", "--", *command]
+            rows["probe alone"] = [timed(by_plan) for _ in range(5)]
+        print(f"{name}, medians of 5, load average {os.getloadavg()[0]:.1f}")
+        for what, row in rows.items():
+            found = "" if what == "scan alone" else f"  {dict(Counter(r.verdict for r in row))}"
+            print(
+                f"  {what:<12} {median(r.seconds for r in row):6.2f} s {median(r.cpu for r in row):6.2f} CPU s{found}"
+            )
+        seconds = median(r.seconds for r in rows["whole"])
         runs, hung = brute_force(command, seconds, environment, lives_on=name == "QEMU")
-        words = f"time to verdict {seconds:.2f} s, {median(row.cpu):.2f} CPU s, medians of 5 ({dict(row.verdicts)})"
-        loop = f"a loop of the bare program for as long: {runs} runs, {hung} hung"
-        print(f"{name}: {words}; {loop}; load average {os.getloadavg()[0]:.1f}", flush=True)
+        print(f"  a loop of the bare program for {seconds:.1f} s: {runs} runs, {hung} hung", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Probe every fixture many times, and time the probes.")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--machine", choices=("x86_64", "aarch64"), default=platform.machine())
+    parser.add_argument("--only", action="append", default=[], metavar="FIXTURE")
+    parser.add_argument("--plans", type=Path, metavar="DIR", help="Keep the plans, and use those that are there.")
+    parser.add_argument("--no-verdicts", action="store_true")
+    parser.add_argument("--no-times", action="store_true")
+    asked = parser.parse_args()
+    print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors; {asked.runs} runs each")
+    is_right = asked.no_verdicts or verdicts(asked.machine, asked.runs, asked.only, asked.plans)
+    if not asked.no_times and asked.machine == platform.machine():
+        built = build(asked.machine, DEFAULT_OUTPUT)
+        times(built.tree.path(built.fixtures[TIMED]))
+    sys.exit(not is_right)
 
 
 if __name__ == "__main__":

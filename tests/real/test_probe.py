@@ -121,6 +121,8 @@ class TestFixtures:
         [
             ("reentry_hangs", "alloc_reentrant", Verdict.CONFIRMED),
             ("reentry_ends", "alloc_reentry_safe", Verdict.INCONCLUSIVE),
+            ("relocks_hangs", "alloc_relocks", Verdict.CONFIRMED),
+            ("relocks_ends", "alloc_relocks_recursive", Verdict.REFUTED),
         ],
     )
     def test_lock_reentry(self, built_fixtures: object, name: str, library: str, verdict: Verdict) -> None:

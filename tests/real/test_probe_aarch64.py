@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from fixtures.build import Result
 from forkproof.cli.probe import plan_text
 from forkproof.mitigate.apply import mitigate
 from forkproof.options import QUIET, ScanOptions
-from tests.support import probe_in_guest
-from tools import laboratory
+from tools import laboratory, probe_fixtures, probe_jobs
 
 QEMU = "/usr/bin/qemu-system-aarch64"
 DAEMON = [QEMU, "-S", "-no-user-config", "-nodefaults", "-nographic", "-machine", "none", "-daemonize"]
@@ -38,20 +36,6 @@ RUNS, FIXTURE_RUNS = (1, 1) if IS_SMALL else (5, int(os.environ.get("FORKPROOF_P
 Results = Mapping[str, Any]
 
 
-def _small_sysroot(folder: Path, system: Path, fixtures: Path) -> Path:
-    """libc and the fixtures, where they will be in the machine."""
-    libraries = folder / "usr/lib/aarch64-linux-gnu"
-    libraries.mkdir(parents=True)
-    (folder / "lib").symlink_to("usr/lib")
-    for name in ("libc.so.6", "ld-linux-aarch64.so.1"):
-        shutil.copy2(system / "usr/lib/aarch64-linux-gnu" / name, libraries / name)
-    (folder / "usr/lib/ld-linux-aarch64.so.1").symlink_to("aarch64-linux-gnu/ld-linux-aarch64.so.1")
-    shutil.copytree(
-        fixtures, folder / "work/fixtures", ignore=shutil.ignore_patterns("stripped", "O0", "minidebug", "separate")
-    )
-    return folder
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, sysroot_arm64: Path, built_aarch64: Result) -> Results:
     if not LEVEL:
@@ -59,12 +43,11 @@ def results(tmp_path_factory: pytest.TempPathFactory, sysroot_arm64: Path, built
     if (reason := laboratory.missing()) is not None:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("laboratory")
-    fixtures = built_aarch64.tree.root()
-    small = _small_sysroot(folder / "root", sysroot_arm64, fixtures)
+    planner = probe_fixtures.for_guest(built_aarch64, folder / "root", sysroot_arm64)
     plans = folder / "plans"
     plans.mkdir()
     options = ScanOptions(sysroot_arm64, preload=("libtcmalloc.so.4",))
-    shim = small / "work/fixtures/libforkshim.so"
+    shim = folder / "root" / SHIM.lstrip("/")
     mitigated = mitigate(QEMU, options, shim, None, None, 60, QUIET)
     assert mitigated.shim is not None
     incident = plan_text(QEMU, options)
@@ -88,22 +71,22 @@ def results(tmp_path_factory: pytest.TempPathFactory, sysroot_arm64: Path, built
     for job in jobs:
         job["rule"] = "atfork-unbound"
     for name in (*HANGING, *CLEAN):
-        path = f"/work/fixtures/{name}"
-        (plans / f"{name}.json").write_text(plan_text(path, ScanOptions(small)), encoding="utf-8")
+        fixture = built_aarch64.fixtures[name]
+        (plans / f"{name}.json").write_text(planner.text(fixture), encoding="utf-8")
         jobs.append(
             {
                 "name": name,
                 "plan": f"plans/{name}.json",
-                "command": [path],
+                "command": [planner.program(fixture)],
                 "preload": [],
                 "runs": FIXTURE_RUNS,
                 "covered": True,
             }
         )
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    files = {"plans": plans, "jobs.json": folder / "jobs.json", "fixtures": small / "work/fixtures"}
-    files["guest.py"] = Path(probe_in_guest.__file__)
-    done = laboratory.run("python3 guest.py jobs.json /work/out/results.json\n", files, seconds=1500)
+    files = {"plans": plans, "jobs.json": folder / "jobs.json", "fixtures": shim.parent}
+    files["probe_jobs.py"] = Path(probe_jobs.__file__)
+    done = laboratory.run("python3 probe_jobs.py jobs.json /work/out/results.json\n", files, seconds=1500)
     if "results.json" not in done.files:
         pytest.fail(f"the machine brought nothing back:\n{done.console[-3000:]}")
     return {result["name"]: result for result in json.loads(done.files["results.json"])}
@@ -136,4 +119,4 @@ class TestInTheMachine:
         assert results[name]["verdicts"] == [["refuted"]] * FIXTURE_RUNS
 
     def test_nothing_is_left_over(self, results: Results) -> None:
-        assert {name: result["left"] for name, result in results.items() if result["left"]} == {}
+        assert {name: result["left"] for name, result in results.items() if any(result["left"])} == {}

@@ -15,6 +15,7 @@ from typing import Final
 
 from forkproof.model import Frame
 from forkproof.probe import watch
+from forkproof.probe.sites import AcquireSite
 from forkproof.probe.stack import Address
 from forkproof.probe.stage import Kind, Scene, Stage
 from forkproof.probe.tracee import Process
@@ -64,6 +65,8 @@ class Census:
     after: Counter[int] = field(default_factory=Counter)
     """Locks that children asked for."""
     places: dict[int, Address] = field(default_factory=dict)
+    sites: dict[int, set[AcquireSite]] = field(default_factory=dict)
+    """Where in the code each was taken."""
     end: str = ""
     seconds: float = 0.0
 
@@ -133,6 +136,7 @@ class _Run:
             counts = census.after if is_child else census.leader if thread.is_leader else census.before
             counts[scene.lock] += 1
             census.places.setdefault(scene.lock, self.stage.modules.address(thread.process, scene.lock))
+            census.sites.setdefault(scene.lock, set()).add(acquire.site)
         at = thread.registers.pc
         key = thread.process.pid, at, thread.is_leader
         self.met[key] += 1

@@ -36,6 +36,10 @@ _ATTEMPTS: Final = 6
 """Steered runs for one fork: each with a lock that the runs before did not try."""
 _FORKS: Final = 3
 """Forks of one finding that are steered, one after the other."""
+_OFTEN: Final = 4
+"""A lock that other threads took so often before the fork will be taken again while the forking thread waits there."""
+_HUNG_TIMES: Final = 10
+"""A program that was seen to hang on itself may never come to fork: it gets so many times as long as that took."""
 RULES: Final = frozenset({"inherited-lock", "atfork-unbound", "atfork-absent", "atfork-incomplete", "unsafe-call"})
 """Rules whose claim is that a child can inherit a taken lock: what steering can show."""
 _REENTRY: Final = "lock-reentry"
@@ -93,6 +97,7 @@ class Prover:
     def __init__(self, wanted: Wanted, progress: Progress = QUIET) -> None:
         self.wanted, self.progress = wanted, progress
         self.census: Census | None = None
+        self._census_lines: tuple[str, ...] = ()
         self.seconds = 0.0
         self._tries: dict[tuple[str, int], _Try] = {}
         self._sites: dict[str, tuple[AcquireSite, ...]] = {}
@@ -114,10 +119,13 @@ class Prover:
             self._known = plan.known
             self._sites = {name: plan.sites.get(name, ()) for name in objects}
             self._asked = {lock for lock in plan.locks if lock.name == self.wanted.lock}
-            if covered or any(f.rule != _REENTRY for f in chosen):
-                self.census = self._count()
+        proven = self._reentries([f for f in chosen if f.rule == _REENTRY])
+        forking = [f for f in chosen if f.rule != _REENTRY]
+        if covered or forking:
+            hangs = any(f.verdict is Verdict.CONFIRMED for f in proven.values())
+            self.census = self._count(_HUNG_TIMES * (time.monotonic() - begun) if hangs else self.wanted.seconds)
         # Findings of a fork first: those of a whole object are shown by any of its forks.
-        proven = {id(f): self._proven(f) for f in sorted(chosen, key=lambda f: f.fork is None)}
+        proven |= {id(f): self._proven(f) for f in sorted(forking, key=lambda f: f.fork is None)}
         self.seconds = time.monotonic() - begun
         return [proven.get(id(f), f) for f in findings] + [as_covered(self._proven(f)) for f in covered]
 
@@ -126,11 +134,13 @@ class Prover:
     def _stage(self, sites: Sequence[AcquireSite], fork: Frame | None) -> Stage:
         return Stage(self.wanted.command, sites, fork, self._known)
 
-    def _count(self) -> Census:
+    def _count(self, seconds: float) -> Census:
         self.progress.stage("probe: a run without steering", 0, 0)
         every = tuple(dict.fromkeys(site for sites in self._sites.values() for site in sites))
         with self._stage(every, None) as stage:
-            return counting.take(stage, self.wanted.seconds)
+            census = counting.take(stage, min(seconds, self.wanted.seconds))
+        self._census_lines = tuple(census_lines(census))
+        return census
 
     def _perform(self, finding: Finding, cast: Cast) -> Performance:
         step = "steering" if cast.holds else "the control run"
@@ -141,7 +151,10 @@ class Prover:
     # ---- one finding -----------------------------------------------------------------------
 
     def _proven(self, finding: Finding) -> Finding:
-        record = self._reentered(finding) if finding.rule == _REENTRY else self._record(finding)
+        return self._with(finding, self._record(finding))
+
+    @staticmethod
+    def _with(finding: Finding, record: ProbeRecord) -> Finding:
         decided = record.verdict in (Verdict.CONFIRMED, Verdict.REFUTED)
         return replace(finding, probe=record, verdict=record.verdict if decided else finding.verdict)
 
@@ -149,7 +162,7 @@ class Prover:
         assert self.census is not None
         census = self.census
         blank = ProbeRecord(
-            Verdict.INCONCLUSIVE, "", self.wanted.command.arguments, census=tuple(census_lines(census))
+            Verdict.INCONCLUSIVE, "", self.wanted.command.arguments, census=self._census_lines
         )  # fmt: skip
         if not self._sites[finding.object]:
             return replace(blank, why=f"no place is known where {finding.object} takes a lock")
@@ -163,11 +176,23 @@ class Prover:
                 tries = tries if fresh in tries else [*tries, fresh]
         return self._verdict(finding, blank, tries)
 
-    def _reentered(self, finding: Finding) -> ProbeRecord:
-        """A run in which one thread, all others standing still, takes the lock and comes back for it, or does not."""
-        self.progress.stage(f"probe: {finding.id}", 0, 0)
-        with self._stage(self._sites[finding.object], None) as stage:
-            seen = reenter.perform(stage, lambda place: is_of(place, finding.lock), self.wanted.seconds)
+    def _reentries(self, findings: list[Finding]) -> dict[int, Finding]:
+        """One run for all of them, which is enough where no thread comes back for any; otherwise one for each."""
+        seen = self._reenter(findings) if len(findings) > 1 else None
+        if seen is not None and seen.outcome is not reenter.Outcome.NEVER:
+            seen = None
+        return {id(f): self._with(f, self._reentered(f, seen or self._reenter([f]))) for f in findings}
+
+    def _reenter(self, findings: Sequence[Finding]) -> reenter.Reentered:
+        """A run in which a thread, all others standing still, takes such a lock and comes back for it, or does not."""
+        self.progress.stage(f"probe: {', '.join(f.id for f in findings)}", 0, 0)
+        sites = dict.fromkeys(site for f in findings for site in self._sites[f.object])
+        with self._stage(tuple(sites), None) as stage:
+            return reenter.perform(
+                stage, lambda place: any(is_of(place, f.lock) for f in findings), self.wanted.seconds
+            )  # fmt: skip
+
+    def _reentered(self, finding: Finding, seen: reenter.Reentered) -> ProbeRecord:
         blank = ProbeRecord(Verdict.INCONCLUSIVE, "", self.wanted.command.arguments, lock=finding.lock)
         name = finding.lock.name if finding.lock is not None else "the lock"
         match seen.outcome:
@@ -175,7 +200,8 @@ class Prover:
                 why = f"a thread came back for {name} while it had it, and the lock let it in again: it is recursive"
                 return replace(blank, verdict=Verdict.REFUTED, why=why)
             case reenter.Outcome.NEVER:
-                often = f"{seen.taken} times" if seen.taken else "never"
+                taken = sum(times for place, times in seen.taken.items() if is_of(place, finding.lock))
+                often = f"{taken} times" if taken else "never"
                 why = (
                     f"{name} was taken {often}, and no thread came back for it while it had it; the program {seen.end}"
                 )
@@ -210,15 +236,21 @@ class Prover:
             return self._tries[key]
         assert self.census is not None
         found = self._tries[key] = _Try()
-        left = frozenset(lock for lock in self.census.wanted if self._is_meant(lock, finding.lock))
+        left = frozenset(lock for lock in self.census.wanted if self._is_meant(lock, finding))
         if not left and (self._asked or (finding.lock is not None and finding.lock.rva is not None)):
             return found
-        leader_too = any(not f.is_leader for f in matching(self.census, finding.fork))
+        cast = Cast(
+            number, left, leader_too=any(not f.is_leader for f in matching(self.census, finding.fork)),
+            early=all(self.census.before[lock] < _OFTEN for lock in left),
+        )  # fmt: skip
         for _ in range(_ATTEMPTS):
-            run = self._perform(finding, Cast(number, left, leader_too=leader_too))
+            run = self._perform(finding, cast)
+            if run.outcome is Outcome.NO_HOLDER and not cast.early:
+                cast = replace(cast, early=True)
+                continue
             found.runs.append(run)
             if run.outcome is Outcome.HUNG and run.lock is not None:
-                control = Cast(number, frozenset({run.lock.address}), holds=False, leader_too=leader_too)
+                control = replace(cast, locks=frozenset({run.lock.address}), holds=False)
                 found.hung, found.control = run, self._perform(finding, control)
                 break
             if run.outcome not in (Outcome.PASSED, Outcome.PROTECTED) or run.lock is None:
@@ -226,13 +258,16 @@ class Prover:
             if run.lock.address not in left or left == {run.lock.address}:
                 break
             left -= {run.lock.address}
+            cast = replace(cast, locks=left)
         return found
 
-    def _is_meant(self, seen: int, lock: Lock | None) -> bool:
+    def _is_meant(self, seen: int, finding: Finding) -> bool:
         """A lock that was seen is one that the finding speaks of, and that was asked for, if one was."""
         assert self.census is not None
+        if self.census.sites[seen].isdisjoint(self._sites[finding.object]):
+            return False
         place = self.census.places.get(seen)
-        return is_of(place, lock) and (not self._asked or any(is_of(place, each) for each in self._asked))
+        return is_of(place, finding.lock) and (not self._asked or any(is_of(place, each) for each in self._asked))
 
     # ---- the verdict -----------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """lock-reentry shown: a thread that has taken a lock comes back for it, and waits for itself.
 
-Owns: one such run. Takes: a `Stage` with the lock's acquire sites, and what tells the lock. Gives: `Reentered`.
+Owns: one such run. Takes: a `Stage` with acquire sites, and what tells the lock, or one of several. Gives: `Reentered`.
 Must never: say that a thread waits for itself unless it took the lock while all others stood still, and came back
       before any of them moved: then the lock that it finds taken is its own, whatever the code in between did.
 Wrong where: the thread waits for another one while it holds the lock: the others are then let go, and who has the lock
@@ -16,8 +16,9 @@ Wrong where: the thread waits for another one while it holds the lock: the other
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -52,8 +53,8 @@ class Reentered:
     holder: ProbeThread | None = None
     """The thread when it had taken the lock."""
     watched: watch.Watched | None = None
-    taken: int = 0
-    """How often the lock was taken."""
+    taken: Mapping[Address, int] = field(default_factory=dict)
+    """How often each such lock was taken, by where it lies."""
     end: str = ""
 
 
@@ -81,7 +82,8 @@ class _Run:
     def __init__(self, stage: Stage, is_it: Callable[[Address], bool], deadline: float) -> None:
         self.stage, self.is_it, self.deadline = stage, is_it, deadline
         self.own: _Own | None = None
-        self.taken = self.recursive = 0
+        self.taken: Counter[Address] = Counter()
+        self.recursive = 0
         self.rest = watch.Rest(stage)
 
     def run(self) -> Reentered:
@@ -93,7 +95,9 @@ class _Run:
                 return found
             if scene.kind is not Kind.SITE:
                 self._note(scene)
-            if self.taken >= _ENOUGH or (scene.kind is Kind.TICK and self.own is None and self.rest.has_come(scene)):
+            if self.taken.total() >= _ENOUGH or (
+                scene.kind is Kind.TICK and self.own is None and self.rest.has_come(scene)
+            ):
                 break
         return self._over(root)
 
@@ -132,7 +136,7 @@ class _Run:
         self.stage.session.freeze(others)
         thread.is_frozen = True
         if attempt(self.stage, thread, acquire):
-            self.taken += 1
+            self.taken[self.stage.modules.address(thread.process, lock)] += 1
             stack = self.stage.modules.stack(thread)
             holder = ProbeThread(self.stage.title(thread), "has just taken the lock", stack)
             self.own = _Own(thread, acquire, lock, holder, others)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +49,7 @@ class Address:
 
 
 class Module:
-    """One ELF file with what is needed to name and unwind its code. Read once, shared by all processes."""
+    """One ELF file with what is needed to name and unwind its code. Read once, shared by all processes and runs."""
 
     def __init__(self, path: str, image: Image, known: Mapping[int, str]) -> None:
         self.path, self.image, self._known = path, image, known
@@ -57,8 +57,14 @@ class Module:
 
     @classmethod
     def of(cls, path: str) -> Module:
-        """The module of a file."""
-        return cls(path, load(path), {})
+        """The module of a file; raises InputError."""
+        return cls.named(path, frozenset())
+
+    @classmethod
+    def named(cls, path: str, known: frozenset[tuple[int, str]]) -> Module:
+        """The same, with names for some of its functions."""
+        stat = Path(path).stat()
+        return _module(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size), known)
 
     @cached_property
     def table(self) -> cfi.Table:
@@ -107,6 +113,12 @@ class Module:
             return f"data_{rva:x}"
         name, offset = demangle(named[index][1]), rva - starts[index]
         return f"{name}+0x{offset:x}" if offset else name
+
+
+@lru_cache(maxsize=512)
+def _module(path: str, _stamp: tuple[int, int, int], known: frozenset[tuple[int, str]]) -> Module:
+    """The stamp is what tells a file from one that takes its place."""
+    return Module(path, load(path), dict(known))
 
 
 def _debug_file(path: str) -> Path | None:
@@ -178,9 +190,9 @@ class Modules:
     def _file(self, path: str) -> Module | None:
         if path not in self._modules:
             try:
-                known = {rva: name for (where, rva), name in self._known.items() if where == path}
-                self._modules[path] = Module(path, load(path), known)
-            except InputError:
+                known = frozenset((rva, name) for (where, rva), name in self._known.items() if where == path)
+                self._modules[path] = Module.named(path, known)
+            except (InputError, OSError):
                 self._modules[path] = None
         return self._modules[path]
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -295,6 +296,7 @@ class Stage:
         return wanted is None or any((f.object, f.function) == (wanted.object, wanted.function) for f in stack)
 
 
+@lru_cache(maxsize=64)
 def decoded(sites: tuple[AcquireSite, ...]) -> tuple[Acquire, ...]:
     """The sites whose instruction is understood."""
     images = {path: load(Path(path)) for path in {site.object for site in sites}}

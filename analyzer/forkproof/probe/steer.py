@@ -9,6 +9,7 @@ Must never: let time decide anything but when to give up.
    is free. Breakpoints come out: the rest runs as fast as it can.
    A program that waits for the parked thread never comes to fork: when nothing moves, the thread is let go, and the
    next time a later acquire is taken.
+   Where other threads were seen to take the lock again and again, nobody is parked before the fork (`Cast.early`).
 3. The forking thread comes to the system call that forks: its prepare handlers have run. It is stopped there, and
    everything else is. If nobody is parked yet, the others run until one is: the forker waits for them.
 4. The parked thread goes over its acquire. If it gets the lock, **hold** it there.
@@ -49,7 +50,9 @@ _PAUSES: Final = 200
 _PAUSE_TICKS: Final = 2
 """Ticks that the forker waits at each of its system calls."""
 _LATE: Final = 250
-"""Ticks that the forker waits at its fork for another thread to come to a lock."""
+"""Ticks that the forker waits at its fork for another thread to come to a lock that is worth holding."""
+_LATE_ANY: Final = 60
+"""The same where no lock is known to be: nobody was seen to take one that a child asks for."""
 _SPINS: Final = 40
 """Ticks in a row in which a thread is found running in a function that acquires, before it is taken for a waiter."""
 _WORD: Final = 4
@@ -82,6 +85,8 @@ class Cast:
     """False: the control run."""
     leader_too: bool = False
     """The leader may be parked: another thread forks."""
+    early: bool = True
+    """A thread may be parked before the forking thread has come to its fork."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ class _Dance:
     def run(self) -> Performance:
         root = self.stage.start()
         self.stage.go(*root.process.threads.values())
-        if len(root.process.threads) > 1:
+        if self.cast.early and len(root.process.threads) > 1:
             self.stage.arm(root.process)
         for scene in self.stage.scenes(self.deadline):
             if scene.kind is Kind.FORK and scene.thread is not None:
@@ -153,7 +158,7 @@ class _Dance:
     def _note(self, scene: Scene) -> None:
         """Before the fork that matters."""
         thread = scene.thread
-        if scene.kind is Kind.CLONED and thread is not None and self.parked is None:
+        if scene.kind is Kind.CLONED and thread is not None and self.parked is None and self.cast.early:
             self.stage.arm(thread.process)
         if scene.kind is Kind.FORKED and scene.child is not None:
             self.stage.disarm(scene.child.process) if scene.call and scene.call.copies_memory else None
@@ -287,6 +292,7 @@ class _Dance:
         self.skip = 0
         self.stage.arm(process)
         quiet = ticks = 0
+        patience = _LATE if self.cast.locks else _LATE_ANY
         spins: dict[int, int] = {}
         for scene in self.stage.scenes(self.deadline):
             if scene.kind is Kind.SITE and scene.thread is not None and scene.thread.process is process:
@@ -302,7 +308,7 @@ class _Dance:
                     break
                 ticks += 1
                 quiet = 0 if any(moves(t) for t in others) else quiet + 1
-                if quiet >= STUCK or ticks >= _LATE:
+                if quiet >= STUCK or ticks >= patience:
                     break
             self.stage.go(scene.thread, scene.child)
         self.stage.disarm(process)
@@ -454,7 +460,7 @@ class _Dance:
                 watched.sample()
                 rests = self.rest.has_come(scene)
                 settling = settling + 1 if watched.hung is not None else 0
-                if watched.hung is not None and (rests or settling >= _SETTLING):
+                if watched.hung is not None and (watched.is_final or rests or settling >= _SETTLING):
                     return replace(found, outcome=Outcome.HUNG, watched=watched.result(watched.hung))
                 if watched.is_over or (not watched.is_waiting and rests):
                     break

@@ -203,9 +203,18 @@ class Watch:
             session.thaw([thread])
 
     def _hangs(self, child: _Child) -> bool:
-        if max(child.futex.values(), default=0) >= SAMPLES:
-            return True
-        return any(asked.in_row >= SAMPLES for asked in child.asked.values())
+        return any(self._waits(child, tid) for tid in child.futex.keys() | child.asked.keys())
+
+    def _waits(self, child: _Child, tid: int) -> bool:
+        """A thread has waited for long enough to say so."""
+        asked = child.asked.get(tid)
+        return child.futex.get(tid, 0) >= SAMPLES or (asked is not None and asked.in_row >= SAMPLES)
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing can come any more: every thread that could get the lock, or fork, waits for it."""
+        left = [c for c in self.children.values() if c.process.is_alive and not c.is_foreign and not c.got]
+        return bool(left) and all(self._waits(c, tid) for c in left for tid in c.process.threads)
 
     @property
     def is_waiting(self) -> bool:
