@@ -440,6 +440,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         lambda call: f"system call {call.number} of {call.machine}",
     ),
     "blocking": Kind("locks", "names", Names, {"names": Field(_names)}),
+    "joins": Kind("threads", "names", Names, {"names": Field(_names)}),
     "noreturn": Kind("noreturn", "names", Names, {"names": Field(_names)}),
 }
 DIRECTORIES: Final = tuple(dict.fromkeys(kind.directory for kind in KINDS.values()))

@@ -678,6 +678,11 @@ class Signatures:
         """Functions that wait for another thread, another process or for time."""
         return self._name_set("blocking")
 
+    @cached_property
+    def joins(self) -> NameSet:
+        """Functions that come back when a thread that was started has ended."""
+        return self._name_set("joins")
+
     def signal_safe(self, edition: str) -> frozenset[str]:
         """The async-signal-safe functions of one edition of POSIX."""
         found: list[SignalSafe] = self._values("signal-safe")

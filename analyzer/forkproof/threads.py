@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -26,11 +26,14 @@ from forkproof.columns import unique
 from forkproof.elf.image import Image
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, Level
+from forkproof.joins import Joins
 from forkproof.model import Answer, WindowKind
 from forkproof.signatures import ThreadStarter
 from forkproof.tables import reached_loosely
 
 _IN_THREADS: Final = CERTAIN | {EdgeKind.THREAD}
+JOINED: Final = "perhaps joined"
+"""Why a thread that was started may not exist at the fork."""
 _MAX_FUNCTIONS: Final = 60
 """Functions on the way to a window whose control flow is followed."""
 
@@ -40,7 +43,7 @@ class ThreadSource:
     """A root from which a thread is started before (or at) a fork."""
 
     why: str
-    """constructor, before the fork, fork handler, or forks from a thread."""
+    """constructor, before the fork, fork handler, or forks from a thread; `JOINED`: it may be gone."""
     root: Function
     path: tuple[int, ...]
     """Edges from the root to the call that starts the thread."""
@@ -109,6 +112,11 @@ class Threads:
     def to_start(self) -> Reach:
         """Distance of every function to the start of a thread."""
         return self.graph.distances(self.primitive_starters, backward=True, without=self.harmless)
+
+    @cached_property
+    def joins(self) -> Joins:
+        """Which of the threads that are started have ended again."""
+        return Joins(self.flow, self.to_start, self.harmless)
 
     @cached_property
     def harmless(self) -> frozenset[int]:
@@ -185,6 +193,8 @@ class Threads:
         path = self.graph.path(root, self.to_start, without=self.harmless)
         if path is None:
             return None
+        if not self.joins.leaves(root):
+            return None
         starter = Function(int(self.graph.target[path[-1]])) if path else root
         return ThreadSource(why, root, tuple(path), starter)
 
@@ -202,6 +212,9 @@ class Threads:
             return Answer.YES, found
         if happens_once and self._on_the_way(window, from_roots, strictly=False) is not None:
             return Answer.UNKNOWN, None  # only in a second round of a loop, but a program becomes a daemon once
+        found = self._on_the_way(window, from_roots, strictly=False, perhaps_ended=True)
+        if found is not None:
+            return Answer.UNKNOWN, replace(found, why=JOINED)
         if self.are_hidden or self.may_clone or self.may_ask or self._may_come_first(window, roots, from_roots):
             return Answer.UNKNOWN, None
         return Answer.NO, None
@@ -286,13 +299,14 @@ class Threads:
             if not starts or not forks:
                 continue
             before = _can_come_before(self._successors(function), forks)
+            starts = [e for e in starts if before(int(graph.site[e]))]
+            ended = self.joins.ended(function, starts, forks)
+            is_once = window.kind is WindowKind.DAEMONIZE
             for edge in starts:
                 site = int(graph.site[edge])
-                if not before(site):
-                    continue
-                is_once = window.kind is WindowKind.DAEMONIZE
                 again = is_once and any(_can_come_before(self._successors(function), {site})(f) for f in forks)
-                (doubtful if again else sure).add(edge)
+                if ended[edge] is not Answer.YES:
+                    (doubtful if again or ended[edge] is Answer.UNKNOWN else sure).add(edge)
         return frozenset(sure), frozenset(doubtful)
 
     def _starts_something(self, edge: int) -> bool:
@@ -318,10 +332,13 @@ class Threads:
             return Answer.YES
         return Answer.UNKNOWN if np.any(self.loosely_reached(roots) & (self.to_start >= 0)) else Answer.NO
 
-    def _on_the_way(self, window: ForkWindow, from_roots: Reach, *, strictly: bool) -> ThreadSource | None:
+    def _on_the_way(
+        self, window: ForkWindow, from_roots: Reach, *, strictly: bool, perhaps_ended: bool = False
+    ) -> ThreadSource | None:
         """A call that starts a thread and can come before the call that leads to the fork.
 
-        `strictly`: and cannot come after it, as it can in a loop around both.
+        `strictly`: and cannot come after it, as it can in a loop around both. `perhaps_ended`: also one whose thread is
+        joined on some ways.
 
         1. take the functions that lie between a root and the window, nearest to a root first;
         2. in each, a call that reaches a start must be able to run before one that reaches the window.
@@ -336,7 +353,9 @@ class Threads:
         between = np.flatnonzero((from_roots >= 0) & (to_window >= 0) & (to_start >= 0))
         order = between[np.lexsort((between, from_roots[between]))]
         for function in order[:_MAX_FUNCTIONS].tolist():
-            edge = self._ordered_call(flow.whole(Function(function)), window, to_window, to_start, elsewhere, strictly)
+            edge = self._ordered_call(
+                flow.whole(Function(function)), window, to_window, to_start, elsewhere, strictly, perhaps_ended
+            )
             if edge is not None:
                 rest = graph.path(Function(int(graph.target[edge])), to_start, without=elsewhere) or []
                 last = rest[-1] if rest else edge
@@ -390,6 +409,7 @@ class Threads:
         to_start: Reach,
         elsewhere: frozenset[int],
         strictly: bool,
+        perhaps_ended: bool,
     ) -> int | None:
         graph = self.graph
         edges = [e for e in self.flow.outgoing(function) if graph.kind[e] in CERTAIN]
@@ -406,6 +426,9 @@ class Threads:
                 for e in ordered
                 if not any(_can_come_before(self._successors(function), {int(graph.site[e])})(fork) for fork in forks)
             ]
+        ended = self.joins.ended(function, ordered, forks)
+        counted = (Answer.NO, Answer.UNKNOWN) if perhaps_ended else (Answer.NO,)
+        ordered = [e for e in ordered if ended[e] in counted]
         return min(ordered, key=lambda e: (to_start[graph.target[e]], graph.site[e]), default=None)
 
     def _successors(self, function: Function) -> Mapping[int, tuple[int, ...]]:

@@ -23,6 +23,7 @@ ARGUMENT_REGISTERS: Final = (7, 6, 2, 1, 8, 9)
 """rdi, rsi, rdx, rcx, r8, r9 by their encoding (psABI 3.2.3)."""
 SHORT_JUMP: Final = 0xEB
 """Opcode of `jmp rel8`."""
+_LEA_SIZE: Final = 7
 _ENDBR64: Final = (0xF3, 0x0F, 0x1E, 0xFA)
 
 
@@ -69,6 +70,10 @@ def scan(code: U8, base: int, landmarks: Landmarks) -> Sites:
     group5 = _room(_at(code, 0xFF), code, 2)
     slot_site, slot_address, slot_jump = _through_memory(code, base, group5)
     lea_site, lea_target, lea_register = _rip_relative(code, base, 0x8D)
+    copied = _copies(code, base, lea_site, lea_target, lea_register)
+    lea_site, lea_target, lea_register = map(
+        np.concatenate, zip((lea_site, lea_target, lea_register), copied, strict=True)
+    )
     load_site, load_address, load_register = _rip_relative(code, base, 0x8B)
     if landmarks.fixed:
         immediate = _immediates(code, base, landmarks.fixed)
@@ -140,6 +145,17 @@ def _rip_relative(code: U8, base: int, opcode: int) -> tuple[I64, I64, I64]:
     at = at[code[at + 1] & 0xC7 == 0x05]
     register = (code[at + 1] >> 3 & 7).astype(np.int64) | (code[at - 1] & 4).astype(np.int64) << 1
     return at - 1 + base, at + 6 + base + _rel32(code, at + 2), register
+
+
+def _copies(code: U8, base: int, site: I64, target: I64, register: I64) -> tuple[I64, I64, I64]:
+    """`mov %rax, %reg` right after an address was formed in rax, as code that is not optimised passes it."""
+    at = site - base + _LEA_SIZE
+    chosen = np.flatnonzero((register == 0) & (at < len(code) - 3))
+    at = at[chosen]
+    chosen = chosen[(code[at] & 0xFE == 0x48) & (code[at + 1] == 0x89) & (code[at + 2] & 0xF8 == 0xC0)]
+    at = site[chosen] - base + _LEA_SIZE
+    number = (code[at + 2] & 7).astype(np.int64) | (code[at] & 1).astype(np.int64) << 3
+    return at + base, target[chosen], number
 
 
 def _immediates(code: U8, base: int, absolute: range) -> tuple[I64, I64, I64]:

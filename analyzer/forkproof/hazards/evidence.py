@@ -18,7 +18,7 @@ from forkproof.callgraph import CERTAIN, Function, Reach
 from forkproof.columns import among
 from forkproof.facts import Facts, WindowFacts
 from forkproof.model import Answer, Finding, Frame, Severity, Verdict, WindowKind
-from forkproof.threads import ThreadSource
+from forkproof.threads import JOINED, ThreadSource
 
 FOLLOWED = frozenset({WindowKind.DAEMONIZE, WindowKind.EXEC, WindowKind.EXIT, WindowKind.UNKNOWN})
 """Kinds of windows in which code of the caller's runs."""
@@ -28,7 +28,8 @@ _STARTED_NEAR: Final = 6
 
 def existing_threads(facts: Facts, source: ThreadSource | None) -> list[Function]:
     """What threads that exist at the fork begin in: those of the known source and of constructors."""
-    found = [e for s in (source, *facts.threads.constructors) if s is not None for e in facts.entries_of(s)]
+    sources = [s for s in (source, *facts.threads.constructors) if s is not None and s.why != JOINED]
+    found = [e for s in sources for e in facts.entries_of(s)]
     if source is not None and source.why == "forks from a thread" and facts.flow.main is not None:
         found.append(facts.flow.main)
     return list(dict.fromkeys(found))
@@ -44,6 +45,9 @@ def threads_sentence(facts: Facts, window: WindowFacts) -> str:
     """The first condition, in words."""
     if window.threads is Answer.UNKNOWN:
         because = facts.gaps[0] if facts.gaps else "starts of threads are reached through tables only"
+        if window.source is not None:
+            started = facts.flow.frame(window.source.root, None, "")
+            because = f"what {started.function} in {started.object} starts is joined on some ways to the fork"
         return f"whether another thread exists at the fork is not known: {because}"
     source = window.source
     if source is None:

@@ -155,7 +155,7 @@ def _followed(facts: Facts, obj: int, edge: int) -> _Cell | None:
 def _may_end(facts: Facts, window: WindowFacts) -> bool:
     """Threads are joined or cancelled on the way to the fork: this one may have ended before."""
     graph = facts.flow.graph
-    ends = facts.flow.program.called(["pthread_join", "pthread_cancel", "thrd_join", "g_thread_join"])
+    ends = facts.flow.program.called([*sorted(facts.flow.signatures.joins.exact), "pthread_cancel"])
     reach = graph.distances(ends, backward=True)
     way = [Function(int(graph.source[e])) for e in window.path]
     return any(reach[graph.target[e]] >= 0 for f in way for e in facts.flow.outgoing(f) if graph.kind[e] in CERTAIN)
