@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from forkproof import golang
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
@@ -28,6 +29,7 @@ from forkproof.threads import Threads, ThreadSource, constructor_functions
 # What follows single locks is imported by what asks for it: most programs never do.
 if TYPE_CHECKING:
     from forkproof.cache import Parts
+    from forkproof.given import Given
     from forkproof.libc_locks import LibcLocks
     from forkproof.locks.goals import AllocatorLocks, Goal
     from forkproof.locks.others import OtherLocks
@@ -131,7 +133,19 @@ class Facts:
             else:
                 base = program.base
                 owned |= {Function(f) for f in range(int(base[allocator.object]), int(base[allocator.object + 1]))}
-        return OtherLocks(self.flow, self.libc.objects, owned)
+        return OtherLocks(self.flow, self.libc.objects, owned, self.given.arguments)
+
+    @cached_property
+    def may_run(self) -> npt.NDArray[np.bool_]:
+        """What may run at all, tables and callbacks included."""
+        return self.threads.loosely_reached(self.roots)
+
+    @cached_property
+    def given(self) -> Given:
+        """What threads and exit handlers are given."""
+        from forkproof.given import Given
+
+        return Given(self.flow)
 
     @cached_property
     def _allocator_locks(self) -> dict[int, AllocatorLocks]:

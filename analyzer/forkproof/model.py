@@ -102,7 +102,7 @@ class Frame:
     offset: int
     """Distance in bytes from the function's start to the call (0: the function itself)."""
     edge: str = ""
-    """direct, jump, plt, got, callback, table, ifunc, thread, fork, return; empty for the last frame."""
+    """direct, jump, plt, got, callback, table, ifunc, thread, fork, return, exit handler; empty for the last frame."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,6 +275,10 @@ class Image:
         """True when the address lies in an executable segment."""
         return any(s.executable and s.rva <= rva < s.rva + s.memory_size for s in self.segments)
 
+    def is_writable(self, rva: int) -> bool:
+        """True when the address lies in a writable segment."""
+        return any(s.writable and s.rva <= rva < s.rva + s.memory_size for s in self.segments)
+
     @cached_property
     def code_ranges(self) -> tuple[tuple[Rva, int], ...]:
         """(rva, size) of what holds instructions: executable sections, or segments where there are none."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,7 @@ from forkproof.locks.runs import Held
 from forkproof.locks.summary import step_frames
 from forkproof.locks.values import Content, Object, Value, root
 from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
+from forkproof.threads import constructor_functions
 
 _LEAVES: Final = 1, 2
 """Calls below a child's own code at which it asks for a lock as a matter of course, and beyond which hardly anybody
@@ -48,6 +49,8 @@ _LIVES: Final = 4, 8
 """and for one that lives on."""
 _HELD: Final = 5, 8
 """The same for a thread, from where it begins."""
+_EXITS: Final = "exit", "quick_exit"
+"""What runs handlers before it ends the process."""
 _HANDLER_DEPTH: Final = 2
 """Calls below a child handler in which it makes locks new."""
 _ABOUT: Final = 2
@@ -56,6 +59,7 @@ _TRIES: Final = 12
 """Ways that turn out to end the program before another one is no longer looked for."""
 _ERRORS: Final = ("strerror", "strerror_r", "__xpg_strerror_r", "g_strerror", "perror")
 """Called when something has failed: what they lock is not asked for in ordinary running."""
+
 
 _Position = tuple[int, int]
 """Where in the child's life: which level, and the site there."""
@@ -81,6 +85,10 @@ class _Way:
     place: Place
     depth: int
     """Calls between where it begins and the function that names the lock."""
+    exit_site: _Position | None = None
+    """The call of exit that runs the handler in which the way begins."""
+    is_sure: bool = True
+    """False where it is not known that the handler is registered by then, or that the child does not _exit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,17 @@ class _Request:
     way: _Way
     level: int
     position: _Position
+
+
+class _Begin(NamedTuple):
+    """Where a way of the child's to a lock begins: with a place of its own, a call, or a handler that exit runs."""
+
+    distance: int
+    position: _Position
+    edge: int | None = None
+    function: Function | None = None
+    """Where it goes on."""
+    place: Place | None = None
 
 
 class _Window:
@@ -166,6 +185,36 @@ class _Window:
         reach = self.graph.distances(starts, blocked=self.ends)
         found: Functions = (reach >= 0) & (reach < self._limits[1])
         found[self._level_functions()] = True
+        if self.exits:
+            at_exit = self.graph.distances(self.exit_handlers, blocked=self.ends)
+            found |= (at_exit >= 0) & (at_exit <= _LIVES[0])
+        return found
+
+    @cached_property
+    def exits(self) -> list[_Position]:
+        """Where the child, in its own code, ends by a call that runs exit handlers."""
+        if self.window.window.kind is not WindowKind.EXIT:
+            return []
+        running = set(self.flow.program.called(_EXITS))
+        return [
+            (depth, int(self.graph.site[e]))
+            for depth, level in enumerate(self.levels)
+            for e in level.edges
+            if self.graph.target[e] in running
+        ]
+
+    @cached_property
+    def exit_handlers(self) -> Mapping[Function, bool]:
+        """What the child's exit runs, and whether that is sure."""
+        skipping = {f for f in self.flow.dying if f not in self.flow.program.called(_EXITS)}
+        ends_otherwise = any(self.graph.target[e] in skipping for level in self.levels for e in level.edges)
+        early = {self.flow.main, None, *constructor_functions(self.flow)}
+        found: dict[Function, bool] = {}
+        for handler in self.facts.given.exit_handlers:
+            by = handler.registered_by
+            if self.others.usable[handler.function] and (by is None or self.facts.may_run[by]):
+                is_sure = by in early and not ends_otherwise
+                found[handler.function] = found.get(handler.function, False) or is_sure
         return found
 
     @property
@@ -308,38 +357,45 @@ class _Window:
         for _ in range(_TRIES):
             by_function = {p.function: p for p in reversed(places)}
             reach = self.graph.distances(by_function, backward=True, blocked=[*self.ends, *self.dead])
-            found = list(self._own_requests(places)) + list(self._calls(reach))
+            found = [*self._own_requests(places), *self._calls(reach), *self._at_exit(reach)]
             if not found:
                 return None
-            shortest = min(distance for distance, *_ in found)
-            _, position, edge, place = min(
-                ((d, p, e, o) for d, p, e, o in found if d <= shortest + _ABOUT), key=lambda item: item[1]
-            )
-            edges: list[int] = []
-            if edge is not None:
-                edges = [edge, *(self.graph.path(Function(int(self.graph.target[edge])), reach) or [])]
-                place = by_function[Function(int(self.graph.target[edges[-1]]))]
+            shortest = min(begin.distance for begin in found)
+            best = min((b for b in found if b.distance <= shortest + _ABOUT), key=lambda begin: begin.position)
+            edges = [] if best.edge is None else [best.edge]
+            if best.function is not None:
+                edges += self.graph.path(best.function, reach) or []
+            last = Function(int(self.graph.target[edges[-1]])) if edges else best.function
+            place = best.place or by_function[last] if last is not None else best.place
             end = dead_end(self.facts, edges)
             if end is None or end in self.dead:
                 assert place is not None
                 way = self._way(edges, place)
-                return _Request(way, position[0], position), min(p for _, p, _, _ in found)
+                if best.edge is None and best.function is not None:
+                    is_sure = self.exit_handlers[best.function]
+                    way = replace(way, depth=way.depth + 1, exit_site=best.position, is_sure=is_sure)
+                return _Request(way, best.position[0], best.position), min(b.position for b in found)
             self.dead.add(end)
         return None
 
-    def _own_requests(self, places: list[Place]) -> Iterator[tuple[int, _Position, int | None, Place | None]]:
+    def _own_requests(self, places: list[Place]) -> Iterator[_Begin]:
         for place in places:
             for depth, level in enumerate(self.levels):
                 if place.function == level.function and place.site in self._visited(level):
-                    yield 0, (depth, place.site), None, place
+                    yield _Begin(0, (depth, place.site), place=place)
 
-    def _calls(self, reach: Reach) -> Iterator[tuple[int, _Position, int | None, Place | None]]:
+    def _calls(self, reach: Reach) -> Iterator[_Begin]:
         own = set(self._level_functions())
         for depth, level in enumerate(self.levels):
             for edge in level.edges:
                 target = Function(int(self.graph.target[edge]))
                 if reach[target] >= 0 and target not in own and target not in self.flow.forkers:
-                    yield int(reach[target]) + 1, (depth, int(self.graph.site[edge])), edge, None
+                    yield _Begin(int(reach[target]) + 1, (depth, int(self.graph.site[edge])), edge, target)
+
+    def _at_exit(self, reach: Reach) -> Iterator[_Begin]:
+        for handler in self.exit_handlers if self.exits else ():
+            if reach[handler] >= 0:
+                yield from (_Begin(int(reach[handler]) + 1, position, None, handler) for position in self.exits)
 
     def _holder(self, places: list[Place]) -> tuple[_Way, Function, Answer] | None:
         """The shortest way of a thread to the lock: of one that surely exists, or else of another."""
@@ -367,6 +423,9 @@ class _Window:
 
     def _frames(self, way: _Way) -> tuple[Frame, ...]:
         before = self.flow.frames(way.edges, way.place.function)[:-1] if way.edges else ()
+        if way.exit_site is not None:
+            level, site = way.exit_site
+            before = (self.flow.frame(self.levels[level].function, site, "exit handler"), *before)
         return (*before, *step_frames(self.flow, way.place.steps))
 
     # ---- the finding -------------------------------------------------------------------------
@@ -407,7 +466,7 @@ class _Window:
         conditions = Conditions(
             threads=threads_sentence(facts, self.window),
             holder=f"the thread that begins in {flow.name(start)} takes it in {thread[-1].function}{doubt}",
-            requester=f"the child {verb} asks for it in {child[-1].function}, from {child[0].function}",
+            requester=f"the child {verb} asks for it in {child[-1].function}, {self._whence(request.way, child)}",
             not_quiesced=quiesced,
             answers=answers,
         )
@@ -421,7 +480,7 @@ class _Window:
             object=lock.object,
             message=f"a child forked in {self.fork.function} {can} hang for ever on {lock.name} of {lock.object}",
             why=f"{quiesced}. A thread that does not exist in the child can own the lock there.{seldom}",
-            fix=self._fix(lock),
+            fix=self._fix(lock, request.way),
             lock=lock,
             fork=self.fork,
             holder=thread,
@@ -437,7 +496,11 @@ class _Window:
         self, answers: tuple[Answer, Answer, Answer, Answer], address: Value, child: _Way, thread: _Way, *, rare: bool
     ) -> tuple[Severity, Verdict]:
         """High needs one lock for sure, and two ordinary ways of calls that are sure."""
-        is_sure = _is_sure(address) and all(self.graph.kind[e] in CALLS for e in (*child.edges, *thread.edges))
+        is_sure = (
+            _is_sure(address)
+            and child.is_sure
+            and all(self.graph.kind[e] in CALLS for e in (*child.edges, *thread.edges))
+        )
         is_ordinary = is_sure and child.depth <= self._limits[0] and thread.depth <= _HELD[0] and not rare
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
         is_doubtful = rare or Answer.UNKNOWN in answers or not starts_near(self.window)
@@ -452,7 +515,14 @@ class _Window:
             return f"no fork handler is registered that could take {lock.name}"
         return f"no fork handler that is registered takes {lock.name} or makes it new"
 
-    def _fix(self, lock: Lock) -> str:
+    def _whence(self, way: _Way, frames: tuple[Frame, ...]) -> str:
+        if way.exit_site is None:
+            return f"from {frames[0].function}"
+        return f"by an exit handler that the call of exit in {frames[0].function} runs"
+
+    def _fix(self, lock: Lock, child: _Way) -> str:
+        if child.exit_site is not None:
+            return f"End the child with _exit, which runs no handlers, or hold {lock.name} across the fork."
         if self.window.window.kind is WindowKind.DAEMONIZE:
             return f"Fork before the first thread is started, or hold {lock.name} across the fork with pthread_atfork."
         return f"Keep what takes {lock.name} out of the child, or hold it across the fork with pthread_atfork."

@@ -71,9 +71,17 @@ class Place(NamedTuple):
 class OtherLocks:
     """The places where locks are taken, found among the functions that are asked about."""
 
-    def __init__(self, flow: Flow, libc_objects: frozenset[int], owned: Collection[Function]) -> None:
-        """`owned`: functions of allocators, whose locks have rules of their own."""
+    def __init__(
+        self,
+        flow: Flow,
+        libc_objects: frozenset[int],
+        owned: Collection[Function],
+        given: Mapping[Function, Collection[Value]] | None = None,
+    ) -> None:
+        """`owned`: functions of allocators, whose locks have rules of their own. `given`: first arguments that threads
+        and handlers get."""
         self.flow, self.graph = flow, flow.graph
+        self.given = given or {}
         self.usable = np.ones(flow.graph.size, bool)
         self.usable[list(owned)] = False
         base = flow.program.base
@@ -133,7 +141,7 @@ class OtherLocks:
         spinning = self.spinners(one)
         spinning |= self.spinners(two) if spinning else set()
         self.summaries.direct[list(spinning)] = True
-        cells = _Cells(self.flow, self.summaries.library, spinning)
+        cells = _Cells(self.flow, self.summaries.library, spinning, self.given)
         few, many = sorted((one, two), key=lambda side: int(np.count_nonzero(self.summaries.direct & side)))
         is_small = int(np.count_nonzero(self.summaries.direct & few)) <= _FEW
         self._follow(few, cells, None if is_small else self._words(many, cells))
@@ -214,7 +222,18 @@ class OtherLocks:
                     steps = (Step(function, call.site), *taken.path)
                     blocking = taken.blocking or call.site in run.waiting_calls
                     found.append((address, Place(function, steps, blocking, self._is_shared(steps[-1]), call.held)))
+        for value in sorted(self.given.get(function, ()), key=repr):
+            found += self._taken_of(function, value)
         return found
+
+    def _taken_of(self, function: Function, first: Value) -> Iterator[tuple[Value, Place]]:
+        """The locks that a thread or a handler takes by way of its first argument."""
+        for taken in self.summaries.of(function).taken:
+            if taken.kind in KINDS and isinstance(root(taken.address.base), Entry):
+                address = self.summaries.replaced(function, (first,), taken.address)
+                if is_resolved(address):
+                    is_shared = self._is_shared(taken.path[-1])
+                    yield address, Place(function, taken.path, taken.blocking, is_shared, frozenset())
 
     def _is_shared(self, step: Step) -> bool:
         targets = [Function(int(self.graph.target[e])) for e in self.flow.edges_at(step.function, step.site)]
@@ -318,8 +337,14 @@ class OtherLocks:
 class _Cells:
     """The words of data from which functions can reach a lock: what two that share one must both refer to."""
 
-    def __init__(self, flow: Flow, library: Mapping[int, LockFunction], spinning: set[Function]) -> None:
-        self.flow, self.library, self.spinning = flow, library, spinning
+    def __init__(
+        self,
+        flow: Flow,
+        library: Mapping[int, LockFunction],
+        spinning: set[Function],
+        given: Mapping[Function, Collection[Value]],
+    ) -> None:
+        self.flow, self.library, self.spinning, self.given = flow, library, spinning, given
         self._known: dict[Function, tuple[Columns, bool]] = {}
         self._tables: dict[int, _References] = {}
 
@@ -334,7 +359,8 @@ class _Cells:
     def _look(self, function: Function) -> tuple[Columns, bool]:
         known = self._known.get(function)
         if known is None:
-            exact = None if function in self.spinning else self._passed(function)
+            is_given = function in self.given
+            exact = None if function in self.spinning or is_given else self._passed(function)
             known = (self._referred(function), False) if exact is None else (exact, True)
             self._known[function] = known
         return known
@@ -382,6 +408,7 @@ class _Cells:
             for slot in loaded:
                 if any(low <= slot < high for low, high in writable):
                     found.update(self._targets(obj, slot))
+        found.update(begin for value in self.given.get(function, ()) if (begin := _begin(value)) >= 0)
         if self.flow.machine is Machine.X86_64:
             found.update(obj << _SHIFT | a for a in self._operands(function))
         return np.array(sorted(found), np.int64)

@@ -1,0 +1,127 @@
+"""What functions that run later are given: the arguments of threads, the objects of exit handlers.
+
+Owns: exit handlers (atexit, destructors), and the data that a start of a thread or a registration passes along.
+Takes: `Flow`. Gives: `ExitHandler`s, and arguments by function.
+Must never: give an argument that one caller of several passes as the only one.
+Wrong where: the data is made at run time (then nothing is given); where a handler is registered by a function that
+      passes it on from further away than one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from forkproof.callgraph import CALLS, EdgeKind, Function, address_arguments, data_arguments
+from forkproof.flow import Flow
+from forkproof.locks.values import Content, Object, Value
+
+_REGISTRARS: Final = ("atexit", "__cxa_atexit", "on_exit")
+_DATA: Final = 1
+"""Which argument of those is passed on to the handler."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitHandler:
+    """A function that exit runs."""
+
+    function: Function
+    registered_by: Function | None
+    """None: the object's file lists it as a destructor."""
+
+
+class Given:
+    """Functions that others start or keep for later, in one program."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow, self.graph, self.program = flow, flow.graph, flow.program
+
+    @cached_property
+    def exit_handlers(self) -> tuple[ExitHandler, ...]:
+        """What exit runs, the destructors of objects included."""
+        listed = [
+            ExitHandler(function, None)
+            for item in self.program.closure.objects
+            for rva in item.image.destructors
+            if (function := self.program.function(item.index, rva)) is not None
+        ]
+        return (*dict.fromkeys([h for h, _ in self._registered] + listed),)
+
+    @cached_property
+    def arguments(self) -> Mapping[Function, frozenset[Value]]:
+        """The first arguments of threads and exit handlers that code passes as constants, or from variables."""
+        found: dict[Function, set[Value]] = {}
+        for handler, value in self._registered:
+            if value is not None:
+                found.setdefault(handler.function, set()).add(value)
+        for function, value in self._started():
+            found.setdefault(function, set()).add(value)
+        return {function: frozenset(values) for function, values in found.items()}
+
+    @cached_property
+    def _registered(self) -> list[tuple[ExitHandler, Value | None]]:
+        registrars = set(self.program.called(_REGISTRARS))
+        registrars |= {f for f in self._callers(registrars) if self._passes_on(f, registrars)}
+        found: list[tuple[ExitHandler, Value | None]] = []
+        for obj, edges in self._by_object([e for f in registrars for e in self._calls_of(f)]).items():
+            sites = self.graph.site[np.array(edges, np.int64)]
+            handlers = address_arguments(self.program, obj, sites, 0).tolist()
+            data = self._data(obj, edges, _DATA)
+            for edge, handler in zip(edges, handlers, strict=True):
+                if handler >= 0:
+                    by = self.flow.whole(Function(int(self.graph.source[edge])))
+                    value = data.get(int(self.graph.site[edge]))
+                    found.append((ExitHandler(Function(handler), by), value))
+        return sorted(found, key=repr)
+
+    def _started(self) -> Iterator[tuple[Function, Value]]:
+        graph, starters = self.graph, self.flow.signatures.thread_starters
+        named = {f: starters[n] for f, n in self.program.called(sorted(starters)).items()}
+        starts = np.flatnonzero(graph.kind == EdgeKind.THREAD).tolist()
+        for obj, edges in self._by_object(starts).items():
+            for edge in edges:
+                site, source = int(graph.site[edge]), Function(int(graph.source[edge]))
+                targets = [Function(int(graph.target[e])) for e in self.flow.edges_at(self.flow.whole(source), site)]
+                places = {named[t].data for t in targets if t in named} - {None}
+                for value in (self._data(obj, [edge], place).get(site) for place in places if place is not None):
+                    if value is not None:
+                        yield Function(int(graph.target[edge])), value
+
+    def _data(self, obj: int, edges: list[int], argument: int) -> dict[int, Value]:
+        """What calls pass, by site: an address that an instruction forms nearby, or that the function keeps."""
+        graph, place = self.graph, Object(obj)
+        passed = data_arguments(self.program, obj, graph.site[np.array(edges, np.int64)], argument)
+        found = {s: Value(Content(place, a), 0) if is_load else Value(place, a) for s, (a, is_load) in passed.items()}
+        for edge in edges:
+            site, function = int(graph.site[edge]), self.flow.whole(Function(int(graph.source[edge])))
+            state = self.flow.states(function, [site]).get(site) if site not in found else None
+            value = state.register(self.flow.convention.arguments[argument]) if state is not None else None
+            if value is not None and value.base is None and self.program.image(obj).is_writable(value.offset):
+                found[site] = Value(place, value.offset)
+        return found
+
+    def _calls_of(self, function: Function) -> list[int]:
+        return [e for e in self.graph.edges_to(function) if self.graph.kind[e] in CALLS]
+
+    def _callers(self, functions: set[Function]) -> set[Function]:
+        return {self.flow.whole(Function(int(self.graph.source[e]))) for f in functions for e in self._calls_of(f)}
+
+    def _passes_on(self, function: Function, registrars: set[Function]) -> bool:
+        """It registers its own first parameter: libc's static atexit, which has no name in a stripped file."""
+        sites = {int(self.graph.site[e]) for e in self.flow.outgoing(function) if self.graph.target[e] in registrars}
+        states = self.flow.states(function, sites) if len(self.flow.body(function).instructions) < _SMALL else {}
+        return any(self.flow.passed(function, state, 0).parameter == 0 for state in states.values())
+
+    def _by_object(self, edges: list[int]) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for edge in edges:
+            found.setdefault(self.program.object_of(Function(int(self.graph.source[edge]))), []).append(edge)
+        return {obj: sorted(found[obj], key=lambda e: int(self.graph.site[e])) for obj in sorted(found)}
+
+
+_SMALL: Final = 64
+"""Instructions of a function that only passes a handler on, at most."""
