@@ -9,7 +9,7 @@ and OUT gets a JSON list of results, rewritten after each job: the verdicts of e
 not `confirmed` or `refuted`, its seconds and CPU seconds, what was left over, and the report of the first run.
 
 What a run leaves is told by its environment, which its processes inherit whatever they do: any process that still has
-the run's mark, and any child of this one.
+the run's mark, and any child of this one that is stopped or was not waited for.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from forkproof.probe.prove import Prover, Wanted
 from forkproof.probe.stage import Command
 from forkproof.report import json as report_json
 
-_MARK: Final = "FORKPROOF_PROBE_RUN"
+MARK: Final = "FORKPROOF_PROBE_RUN"
+"""The environment variable that tells a run's processes."""
 
 
 def left_over(mark: str) -> Iterator[str]:
     """Processes of a run that are still there, each with its state and the states of its threads."""
-    wanted = f"{_MARK}={mark}".encode()
+    wanted = f"{MARK}={mark}".encode()
     own = {word for path in Path("/proc/self/task").glob("*/children") for word in path.read_text().split()}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if path.name in own or wanted in (path / "environ").read_bytes().split(b"\0"):
+            is_own = path.name in own and _state(path) in "tTZ"
+            if is_own or wanted in (path / "environ").read_bytes().split(b"\0"):
                 yield f"{path.name} {_state(path)}: threads {[_state(t) for t in sorted((path / 'task').iterdir())]}"
 
 
@@ -55,7 +57,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     result.update({column: [] for column in columns})
     for number in range(job["runs"]):
         mark = f"{os.getpid()}-{job['name']}-{number}"
-        command = Command(tuple(job["command"]), {**os.environ, _MARK: mark}, preload=tuple(job.get("preload", ())))
+        command = Command(tuple(job["command"]), {**os.environ, MARK: mark}, preload=tuple(job.get("preload", ())))
         prover = Prover(Wanted(command, rule=job.get("rule"), covered=job.get("covered", False)))
         begun, before = time.monotonic(), os.times()
         found = prover.prove(plan, list(report.findings))

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from fixtures.build import Result, Toolchain
+from forkproof.cli.probe import plan_text
 from forkproof.elf.image import load
 from forkproof.facts import Facts
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, ScanOptions
 from forkproof.pipeline import scan
+from forkproof.probe import planfile
 from forkproof.probe.plan import make
 from forkproof.probe.prove import Prover, Wanted
 from forkproof.probe.stage import Command
+from tools import probe_jobs
 
 RUNS = int(os.environ.get("FORKPROOF_PROBE_RUNS", "1"))
 """More for measuring."""
 MACHINE = platform.machine()
+COMMAND = (sys.executable, "-c", "from forkproof.cli import main; main()")
 HANGING = (
     "daemon_unhooked", "daemon_mutex", "daemon_futex", "daemon_decoy", "daemon_call", "daemon_partial", "cxx_new"
 )  # fmt: skip
@@ -40,6 +48,19 @@ OF_OTHER_LOCKS = ("child_localtime",)
 """Locks that are not an allocator's: libc's."""
 WITHOUT_LOCKS = ("daemon_tls", "daemon_lockfree", "daemon_late_threads", "daemon_libc")
 
+SOMEBODY_ELSE = (
+    "setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"
+)  # fmt: skip
+"""Another user, who can read the files of this one, and has no other rights."""
+
+
+def _can_be_somebody_else() -> bool:
+    try:
+        return os.geteuid() == 0 and subprocess.run([*SOMEBODY_ELSE, "true"], check=False).returncode == 0
+    except OSError:
+        return False
+
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux" or MACHINE not in ("x86_64", "aarch64"), reason="probes run there only"),
@@ -47,12 +68,12 @@ pytestmark = [
 
 
 @pytest.fixture
-def nothing_left() -> Iterator[None]:
-    """No process of the test's own is left, running or stopped, when it is over."""
+def nothing_left(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """No process that the test started is left, running or stopped, when it is over."""
+    mark = f"{os.getpid()}-{request.node.name}"
+    monkeypatch.setenv(probe_jobs.MARK, mark)
     yield
-    children = [word for p in Path("/proc/self/task").glob("*/children") for word in p.read_text().split()]
-    states = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1] for pid in children}
-    assert {pid: s for pid, s in states.items() if s in "tTZ"} == {}
+    assert list(probe_jobs.left_over(mark)) == []
 
 
 def probed(
@@ -228,68 +249,128 @@ def robust(tmp_path_factory: pytest.TempPathFactory, built_x86_64: Result) -> Pa
     return program
 
 
+Robust = Callable[..., list[Finding]]
+
+
+@pytest.fixture(scope="module")
+def robustly(robust: Path) -> Robust:
+    """Probe the program, which is scanned once, with an argument."""
+    report, plan = planfile.load(plan_text(str(robust), ScanOptions()), "robust")
+
+    def run(what: str, seconds: float = 60) -> list[Finding]:
+        prover = Prover(Wanted(Command((str(robust), what), dict(os.environ)), seconds, covered=True))
+        return [f for f in prover.prove(plan, list(report.findings)) if f.probe is not None]
+
+    return run
+
+
 @pytest.mark.skipif(MACHINE != "x86_64", reason="built for this machine only")
 @pytest.mark.usefixtures("nothing_left")
 class TestHardCases:
-    @pytest.mark.parametrize("what", ["crash", "exec", "vfork", "seccomp", "killed"])
-    def test_ends_with_a_reason(self, robust: Path, what: str) -> None:
-        found = probed([str(robust), what])
+    @pytest.mark.parametrize("what", ["crash", "exec", "execs", "vfork", "seccomp", "killed", "orphans"])
+    def test_ends_with_a_reason(self, robustly: Robust, what: str) -> None:
+        found = robustly(what, seconds=5 if what == "seccomp" else 60)
         assert found
         assert all(f.probe is not None and f.probe.why for f in found)
         assert Verdict.CONFIRMED not in verdicts(found), "its children ask for no lock"
 
-    @pytest.mark.parametrize("what", ["plain", "ignore", "ptrace", "close"])
-    def test_is_probed_as_ever(self, robust: Path, what: str) -> None:
-        found = probed([str(robust), what])
+    @pytest.mark.parametrize(
+        "what", ["plain", "ignore", "ptrace", "attach", "close", "filter", "escape", "storm", "undumpable"]
+    )
+    def test_is_probed_as_ever(self, robustly: Robust, what: str) -> None:
+        found = robustly(what)
         assert Verdict.CONFIRMED not in verdicts(found)
         assert any(f.probe is not None and f.probe.holder is not None for f in found), "the lock was held"
 
-    def test_stopped_by_itself(self, robust: Path) -> None:
-        found = probed([str(robust), "stop"], seconds=3)
+    def test_stopped_by_itself(self, robustly: Robust) -> None:
+        found = robustly("stop", seconds=3)
         assert verdicts(found) == {Verdict.INCONCLUSIVE}
 
-    def test_time_limit(self, robust: Path) -> None:
+    def test_time_limit(self, robustly: Robust) -> None:
         begun = time.monotonic()
-        found = probed([str(robust), "forever"], seconds=2)
+        found = robustly("forever", seconds=2)
         assert verdicts(found) == {Verdict.INCONCLUSIVE}
         assert time.monotonic() - begun < 60, "two seconds a run; the rest is a loaded machine"
 
-    def test_thousand_forks(self, robust: Path) -> None:
-        assert Verdict.CONFIRMED not in verdicts(probed([str(robust), "many"], seconds=20))
+    def test_thousand_forks(self, robustly: Robust) -> None:
+        assert Verdict.CONFIRMED not in verdicts(robustly("many", seconds=20))
 
-    def test_interrupted(self, robust: Path) -> None:
-        """Ctrl-C: exit code 130, and nothing of the program is left."""
-        code = "import sys; from forkproof.cli import main; main()"
-        command = [sys.executable, "-c", code, "probe", "--timeout", "100", "--", str(robust), "forever"]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        ) as process:
-            while not _running(robust):
-                time.sleep(0.05)
-            process.send_signal(2)
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give its rights up")
+    def test_gives_its_rights_up(self, robustly: Robust) -> None:
+        self.test_is_probed_as_ever(robustly, "setuid")
+
+    @pytest.mark.skipif(not _can_be_somebody_else(), reason="only root can make a set-user-ID file, and run as another")
+    def test_by_somebody_else(self, robust: Path, tmp_path: Path) -> None:
+        """A set-user-ID program runs without the rights of its owner, which is said."""
+        done = _by_somebody_else(robust, tmp_path, "plain")
+        assert "set-user-ID" in done.stderr
+        assert done.returncode in (0, 1), done.stderr
+        records = [f["probe"] for f in json.loads(done.stdout)["findings"] if f["probe"]]
+        assert any(record["holder"] for record in records), "the lock was held"
+        assert all(record["verdict"] != "confirmed" for record in records)
+
+    @pytest.mark.skipif(not _can_be_somebody_else(), reason="only root can run as another")
+    def test_hides_its_memory(self, robust: Path, tmp_path: Path) -> None:
+        done = _by_somebody_else(robust, tmp_path, "undumpable")
+        assert done.returncode == 3
+        assert "made itself undumpable" in done.stderr
+        assert not _running(tmp_path / robust.name)
+
+    @pytest.mark.parametrize("seconds", [0, 0.3, 1, 2])
+    def test_interrupted(self, robust: Path, seconds: float) -> None:
+        """Ctrl-C on a terminal reaches the program as well. Exit code 130, and nothing of the program is left."""
+        with _probing(robust, "forever" if not seconds else "many") as process:
+            time.sleep(seconds)
+            os.killpg(process.pid, signal.SIGINT)
             assert process.wait(60) == 130
         assert not _running(robust)
 
-    def test_killed_tracer_takes_its_tracees_along(self, robust: Path) -> None:
-        code = "import sys; from forkproof.cli import main; main()"
-        command = [sys.executable, "-c", code, "probe", "--timeout", "100", "--", str(robust), "forever"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            while not _running(robust):
-                time.sleep(0.05)
-            process.kill()
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+    def test_killed_tracer_takes_its_tracees_along(self, robust: Path, number: int) -> None:
+        with _probing(robust, "forever") as process:
+            process.send_signal(number)
         for _ in range(200):
             if not _running(robust):
                 break
             time.sleep(0.05)
         assert not _running(robust)
 
+    def test_killed_from_outside(self, robust: Path) -> None:
+        """In every run, half way: a verdict all the same, and it says how the program ended."""
+        with _probing(robust, "forever") as process:
+            while process.poll() is None:
+                for pid in _running(robust):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                time.sleep(0.02)
+            assert process.stdout is not None
+            assert "was killed by SIGKILL" in " ".join(process.stdout.read().decode().split())
+        assert process.returncode in (0, 1)
 
-def _running(program: Path) -> bool:
-    """Some process runs this file."""
+
+def _by_somebody_else(program: Path, folder: Path, what: str) -> subprocess.CompletedProcess[str]:
+    copy = Path(shutil.copy(program, folder))
+    copy.chmod(0o4755)
+    command = [*SOMEBODY_ELSE, *COMMAND, "probe", "--covered", "--format", "json", "--", str(copy), what]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def _probing(program: Path, what: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`forkproof probe` of the program, which runs; in a process group of its own."""
+    command = [*COMMAND, "probe", "--covered", "--timeout", "100", "--", str(program), what]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        while not _running(program):
+            assert process.poll() is None
+            time.sleep(0.01)
+        yield process
+
+
+def _running(program: Path) -> list[int]:
+    """Processes that run this file."""
+    found = []
     for link in Path("/proc").glob("[0-9]*/exe"):
-        try:
+        with suppress(OSError):
             if link.readlink() == program:
-                return True
-        except OSError:
-            continue
-    return False
+                found.append(int(link.parent.name))
+    return found

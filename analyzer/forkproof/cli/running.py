@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -97,7 +98,17 @@ def _program(name: str) -> str:
         raise NotElf(path, "is a script, and its interpreter would be probed", next_step="Give the ELF program itself.")
     if head != b"\x7fELF":
         raise NotElf(path, "not an ELF file", next_step="Give an ELF program.")
+    _tell_of_rights(path)
     return path
+
+
+def _tell_of_rights(path: str) -> None:
+    """The kernel leaves the owner's rights out where the tracer is not root: the run is another one than users see."""
+    if os.geteuid() != 0 and Path(path).stat().st_mode & (stat.S_ISUID | stat.S_ISGID):
+        message = (
+            "is a set-user-ID or set-group-ID program: under ptrace it runs with your rights; to probe it, be root"
+        )
+        click.echo(f"forkproof: {path}: {message}", err=True)
 
 
 def plan_of(what: Command, library_path: Sequence[str]) -> Plan:

@@ -76,6 +76,19 @@ class Census:
         both = self.before.keys() & self.after.keys()
         return sorted(both, key=lambda lock: (-self.after[lock], -self.before[lock], lock))
 
+    @property
+    def may_have_missed(self) -> bool:
+        """A process with several threads forked, and yet no lock was seen on both sides: a thread's bad luck?"""
+        return not self.wanted and any(fork.threads > 1 for fork in self.forks)
+
+    def add(self, other: Census) -> None:
+        """Another run of the same program: addresses are the same."""
+        for mine, theirs in ((self.before, other.before), (self.leader, other.leader), (self.after, other.after)):
+            mine.update(theirs)
+        for lock, place in other.places.items():
+            self.places.setdefault(lock, place)
+            self.sites.setdefault(lock, set()).update(other.sites[lock])
+
     def taken(self) -> tuple[Taken, ...]:
         """All of it, sorted."""
         rows = [("other", self.before), ("leader", self.leader), ("child", self.after)]

@@ -137,10 +137,15 @@ class Prover:
     def _count(self, seconds: float) -> Census:
         self.progress.stage("probe: a run without steering", 0, 0)
         every = tuple(dict.fromkeys(site for sites in self._sites.values() for site in sites))
-        with self._stage(every, None) as stage:
-            census = counting.take(stage, min(seconds, self.wanted.seconds))
+        census = self._census_run(every, seconds)
+        if census.may_have_missed:
+            census.add(self._census_run(every, seconds))
         self._census_lines = tuple(census_lines(census))
         return census
+
+    def _census_run(self, sites: Sequence[AcquireSite], seconds: float) -> Census:
+        with self._stage(sites, None) as stage:
+            return counting.take(stage, min(seconds, self.wanted.seconds))
 
     def _perform(self, finding: Finding, cast: Cast) -> Performance:
         step = "steering" if cast.holds else "the control run"

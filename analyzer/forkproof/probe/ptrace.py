@@ -33,6 +33,8 @@ class Request(IntEnum):
     DETACH = 17
     SYSCALL = 24
     GETEVENTMSG = 0x4201
+    GETSIGINFO = 0x4202
+    SETSIGINFO = 0x4203
     GETREGSET = 0x4204
     SETREGSET = 0x4205
     SEIZE = 0x4206
@@ -61,6 +63,10 @@ _NT_PRSTATUS: Final = 1
 _SYSCALL_TRAP: Final = signal.SIGTRAP | 0x80
 _GROUP_STOPS: Final = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 
+_FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
+_SIGINFO: Final = 128
+"""Bytes of a siginfo_t."""
+
 
 class PtraceDenied(ForkproofError):
     """The kernel refuses to trace."""
@@ -78,6 +84,18 @@ A probe runs the program as its own child and needs ptrace(2) for it. What usual
     a setuid program it loses its privileges under a tracer that is not root: run forkproof as root
     another tracer   the program is already traced (gdb, strace), or forkproof runs under one
   forkproof scan needs none of this.""",
+        )
+
+
+class Hidden(ForkproofError):
+    """A tracee's memory cannot be read, though it is traced."""
+
+    exit_code = EXIT_INPUT
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"the memory of process {pid} cannot be read: the program made itself undumpable (PR_SET_DUMPABLE)",
+            next_step="Run forkproof as root, or with CAP_SYS_PTRACE, to probe a program that hides its memory.",
         )
 
 
@@ -197,6 +215,33 @@ def event_message(tid: int) -> int:
     value = ctypes.c_ulong()
     _call(Request.GETEVENTMSG, tid, 0, ctypes.addressof(value))
     return value.value
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A signal that a thread is about to get, with all that the kernel says of it."""
+
+    number: int
+    information: bytes
+    """siginfo_t. Handlers read it: glibc's own for setuid() does nothing unless it comes from this process."""
+
+    @property
+    def is_fault(self) -> bool:
+        """The thread's own instruction caused it, and will again."""
+        return self.number in _FAULTS and int.from_bytes(self.information[8:12], "little", signed=True) > 0
+
+
+def signal_of(tid: int, number: int) -> Signal:
+    """The signal of a signal-delivery-stop."""
+    raw = ctypes.create_string_buffer(_SIGINFO)
+    _call(Request.GETSIGINFO, tid, 0, ctypes.addressof(raw))
+    return Signal(number, raw.raw)
+
+
+def set_signal(tid: int, wanted: Signal) -> None:
+    """In a signal-delivery-stop of another signal: what the one that is delivered instead says of itself."""
+    raw = ctypes.create_string_buffer(wanted.information, _SIGINFO)
+    _call(Request.SETSIGINFO, tid, 0, ctypes.addressof(raw))
 
 
 def wait(tid: int, *, block: bool) -> Status | None:

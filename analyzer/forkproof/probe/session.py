@@ -237,7 +237,7 @@ class Session:
         """What a status means; None for the echo of an interrupt."""
         if status.is_end:
             return self._ended(thread, status)
-        thread.noted_stop()
+        thread.noted_stop(status.code if status.kind is Kind.SIGNAL else 0)
         match status.kind:
             case Kind.SYSCALL:
                 return self._at_syscall(thread)
@@ -277,7 +277,7 @@ class Session:
         if number == signal.SIGTRAP and (memory.breakpoint_at(at) is not None or memory.had_breakpoint(at)):
             thread.set_registers(registers.with_pc(at))
             return Stop(thread, Reason.BREAKPOINT) if memory.breakpoint_at(at) is not None else None
-        thread.deliver.append(number)
+        thread.deliver.append(ptrace.signal_of(thread.tid, number))
         return Stop(thread, Reason.SIGNALLED, number)
 
     def _forked(self, thread: Thread, *, is_vfork: bool) -> Stop:
@@ -312,14 +312,18 @@ class Session:
     # ---- going on --------------------------------------------------------------------------
 
     def resume(self, thread: Thread) -> None:
-        """Let a stopped thread go on, over a breakpoint if it is at one; a dead one stays dead."""
+        """Let a stopped thread go on, over a breakpoint if it is at one; a dead one stays dead.
+
+        A thread that is about to get a signal has not met the breakpoint yet: it will when the handler has returned.
+        """
         if thread.tid not in self.threads or not thread.is_stopped or thread.is_frozen:
             return
         with suppress(Gone):
-            if thread.process.memory.breakpoint_at(thread.registers.pc) is not None and not self.step(thread):
-                return
-            how = Request.SYSCALL if thread.follows_syscalls else Request.CONT
-            thread.go(how, thread.deliver.pop(0) if thread.deliver else 0)
+            is_signalled = bool(thread.deliver) and thread.at_signal == thread.deliver[0].number
+            if not is_signalled and thread.process.memory.breakpoint_at(thread.registers.pc) is not None:
+                self.step(thread)
+            if thread.tid in self.threads:
+                thread.go_with_signal(Request.SYSCALL if thread.follows_syscalls else Request.CONT)
 
     def halt(self, thread: Thread) -> None:
         """Leave a thread in the group-stop that a signal asked for."""
@@ -328,7 +332,10 @@ class Session:
             ptrace.listen(thread.tid)
 
     def step(self, thread: Thread) -> bool:
-        """Over one instruction, or one exclusive pair, the breakpoint at it lifted; false when the thread ended."""
+        """Over one instruction, or one exclusive pair, the breakpoint at it lifted.
+
+        False when the thread ended, or where the instruction faults: then it has not moved, and gets the signal.
+        """
         memory, at = thread.process.memory, thread.registers.pc
         point = memory.breakpoint_at(at)
         exits = point.exits if point is not None else ()
@@ -349,14 +356,17 @@ class Session:
             if status.is_end:
                 self._queue.append(self._ended(thread, status))
                 return False
-            thread.noted_stop()
+            thread.noted_stop(status.code if status.kind is Kind.SIGNAL else 0)
             if status.kind is Kind.SIGNAL and status.code == signal.SIGTRAP:
                 if exits:
                     at = thread.registers.pc - self.machine.trap_size_in_pc
                     thread.set_registers(thread.registers.with_pc(at))
                 return True
             if status.kind is Kind.SIGNAL:
-                thread.deliver.append(status.code)
+                with suppress(Gone):
+                    thread.deliver.append(ptrace.signal_of(thread.tid, status.code))
+                    if thread.deliver[-1].is_fault:
+                        return False
 
     def freeze(self, threads: Iterable[Thread]) -> None:
         """Stop these and keep them stopped; what they were about to do is kept until they are thawed."""

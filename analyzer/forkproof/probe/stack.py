@@ -28,6 +28,7 @@ from forkproof.elf.names import FunctionNames
 from forkproof.errors import InputError
 from forkproof.model import Frame
 from forkproof.probe import cfi
+from forkproof.probe.ptrace import Hidden
 from forkproof.probe.tracee import Process, Thread
 
 _DEPTH: Final = 128
@@ -305,6 +306,8 @@ def _regions(process: Process, module: Callable[[str], Module | None]) -> Iterat
     """The lines of /proc/PID/maps, in address order. What follows a file's last page without a file is its .bss."""
     try:
         lines = Path(f"/proc/{process.pid}/maps").read_text(errors="surrogateescape").splitlines()
+    except PermissionError as error:
+        raise Hidden(process.pid) from error
     except OSError:
         return
     last = Region(0, 0, 0, "", is_code=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from forkproof.probe import ptrace
-from forkproof.probe.ptrace import Machine, Registers, Request, Status
+from forkproof.probe.ptrace import Hidden, Machine, Registers, Request, Status
 
 FORKS: Final = {
     "x86_64": {56: "clone", 57: "fork", 58: "vfork", 435: "clone3"},
@@ -24,6 +24,16 @@ FORKS: Final = {
 """System calls that make processes (and threads), by number."""
 FUTEX: Final = {"x86_64": 202, "aarch64": 98}
 CLONE_VM: Final = 0x100
+
+
+def _opened(pid: int) -> int:
+    """/proc/PID/mem; -1 for a process that has been killed meanwhile: reading from it fails like unmapped memory."""
+    try:
+        return os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise Hidden(pid) from error
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
 
 
 class Memory:
@@ -35,7 +45,7 @@ class Memory:
 
     def __init__(self, pid: int, machine: Machine) -> None:
         self.machine = machine
-        self._file = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        self._file = _opened(pid)
         self._breakpoints: dict[int, Breakpoint] = {}
         self._gone: dict[int, bytes] = {}
         """Where breakpoints were, and what is there now."""
@@ -174,8 +184,10 @@ class Thread:
     is_listening: bool = False
     """In a group-stop."""
     follows_syscalls: bool = False
-    deliver: list[int] = field(default_factory=list)
+    deliver: list[ptrace.Signal] = field(default_factory=list)
     """Signals that it gets when it goes on."""
+    at_signal: int = 0
+    """The signal in whose delivery it has stopped, a breakpoint's SIGTRAP too: only from there can it get another."""
     syscall: ptrace.SyscallStop | None = None
     """The system call that it is in, where those are followed."""
     _registers: Registers | None = None
@@ -197,16 +209,30 @@ class Thread:
         ptrace.set_registers(self.tid, wanted)
         self._registers = wanted
 
-    def go(self, how: Request, deliver: int = 0) -> None:
-        """Set it running."""
+    def go(self, how: Request) -> None:
+        """Set it running, without a signal."""
+        self._set_running()
+        ptrace.resume(self.tid, how)
+
+    def go_with_signal(self, how: Request) -> None:
+        """The same with the first signal that it is to get, if it can get one from this stop."""
+        if not self.at_signal or not self.deliver:
+            self.go(how)
+            return
+        wanted = self.deliver.pop(0)
+        if wanted.number != self.at_signal:
+            ptrace.set_signal(self.tid, wanted)
+        self._set_running()
+        ptrace.resume(self.tid, how, wanted.number)
+
+    def _set_running(self) -> None:
         self._registers = None
         self.is_stopped = self.is_listening = False
-        ptrace.resume(self.tid, how, deliver)
 
-    def noted_stop(self) -> None:
+    def noted_stop(self, at_signal: int = 0) -> None:
         """It has stopped."""
         self._registers = None
-        self.is_stopped = True
+        self.is_stopped, self.at_signal = True, at_signal
 
 
 @dataclass(slots=True)
