@@ -23,9 +23,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -33,6 +34,8 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fixtures.build import DEFAULT_OUTPUT, Result, build
+from forkproof.cli.probe import plan_text
+from forkproof.options import ScanOptions
 from tools import laboratory, probe_fixtures
 from tools.sysroot import find
 
@@ -40,6 +43,7 @@ HERE: Final = Path(__file__).resolve().parents[1]
 TIMED: Final = "daemon_mutex"
 _SETTLE: Final = 1.0
 """Seconds after which a run of the bare program that has not ended counts as hung: it takes milliseconds."""
+_IN_A_BOOT: Final = 12
 
 
 # Verdicts.
@@ -56,55 +60,69 @@ def planner(machine: str, built: Result, folder: Path) -> probe_fixtures.Planner
 
 
 def results(machine: str, jobs: Sequence[dict[str, Any]], plans: Path, fixtures: Path) -> Iterator[dict[str, Any]]:
-    """Run them: here in a process each, there all in one boot."""
-    (plans / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    script = HERE / "tools" / "probe_jobs.py"
-    if machine == platform.machine():
-        for job in jobs:
-            out = plans / "results.json"
-            subprocess.run(
-                [sys.executable, script, plans / "jobs.json", out, job["name"]], check=True,
-                stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+    """Run them: here in a process each, there some in a boot, so that the table grows while one looks."""
+    script, out = HERE / "tools" / "probe_jobs.py", plans / "results.json"
+    at_once = 1 if machine == platform.machine() else _IN_A_BOOT
+    for first in range(0, len(jobs), at_once):
+        (plans / "jobs.json").write_text(json.dumps(jobs[first : first + at_once]), encoding="utf-8")
+        if machine == platform.machine():
+            command = [sys.executable, str(script), plans / "jobs.json", out]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             yield from json.loads(out.read_text(encoding="utf-8"))
-        return
-    files = {"plans": plans, "probe_jobs.py": script, "fixtures": fixtures}
-    done = laboratory.run("python3 probe_jobs.py plans/jobs.json /work/out/results.json\n", files, seconds=7200)
-    if "results.json" not in done.files:
-        sys.exit(f"the machine brought nothing back:\n{done.console[-3000:]}")
-    yield from json.loads(done.files["results.json"])
+            continue
+        files = {"plans": plans, "probe_jobs.py": script, "fixtures": fixtures}
+        done = laboratory.run("python3 probe_jobs.py plans/jobs.json /work/out/results.json\n", files, seconds=7200)
+        if "results.json" not in done.files:
+            sys.exit(f"the machine brought nothing back:\n{done.console[-3000:]}")
+        yield from json.loads(done.files["results.json"])
 
 
 def verdicts(machine: str, runs: int, only: Sequence[str], kept: Path | None) -> bool:
     """The table of all fixtures; true when all are as they should be."""
     built = build(machine, DEFAULT_OUTPUT)
-    hanging = [f for f in probe_fixtures.hanging(built.fixtures, machine) if not only or f.name in only]
-    clean = [f for f in probe_fixtures.clean(built.fixtures, machine) if not only or f.name in only]
     with tempfile.TemporaryDirectory(prefix="forkproof-probes-") as scratch:
         folder = Path(scratch)
         plans = kept or folder / "plans"
         plans.mkdir(parents=True, exist_ok=True)
-        scans = planner(machine, built, folder)
         jobs = []
-        for fixture in (*hanging, *clean):
-            if not (path := plans / f"{fixture.name}.json").exists():
-                path.write_text(scans.text(fixture), encoding="utf-8")
-            command = [scans.program(fixture)]
-            jobs.append(
-                {
-                    "name": fixture.name,
-                    "plan": f"{fixture.name}.json",
-                    "command": command,
-                    "runs": runs,
-                    "covered": True,
-                }
-            )
-        right = [
-            show(found, is_hanging=found["name"] in {f.name for f in hanging})
-            for found in results(machine, jobs, plans, folder / "root" / probe_fixtures.GUEST.lstrip("/"))
-        ]
-    print(f"{machine}: {sum(right)} of {len(right)} fixtures as they should be")
+        for job, plan in (*fixture_jobs(planner(machine, built, folder)), *incident_jobs(machine)):
+            if not only or job["name"] in only:
+                if not (path := plans / f"{job['name']}.json").exists():
+                    path.write_text(plan(), encoding="utf-8")
+                jobs.append({**job, "plan": path.name, "runs": runs, "covered": True})
+        guest = folder / "root" / probe_fixtures.GUEST.lstrip("/")
+        wanted = {job["name"]: job["wanted"] for job in jobs}
+        right = [show(found, wanted[found["name"]]) for found in results(machine, jobs, plans, guest)]
+    print(f"{machine}: {sum(right)} of {len(right)} programs as they should be")
     return all(right)
+
+
+Job = tuple[dict[str, Any], Callable[[], str]]
+"""What `tools/probe_jobs.py` takes, and what makes its plan."""
+
+
+def fixture_jobs(scans: probe_fixtures.Planner) -> Iterator[Job]:
+    """Those that hang, then the clean ones."""
+    known, machine = scans.built.fixtures, scans.built.tree.machine
+    for wanted, fixtures in (("confirmed", probe_fixtures.hanging), ("", probe_fixtures.clean)):
+        for fixture in fixtures(known, machine):
+            job = {"name": fixture.name, "command": [scans.program(fixture)], "wanted": wanted}
+            yield job, partial(scans.text, fixture)
+
+
+def incident_jobs(machine: str) -> Iterator[Job]:
+    """QEMU as a daemon over tcmalloc, as Debian ships it and without fork handlers. arm64's is in the tests."""
+    root = find("bookworm-amd64")
+    if machine != "x86_64" or root is None:
+        return
+    for name, wanted in (("qemu", "refuted"), ("qemu_hookless", "confirmed")):
+        daemon = qemu(root, is_hooked=wanted == "refuted")
+        job = {
+            "name": name, "wanted": wanted, "command": daemon.command, "preload": daemon.preload,
+            "environment": {"LD_LIBRARY_PATH": ":".join(daemon.places)},
+        }  # fmt: skip
+        options = ScanOptions(library_path=tuple(daemon.places), preload=tuple(daemon.preload))
+        yield job, partial(plan_text, daemon.command[0], options)
 
 
 def strongest(found: Sequence[str]) -> str:
@@ -112,21 +130,24 @@ def strongest(found: Sequence[str]) -> str:
     return next((v for v in ("confirmed", "refuted", "inconclusive") if v in found), "nothing to probe")
 
 
-def show(result: dict[str, Any], *, is_hanging: bool) -> bool:
-    """A line of the table, and the reasons of runs that are not as they should be."""
+def show(result: dict[str, Any], wanted: str) -> bool:
+    """A line of the table, and the reasons of runs that are not as they should be.
+
+    A clean twin's are, when they are not confirmed.
+    """
     words = Counter(map(strongest, result["verdicts"]))
     left = [line for lines in result["left"] for line in lines]
-    is_right = set(words) == {"confirmed"} if is_hanging else not words["confirmed"]
+    is_right = set(words) == {wanted} if wanted else not words["confirmed"]
     counts = ", ".join(f"{n} {v}" for v, n in words.most_common())
     figures = f"{median(result['seconds']):6.2f} s  {median(result['cpu']):5.2f} CPU s  left {len(left)}"
-    name = f"{result['name']} ({'hangs' if is_hanging else 'clean'})"
+    name = f"{result['name']} ({wanted or 'clean'})"
     print(
         f"{name:<34} {counts:<34} {figures}{'' if is_right and not left else '  <-- NOT AS IT SHOULD BE'}", flush=True
     )
     reasons = Counter(
         why
         for lines, seen in zip(result["why"], result["verdicts"], strict=True)
-        if is_hanging and "confirmed" not in seen
+        if wanted and wanted not in seen
         for why in lines
     )
     for line, times in (*reasons.items(), *Counter(left).items()):
@@ -197,8 +218,28 @@ def brute_force(
     return runs, hung
 
 
-def qemu(root: Path) -> tuple[list[str], list[str], dict[str, str]]:
-    """Debian's QEMU as a daemon over tcmalloc, whose pthread_atfork does nothing: command, options, environment."""
+@dataclass(frozen=True)
+class Daemon:
+    """QEMU over tcmalloc, which daemonizes."""
+
+    command: list[str]
+    preload: list[str]
+    places: list[str]
+    """Directories of its libraries."""
+
+    @property
+    def options(self) -> list[str]:
+        """Of `forkproof probe`."""
+        return [f"--library-path={p}" for p in self.places] + [f"--preload={p}" for p in self.preload]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the bare program."""
+        return {"LD_LIBRARY_PATH": ":".join(self.places), "LD_PRELOAD": " ".join(self.preload)}
+
+
+def qemu(root: Path, *, is_hooked: bool) -> Daemon:
+    """Debian's, or with a pthread_atfork that does nothing."""
     libraries = root / "usr/lib/x86_64-linux-gnu"
     folder = DEFAULT_OUTPUT.parent / "probes"
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,11 +249,12 @@ def qemu(root: Path) -> tuple[list[str], list[str], dict[str, str]]:
     )
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "libhookless.so", source], check=True)
     command = [str(root / "usr/bin/qemu-system-x86_64"), "-S", "-no-user-config", "-nodefaults", "-nographic"]
-    places = [str(libraries), *map(str, libraries.glob("pulseaudio"))]
-    preload = [str(folder / "libhookless.so"), str(libraries / "libtcmalloc.so.4")]
-    options = [f"--library-path={p}" for p in places] + [f"--preload={p}" for p in preload]
-    environment = {"LD_LIBRARY_PATH": ":".join(places), "LD_PRELOAD": " ".join(preload)}
-    return [*command, "-machine", "none", "-daemonize"], options, environment
+    preload = [] if is_hooked else [str(folder / "libhookless.so")]
+    return Daemon(
+        [*command, "-machine", "none", "-daemonize"],
+        [*preload, str(libraries / "libtcmalloc.so.4")],
+        [str(libraries), *map(str, libraries.glob("pulseaudio"))],
+    )
 
 
 def times(small: Path) -> None:
@@ -220,7 +262,8 @@ def times(small: Path) -> None:
     cases: list[tuple[str, list[str], list[str], dict[str, str]]] = [("small program", [str(small)], [], {})]
     root = find("bookworm-amd64")
     if root is not None:
-        cases.append(("QEMU", *qemu(root)))
+        daemon = qemu(root, is_hooked=False)
+        cases.append(("QEMU", daemon.command, daemon.options, daemon.environment))
     for name, command, options, environment in cases:
         rows = {"whole": [timed([*options, "--format=json", "--", *command]) for _ in range(5)]}
         with tempfile.TemporaryDirectory(prefix="forkproof-probes-") as folder:
@@ -243,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Probe every fixture many times, and time the probes.")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--machine", choices=("x86_64", "aarch64"), default=platform.machine())
-    parser.add_argument("--only", action="append", default=[], metavar="FIXTURE")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME")
     parser.add_argument("--plans", type=Path, metavar="DIR", help="Keep the plans, and use those that are there.")
     parser.add_argument("--no-verdicts", action="store_true")
     parser.add_argument("--no-times", action="store_true")

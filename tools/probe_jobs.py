@@ -1,9 +1,10 @@
-"""Probes by plans, many times each, in one process: `python tools/probe_jobs.py JOBS OUT [NAME…]`.
+"""Probes by plans, many times each, in one process: `python tools/probe_jobs.py JOBS OUT`.
 
 It needs nothing but forkproof, so that it can be put into the laboratory, where importing numpy takes seconds. JOBS is
 a JSON list of
 
-    {"name", "plan": file beside it, "command": […], "preload": […], "runs": n, "rule": …|null, "covered": bool}
+    {"name", "plan": file beside it, "command": […], "preload": […], "environment": {…}, "runs": n, "rule": …,
+     "covered": bool}
 
 and OUT gets a JSON list of results, rewritten after each job: the verdicts of each run, their reasons where a run is
 not `confirmed` or `refuted`, its seconds and CPU seconds, what was left over, and the report of the first run.
@@ -57,7 +58,8 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     result.update({column: [] for column in columns})
     for number in range(job["runs"]):
         mark = f"{os.getpid()}-{job['name']}-{number}"
-        command = Command(tuple(job["command"]), {**os.environ, MARK: mark}, preload=tuple(job.get("preload", ())))
+        variables = {**os.environ, **job.get("environment", {}), MARK: mark}
+        command = Command(tuple(job["command"]), variables, preload=tuple(job.get("preload", ())))
         prover = Prover(Wanted(command, rule=job.get("rule"), covered=job.get("covered", False)))
         begun, before = time.monotonic(), os.times()
         found = prover.prove(plan, list(report.findings))
@@ -77,13 +79,12 @@ def _told(found: list[Finding]) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    jobs, out, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    jobs, out = Path(sys.argv[1]), Path(sys.argv[2])
     results = []
     for job in json.loads(jobs.read_text(encoding="utf-8")):
-        if not names or job["name"] in names:
-            results.append(run_job(job, jobs.parent))
-            out.write_text(json.dumps(results), encoding="utf-8")
-            print(job["name"], results[-1]["verdicts"], results[-1]["seconds"], flush=True)
+        results.append(run_job(job, jobs.parent))
+        out.write_text(json.dumps(results), encoding="utf-8")
+        print(job["name"], results[-1]["verdicts"], results[-1]["seconds"], flush=True)
 
 
 if __name__ == "__main__":

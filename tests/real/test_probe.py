@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from fixtures.build import Result, Toolchain
-from forkproof.cli.probe import plan_text
+from forkproof import pipeline
+from forkproof.cli.probe import plan_text, planned
 from forkproof.elf.image import load
 from forkproof.facts import Facts
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
@@ -192,6 +193,27 @@ def _path(built: object, name: str) -> Path:
     assert callable(built)
     result: Result = built(MACHINE)
     return result.tree.path(result.fixtures[name])
+
+
+class TestPlans:
+    def test_kept_for_the_next_time(
+        self, built_fixtures: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As long as no file that the scan read has changed."""
+        program = Path(shutil.copy(_path(built_fixtures, "daemon_mutex"), tmp_path))
+        library = Path(shutil.copy(_path(built_fixtures, "alloc_mutex"), tmp_path))
+        options = ScanOptions(cache=tmp_path / "cache")
+        first = planned(str(program), options)
+        monkeypatch.setattr(pipeline, "scan", _refused)
+        assert planned(str(program), options) == first
+        with library.open("ab") as file:
+            file.write(b"x")
+        with pytest.raises(AssertionError, match="scanned again"):
+            planned(str(program), options)
+
+
+def _refused(*_unused: object) -> None:
+    raise AssertionError("scanned again")
 
 
 @pytest.fixture(scope="module")

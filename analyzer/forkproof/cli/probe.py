@@ -6,12 +6,16 @@ Must never: steer anything; that is `forkproof.probe`, which is imported when th
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from forkproof import cache
+from forkproof.cache import directory
 from forkproof.cli import output, running
 from forkproof.cli.gate import FAIL_ON, exit_code, limit
 from forkproof.cli.progress import progress
@@ -24,6 +28,7 @@ from forkproof.report.layout import WIDTH
 if TYPE_CHECKING:
     from forkproof.facts import Facts
     from forkproof.model import Finding
+    from forkproof.probe.plan import Plan
 
 
 @click.command("probe", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Probe what was scanned elsewhere.",
 )
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep what a scan found: see `forkproof cache`.")
 @click.option("--covered", is_flag=True, help="Probe allocators, too, that the scan calls protected.")
 @click.option(
     "--format", "form", type=click.Choice(formats.NAMES), default="text", show_default=True, help=formats.HELP
@@ -101,6 +107,7 @@ class Request:
     sysroot: Path | None
     write_plan: Path | None
     planned: Path | None
+    no_cache: bool
     covered: bool
     form: str
     file: Path | None
@@ -121,12 +128,12 @@ class Request:
     @property
     def options(self) -> ScanOptions:
         """Of the scan."""
-        return ScanOptions(self.sysroot, self.library_path, self.preload)
+        cache = None if self.no_cache else directory()
+        jobs = len(os.sched_getaffinity(0))
+        return ScanOptions(self.sysroot, self.library_path, self.preload, jobs=jobs, cache=cache)
 
     def report(self) -> Report | None:
         """Scan and probe; None where only a plan was asked for."""
-        from forkproof import pipeline
-
         if self.write_plan is not None:
             with progress() as watched:
                 text = plan_text(self.command[0], self.options, watched)
@@ -139,14 +146,13 @@ class Request:
             self.command, preload=self.preload, library_path=self.library_path, env=self.env, stdin=self.stdin
         )
         with progress() as watched:
-            wanted = Wanted(what, self.timeout, self.finding, self.rule, self.lock, self.covered)
-            prover = Prover(wanted, watched)
             if self.planned is not None:
                 report, plan = planfile.load(self.planned.read_text(encoding="utf-8"), str(self.planned))
-                findings = prover.prove(plan, list(report.findings))
-                report = replace(report, findings=tuple(findings))
             else:
-                report = pipeline.scan((what.arguments[0],), self.options, watched, prover)
+                report, plan = planned(what.arguments[0], self.options, watched)
+            wanted = Wanted(what, self.timeout, self.finding, self.rule, self.lock, self.covered)
+            findings = Prover(wanted, watched).prove(plan, list(report.findings))
+        report = replace(report, findings=tuple(findings))
         self.check_finding(report)
         return report
 
@@ -167,9 +173,20 @@ class Request:
 
 def plan_text(program: str, options: ScanOptions, watched: Progress = QUIET) -> str:
     """Scan a program, and say where its locks are taken: the content of a plan file."""
+    from forkproof.probe import planfile
+
+    return planfile.dump(*planned(program, options, watched))
+
+
+def planned(program: str, options: ScanOptions, watched: Progress = QUIET) -> tuple[Report, Plan]:
+    """The same as values: from the cache, where the program was scanned before, or scanned now."""
     from forkproof import pipeline
     from forkproof.probe import plan, planfile
 
+    kept = cache.Cache(options.cache) if options.cache is not None else None
+    key = _key(program, options) if kept is not None else None
+    if kept is not None and key is not None and isinstance(text := kept.get_part(key), str):
+        return planfile.load(text, program)
     made: list[plan.Plan] = []
 
     def note(facts: Facts, findings: list[Finding]) -> list[Finding]:
@@ -179,4 +196,18 @@ def plan_text(program: str, options: ScanOptions, watched: Progress = QUIET) -> 
     report = pipeline.scan((program,), options, watched, note)
     if not made:
         raise InputError(program, "; ".join(report.errors), next_step="See forkproof scan.")
-    return planfile.dump(report, made[0])
+    if kept is not None and key is not None and not report.errors:
+        kept.put_part(key, planfile.dump(report, made[0]))
+    return report, made[0]
+
+
+def _key(program: str, options: ScanOptions) -> str | None:
+    """What a plan is kept under: all that the scan reads, and the paths that it tells; None for what it cannot read."""
+    from forkproof import closure, pipeline
+
+    sysroot = closure.DirectorySysroot(options.sysroot or Path("/"))
+    try:
+        whole = cache.key(pipeline.load(program, options, sysroot), sysroot, options)
+    except InputError:
+        return None
+    return hashlib.sha256(f"plan {program} {options.sysroot} {whole}".encode("utf-8", "surrogatepass")).hexdigest()
