@@ -440,27 +440,32 @@ class _Window:
         request, first = found
         if self._is_quiesced(address, request) or self._is_made_new(address, first):
             return None
-        holder = self._holder(open_holders)
-        quiesced = Answer.UNKNOWN if self._may_be_made_new(address, first) else Answer.YES
-        return None if holder is None else self._told(address, request, holder, quiesced)
+        is_common = self.others.is_shared_memory(address)
+        holder = self._holder(open_holders) if is_common is not Answer.YES else None
+        doubt = (
+            "the child makes locks new whose addresses are not known" if self._may_be_made_new(address, first) else ""
+        )
+        if is_common is Answer.UNKNOWN:
+            doubt = "the program makes locks that processes share, whose addresses are not known"
+        return None if holder is None else self._told(address, request, holder, doubt)
 
     def _is_gated(self, place: Place) -> bool:
         """Each time that a thread takes it there, it holds a lock that is quiesced."""
         return any(same(gate, p) is not Match.NO for gate in place.gates for p in self.prepared)
 
     def _told(
-        self, address: Value, request: _Request, holder: tuple[_Way, Function, Answer], not_quiesced: Answer
+        self, address: Value, request: _Request, holder: tuple[_Way, Function, Answer], may_be_quiesced: str
     ) -> Finding:
         facts, flow = self.facts, self.flow
         way, start, exists = holder
         lock = lock_of(flow.program, address, flow.program.object_of(request.way.place.function))
         thread, child = self._frames(way), self._frames(request.way)
         rare = self._rare(request.way) or self._rare(way)
-        answers = (self.window.threads, exists, Answer.YES, not_quiesced)
+        answers = (self.window.threads, exists, Answer.YES, Answer.UNKNOWN if may_be_quiesced else Answer.YES)
         severity, verdict = self._rank(answers, address, request.way, way, rare=bool(rare))
         quiesced = self._not_quiesced(lock)
-        if not_quiesced is Answer.UNKNOWN:
-            quiesced += ", but the child makes locks new whose addresses are not known"
+        if may_be_quiesced:
+            quiesced += f", but {may_be_quiesced}"
         doubt = "" if exists is Answer.YES else "; whether that thread exists at the fork is not known"
         verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
         conditions = Conditions(

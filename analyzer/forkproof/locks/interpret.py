@@ -150,7 +150,11 @@ class _Interpreter:
             self.queued.discard(key)
             self._run_block(key)
         return Run(
-            tuple(self._settled(a) for _, a in sorted(self.ledger.acquires.items(), key=repr)),
+            tuple(
+                self._settled(a)
+                for _, a in sorted(self.ledger.acquires.items(), key=repr)
+                if a.kind != "sem" or a.address in self.ledger.posted
+            ),
             tuple(CallSite(*c[:2], a, h, c[2]) for c, variants in self.noted.items() for a, h in variants.items()),
             told_exits(self.exits, self.ledger.let_go, _KEYS),
             frozenset(self.ledger.releases),
@@ -412,6 +416,10 @@ class _Interpreter:
         address = arguments[library.argument] if library.argument < len(arguments) else Value(Named(site, "?"), 0)
         if library.kind in ("sem", "once", "barrier"):
             self.waiting.add(self.block)
+            if library.kind == "sem" and library.op == "acquire":
+                self.ledger.acquired(site, address, library.kind, held, blocking=not library.bounded)
+            elif library.kind == "sem" and library.op == "release":
+                self.ledger.posted.add(address)
             return [(held, None)]
         match library.op:
             case "acquire":

@@ -22,6 +22,8 @@ class Ledger:
         self.again: dict[tuple[int, Value], Acquire] = {}
         self.releases: set[Value] = set()
         self.let_go: set[Value] = set()
+        self.posted: set[Value] = set()
+        """Semaphores; one that is waited for and posted in one function is a lock, any other is a signal."""
 
     def acquired(self, site: int, address: Value, kind: str, held: Held, *, blocking: bool = True) -> Held:
         """What is held once a lock has been taken; taken while held, it is noted as taken again."""

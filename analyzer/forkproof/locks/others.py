@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, CERTAIN, Columns, Function, data_arguments
+from forkproof.code.explore import State, Word
 from forkproof.code.explore import Value as KnownValue
-from forkproof.code.explore import Word
 from forkproof.code.index import CodeIndex
 from forkproof.code.operations import Atomic, Const, Memory, Register, Set
 from forkproof.columns import unique
@@ -31,12 +31,13 @@ from forkproof.locks.identity import is_resolved
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import Step, Summaries
 from forkproof.locks.values import Content, Element, Entry, Object, Value, root
+from forkproof.model import Answer
 from forkproof.signatures import LockFunction
 
 Functions = npt.NDArray[np.bool_]
 """Membership of every function."""
 
-KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket"})
+KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket", "sem"})
 """What can be held by a thread that does not exist. A once or a guard is taken once, a FILE is libc's."""
 _TAKES: Final = frozenset({"acquire", "try", "wait"})
 _SHIFT: Final = 48
@@ -46,6 +47,13 @@ _FEW: Final = 40
 """Functions that are sooner interpreted than compared with others first."""
 _LARGE: Final = 1000
 """Instructions of a function beyond which its plain stores are not looked at: what makes a lock new is small."""
+_SHARED_INITS: Final = frozenset({"sem_init", "pthread_spin_init"})
+_SHARING: Final = (
+    "pthread_mutexattr_setpshared",
+    "pthread_rwlockattr_setpshared",
+    *sorted(_SHARED_INITS),
+)
+"""What makes a lock, or its attributes, for several processes if its second argument says so."""
 _WRAPPERS: Final = 4
 """Functions that pass a lock on to one another."""
 
@@ -183,6 +191,9 @@ class OtherLocks:
         edges = [e for e in graph.edges_to(function) if graph.kind[e] in CERTAIN]
         return sorted({self.flow.whole(Function(f)) for f in unique(graph.source[edges]).tolist()})
 
+    def _callees(self, function: Function) -> list[Function]:
+        return [Function(int(self.graph.target[e])) for e in self.flow.outgoing(function)]
+
     # ---- who takes what --------------------------------------------------------------------
 
     def places(self, among: Functions) -> Mapping[Value, tuple[Place, ...]]:
@@ -245,7 +256,9 @@ class OtherLocks:
     def held_at(self, function: Function, site: int) -> Held:
         """What a function holds whenever it makes a call; its callers' locks are not among it."""
         if not self.summaries.relevant[function]:
-            return frozenset()
+            if not any(self.summaries.relevant[c] and self.keeps(c) for c in self._callees(function)):
+                return frozenset()
+            self.summaries.add(function)
         held = [call.held for call in self.summaries.run(function).calls if call.site == site]
         return frozenset.intersection(*held) if held else frozenset()
 
@@ -253,9 +266,45 @@ class OtherLocks:
     def makers(self) -> Functions:
         """Functions that make a lock new."""
         found = np.zeros(self.graph.size, bool)
-        edges = self._calls_of([name for name, f in self.flow.signatures.locks.items() if f.op == "init"])
-        found[self.graph.source[edges]] = True
+        found[self._callers_of(self._inits)] = True
         return found & self.usable
+
+    def _callers_of(self, functions: Iterable[Function]) -> list[Function]:
+        graph = self.graph
+        edges = [e for f in functions for e in graph.edges_to(f) if graph.kind[e] in CALLS]
+        return sorted({self.flow.whole(Function(f)) for f in graph.source[edges].tolist()})
+
+    def is_shared_memory(self, address: Value) -> Answer:
+        """The lock lies in memory that the child has in common with its parent, where the thread lets it go."""
+        known, objects = self._shared
+        begin = root(address.base)
+        if address in known:
+            return Answer.YES
+        behind = isinstance(address.base, Content) and isinstance(begin, Object) and begin.number in objects
+        return Answer.UNKNOWN if behind else Answer.NO
+
+    @cached_property
+    def _shared(self) -> tuple[frozenset[Value], frozenset[int]]:
+        """Locks that are made for several processes, and the objects that make such whose addresses are not known."""
+        flow, found, objects = self.flow, set[Value](), set[int]()
+        makers = flow.program.called(_SHARING)
+        for function in self._callers_of(makers):
+            calls = [(int(self.graph.site[e]), Function(int(self.graph.target[e]))) for e in flow.outgoing(function)]
+            sites = {site: target for site, target in calls if target in makers}
+            states = flow.states(function, sites)
+            asked = [s for s, state in states.items() if _is_asked(flow.passed(function, state, 1).constant)]
+            named = [s for s in asked if makers[sites[s]] in _SHARED_INITS]
+            made = [addresses for _, addresses in self._made_at(function)] if len(named) < len(asked) else []
+            for addresses in [*made, *(self._first_of(function, states[s]) for s in named)]:
+                found.update(addresses)
+                if not addresses:
+                    objects.add(flow.program.object_of(function))
+        return frozenset(found), frozenset(objects)
+
+    def _first_of(self, function: Function, state: State) -> list[Value]:
+        """What is passed first, as addresses."""
+        value = state.register(self.flow.convention.arguments[0])
+        return self._addresses(self.flow.program.object_of(function), value)
 
     def made_by(self, function: Function) -> set[Value]:
         """The locks that a function makes new by a call."""
@@ -279,14 +328,25 @@ class OtherLocks:
         return [(site, value) for site, values in self._made_at(function) for value in values]
 
     def _made_at(self, function: Function) -> list[tuple[int, list[Value]]]:
-        locks, graph, flow = self.summaries.library, self.graph, self.flow
+        graph, flow = self.graph, self.flow
         targets = {int(graph.site[e]): Function(int(graph.target[e])) for e in flow.outgoing(function)}
-        arguments = {s: locks[t].argument for s, t in targets.items() if t in locks and locks[t].op == "init"}
+        arguments = {s: self._inits[t].argument for s, t in targets.items() if t in self._inits}
         found = []
         for site, state in flow.states(function, arguments).items():
             value = state.register(flow.convention.arguments[arguments[site]])
-            found.append((site, self._addresses(flow.program.object_of(function), value)))
+            addresses = self._addresses(flow.program.object_of(function), value)
+            if self.summaries.library[targets[site]].op == "release" and self.summaries.relevant[function]:
+                own = {address for address, _ in self.taken_in(function)}
+                addresses = [address for address in addresses if address not in own]
+            found.append((site, addresses))
         return found
+
+    @cached_property
+    def _inits(self) -> Mapping[Function, LockFunction]:
+        """What makes a lock new. In glibc for x86-64 pthread_spin_init is also pthread_spin_unlock."""
+        locks = self.flow.signatures.locks
+        called = self.flow.program.called(sorted(name for name, f in locks.items() if f.op == "init"))
+        return {f: locks[name] for f, name in called.items()}
 
     def _stored(self, function: Function) -> list[tuple[int, Value]]:
         flow, body = self.flow, self.flow.body(function)
@@ -332,6 +392,10 @@ class OtherLocks:
     def keeps(self, function: Function) -> bool:
         """The function returns with a lock."""
         return any(e.held for e in self.summaries.of(function).exits)
+
+
+def _is_asked(constant: int | None) -> bool:
+    return constant is not None and constant & 0xFFFFFFFF != 0
 
 
 class _Cells:

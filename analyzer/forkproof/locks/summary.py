@@ -139,7 +139,9 @@ class Summaries:
     def library(self) -> dict[int, LockFunction]:
         """The lock functions of the closure, by number."""
         locks = self.flow.signatures.locks
-        return {int(f): locks[name] for f, name in self.program.called(sorted(locks)).items()}
+        # Of the names of one function, one that releases tells more than one that makes a lock new.
+        names = sorted(locks, key=lambda name: (locks[name].op == "init", name))
+        return {int(f): locks[name] for f, name in self.program.called(names).items()}
 
     @cached_property
     def thread_cells(self) -> frozenset[Function]:
