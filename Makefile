@@ -6,6 +6,7 @@
 #   make lint        ruff and mypy
 #   make bench       the benchmarks, as ratios
 #   make bench-tree  a root file system with 2,288 ELF files: cold and cached, one process and two (half an hour)
+#   make lock-tables every row of docs/locks.md: three releases of Debian, two machines         (five minutes)
 #   make libc-stress every row of docs/libc.md, by running it                                 (a few minutes)
 #   make probe-runs  every fixture probed twenty times; time to verdict beside brute force      (half an hour)
 #   make unwinder-check  forkproof's stacks against gdb's, at chance states of real programs (ten minutes)
@@ -28,7 +29,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-tree libc-stress probe-runs unwinder-check fixtures sysroots validators fuzz docs dev clean
+.PHONY: help demo test lint bench bench-tree lock-tables libc-stress probe-runs unwinder-check fixtures sysroots validators fuzz docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -68,6 +69,9 @@ bench: $(VENV)/.wheel
 
 bench-tree: $(VENV)/.wheel
 	$(bin)/python benchmarks/tree.py
+
+lock-tables: $(VENV)/.wheel
+	$(bin)/python tools/lock_tables.py
 
 libc-stress: $(VENV)/.wheel
 	@tools/require cc cross qemu musl

@@ -3,6 +3,7 @@
 
     python tools/lock_tables.py                       every row of docs/locks.md (some minutes)
     python tools/lock_tables.py trixie-amd64 libtcmalloc.so.4        the rows of one sysroot, or of one library there
+    python tools/lock_tables.py --locks trixie-amd64 libtcmalloc.so.4       each lock of it, and where it is taken
 
 A row is what one library, alone with what it needs, shows: nothing runs. Sysroots come from tools/sysroot.py.
 """
@@ -20,6 +21,8 @@ from forkproof import facts, signatures
 from forkproof.allocators import AllocatorFacts, find_libc
 from forkproof.facts import Facts
 from forkproof.locks.coverage import Cover
+from forkproof.locks.identity import lock_of
+from forkproof.locks.summary import step_frames
 from forkproof.options import ScanOptions
 from forkproof.pipeline import call_graph
 
@@ -62,10 +65,15 @@ def analysed(root: Path, target: str) -> Facts:
     return facts.gather(target, graph, known, find_libc(graph.program, known))
 
 
+def path_of(system: str, library: str) -> str:
+    """Where a library is in its sysroot."""
+    machine = "x86_64" if system.endswith("amd64") else "aarch64"
+    return f"/usr/lib/{machine}-linux-gnu/{library}" if library != "musl" else f"/usr/lib/ld-musl-{machine}.so.1"
+
+
 def row(root: Path, system: str, library: str) -> Row | None:
     """The row of a library; None where the sysroot does not have it."""
-    machine = "x86_64" if system.endswith("amd64") else "aarch64"
-    target = f"/usr/lib/{machine}-linux-gnu/{library}" if library != "musl" else f"/usr/lib/ld-musl-{machine}.so.1"
+    target = path_of(system, library)
     if not (root / target.lstrip("/")).exists():
         return None
     found = analysed(root, target)
@@ -73,6 +81,22 @@ def row(root: Path, system: str, library: str) -> Row | None:
         return _of_libc(found, system, library)
     allocator = next(a for a in found.allocators if a.is_used)
     return _of_allocator(found, allocator, system, library)
+
+
+def describe(found: Facts) -> Iterator[str]:
+    """Each lock of the allocator in use: what becomes of it, how rarely it is taken, and a way to it."""
+    allocator = next(a for a in found.allocators if a.is_used)
+    locks = found.locks_of(allocator)
+    for lock in locks.coverage.locks if locks is not None else ():
+        address = lock.taken.address
+        name = lock_of(found.flow.program, address, allocator.object).name
+        cells = [lock.cover.value, name]
+        if locks is not None and address in locks.occasions:
+            occasion = locks.occasions[address]
+            rare = "rare" if locks.is_rare(lock) else "open"
+            cells.append(f"{rare}: {occasion.why or f'{locks.weights[address]} conditions'}")
+        way = " > ".join(frame.function for frame in step_frames(found.flow, lock.taken.path))
+        yield "; ".join([*cells, way])
 
 
 def _of_allocator(found: Facts, allocator: AllocatorFacts, system: str, library: str) -> Row:
@@ -98,18 +122,27 @@ def _of_libc(found: Facts, system: str, library: str) -> Row:
     )  # fmt: skip
 
 
+def root_of(system: str) -> Path:
+    """Where a sysroot is."""
+    command = [sys.executable, str(TOOLS / "sysroot.py"), system]
+    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+
+
 def rows(systems: tuple[str, ...], libraries: tuple[str, ...]) -> Iterator[Row]:
     """Every row, system by system."""
     for system in systems:
-        command = [sys.executable, str(TOOLS / "sysroot.py"), system]
-        root = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+        root = root_of(system)
         for library in libraries:
             if (found := row(root, system, library)) is not None:
                 yield found
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table, a row at a time."""
+    """Print the table, a row at a time; with --locks, the locks of one library."""
+    if arguments and arguments[0] == "--locks":
+        system, library = arguments[1:]
+        print("\n".join(describe(analysed(root_of(system), path_of(system, library)))))
+        return
     systems = tuple(a for a in arguments if a in SYSROOTS) or SYSROOTS
     libraries = tuple(a for a in arguments if a in LIBRARIES) or LIBRARIES
     unknown = set(arguments) - {*SYSROOTS, *LIBRARIES}

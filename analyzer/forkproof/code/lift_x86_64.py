@@ -240,6 +240,8 @@ def _move(
 
 
 def _arithmetic(name: str, first: Operand | None, second: Operand | None, bits: int) -> tuple[Operation, ...]:
+    if name.startswith("set") and isinstance(first, Memory):
+        return (Set(first, Register("?"), 8),)
     if isinstance(first, Register):
         if name.startswith("set"):
             return (SetIf(first, _CONDITIONS.get(name[3:], Condition.UNKNOWN)),)

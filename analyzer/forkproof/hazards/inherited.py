@@ -33,7 +33,7 @@ from forkproof.hazards.evidence import (
     threads_sentence,
 )
 from forkproof.locks.coverage import prepared_by
-from forkproof.locks.identity import Match, lock_of, same
+from forkproof.locks.identity import Match, lock_of
 from forkproof.locks.ordinary import Occasions
 from forkproof.locks.others import Functions, Place
 from forkproof.locks.runs import Held
@@ -122,6 +122,7 @@ class _Window:
         self.dead: set[Function] = set()
         self.dying = {*self.flow.dying, *self.flow.program.called(_ERRORS)}
         self.ends = [*self.dying, *self.flow.execs, *self.flow.forkers]
+        self.same = self.others.summaries.arrays.same
 
     def findings(self) -> Iterator[Finding]:
         """One for each lock that a thread and the child both take, and that nothing quiesces."""
@@ -131,7 +132,7 @@ class _Window:
         held = self.others.places(self.by_threads)
         asked = self._asked(self.others.places(self.by_child))
         for address in sorted(asked, key=repr):
-            holders = [p for other, places in held.items() if same(address, other) is Match.EXACT for p in places]
+            holders = [p for other, places in held.items() if self.same(address, other) is Match.EXACT for p in places]
             finding = self._finding(address, asked[address], holders) if holders else None
             if finding is not None:
                 yield finding
@@ -281,7 +282,7 @@ class _Window:
         return held
 
     def _is_quiesced(self, address: Value, request: _Request) -> bool:
-        if any(same(address, p) is not Match.NO for p in self.prepared) or self._is_renewed(address):
+        if any(self.same(address, p) is not Match.NO for p in self.prepared) or self._is_renewed(address):
             return True
         is_held = [address in self.others.held_at(level.function, level.site) for level in self.levels]
         return any(is_held[: request.level + 1]) or self._is_held_above(request.level, is_held)
@@ -451,7 +452,7 @@ class _Window:
 
     def _is_gated(self, place: Place) -> bool:
         """Each time that a thread takes it there, it holds a lock that is quiesced."""
-        return any(same(gate, p) is not Match.NO for gate in place.gates for p in self.prepared)
+        return any(self.same(gate, p) is not Match.NO for gate in place.gates for p in self.prepared)
 
     def _told(
         self, address: Value, request: _Request, holder: tuple[_Way, Function, Answer], may_be_quiesced: str

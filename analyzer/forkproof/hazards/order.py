@@ -23,7 +23,7 @@ from forkproof.atfork import Registration
 from forkproof.callgraph import CERTAIN, EdgeKind, Function
 from forkproof.facts import Facts
 from forkproof.locks.coverage import prepared_by
-from forkproof.locks.identity import Match, is_resolved, lock_of, same
+from forkproof.locks.identity import Match, is_resolved, lock_of
 from forkproof.locks.summary import Taken, step_frames
 from forkproof.locks.values import Value
 from forkproof.model import Answer, Finding, Lock, Severity, Verdict
@@ -97,7 +97,7 @@ def _prepared(facts: Facts, registration: Registration) -> frozenset[Value]:
 
 
 def _prepare(facts: Facts, ordered: list[Registration]) -> Iterator[Finding]:
-    held: list[_Holding] = []
+    held, same = list[_Holding](), facts.summaries.arrays.same
     for registration in reversed(ordered):
         for taken in _taken(facts, registration.handlers[0].function):
             for holding in held:
@@ -107,6 +107,7 @@ def _prepare(facts: Facts, ordered: list[Registration]) -> Iterator[Finding]:
 
 
 def _child(facts: Facts, ordered: list[Registration]) -> Iterator[Finding]:
+    same = facts.summaries.arrays.same
     held = [_Holding(a, r) for r in ordered for a in _prepared(facts, r) if is_resolved(a)]
     for registration in ordered:
         child = registration.handlers[2].function
@@ -125,6 +126,7 @@ def _crossing(facts: Facts, ordered: list[Registration]) -> Iterator[Finding]:
         for address in sorted(_prepared(facts, registration), key=repr)
         if is_resolved(address)
     ]
+    same = facts.summaries.arrays.same
     entries = [*facts.threads.entries, *([facts.flow.main] if facts.flow.main is not None else [])]
     for entry in entries if len({holding.by.chain for holding in sequence}) > 1 else ():
         followed = facts.flow.graph.distances([entry]) >= 0

@@ -18,6 +18,7 @@ import numpy as np
 from forkproof.callgraph import Function
 from forkproof.code.index import SCANNERS
 from forkproof.columns import unique
+from forkproof.locks.runs import Run
 from forkproof.locks.summary import Summaries
 from forkproof.locks.values import Content, Element, Object, Value
 
@@ -28,17 +29,23 @@ _MANY: Final = 64
 
 
 class Stores:
-    """Constants and addresses that functions store into words of their own object."""
+    """What functions store into words of their own object."""
 
-    def __init__(self, summaries: Summaries, wanted: Callable[[Function], bool]) -> None:
-        """Only functions that are wanted count."""
+    def __init__(
+        self,
+        summaries: Summaries,
+        wanted: Callable[[Function], bool],
+        run: Callable[[Function], Run] | None = None,
+    ) -> None:
+        """Only functions that are wanted count; `run` follows one in another way than most."""
         self.summaries, self._wanted = summaries, wanted
+        self._run = run or summaries.run
         self._known: dict[Value, frozenset[Value]] = {}
 
     def of(self, word: Value) -> frozenset[Value]:
-        """What is stored into a word."""
+        """What is stored into a word; a value with a name is one that is not known."""
         if word not in self._known:
-            runs = [self.summaries.run(f) for f in self._functions(word)]
+            runs = [self._run(f) for f in self._functions(word)]
             self._known[word] = frozenset[Value]().union(*(run.stores.get(word, frozenset()) for run in runs))
         return self._known[word]
 

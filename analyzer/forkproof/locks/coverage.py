@@ -16,15 +16,17 @@ A lock of the allocation paths is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from forkproof.callgraph import Function
-from forkproof.locks.identity import Match, is_resolved, same
+from forkproof.locks.identity import Match, is_resolved
 from forkproof.locks.runs import Held
-from forkproof.locks.summary import Summaries, Taken
+from forkproof.locks.summary import Summaries, Taken, openness
 from forkproof.locks.values import Object, Value, root
+
+Same = Callable[[Value, Value], Match]
 
 
 class Cover(Enum):
@@ -43,7 +45,7 @@ class AllocatorLock:
     """One lock of the allocation paths."""
 
     taken: Taken
-    """The shortest way to it; its first step is an allocation function."""
+    """The most open way to it; its first step is an allocation function."""
     entries: int
     """How many of the allocation functions can take it."""
     cover: Cover
@@ -69,7 +71,7 @@ class Coverage:
 def taken_by(
     summaries: Summaries, entries: Iterable[Function], objects: Iterable[int]
 ) -> dict[Value, tuple[Taken, int]]:
-    """The locks of these objects that functions can wait for: the shortest way to each, and how many lead to it."""
+    """The locks of these objects that functions can wait for: the most open way to each, and how many lead there."""
     wanted = frozenset(objects)
     found: dict[Value, tuple[Taken, int]] = {}
     for entry in entries:
@@ -80,7 +82,7 @@ def taken_by(
             if old is None:
                 found[taken.address] = taken, 1
             else:
-                best = min(old[0], taken, key=lambda t: len(t.path))
+                best = min(old[0], taken, key=openness)
                 found[taken.address] = best._replace(gates=old[0].gates & taken.gates), old[1] + 1
     return found
 
@@ -110,14 +112,15 @@ def coverage(
     """Compare allocation paths with a prepare and a child handler."""
     prepare, child = handlers
     prepared, complete = prepared_by(summaries, prepare) if prepare is not None else (frozenset(), True)
+    same = summaries.arrays.same
     kept = _kept(summaries, child, prepared) if child is not None and complete else ()
     found = taken_by(summaries, entries, objects)
-    covers = {address: _cover(address, prepared) for address in found}
+    covers = {address: _cover(same, address, prepared) for address in found}
     locks = []
     for address, (taken, count) in found.items():
         cover = covers[address]
         if cover in (Cover.UNCOVERED, Cover.UNRESOLVED):
-            if _is_gated(taken, prepared):
+            if _is_gated(same, taken, prepared):
                 cover = Cover.GATED
             elif any(covers.get(gate) is Cover.UNCOVERED and gate != address for gate in taken.gates):
                 cover = Cover.NESTED
@@ -131,11 +134,11 @@ def _kept(summaries: Summaries, child: Function, prepared: Held) -> tuple[Value,
     run = summaries.interpreted_run(child, prepared, prepared, joined=True)
     if not run.complete or not run.exits:
         return ()
-    freed = run.releases | run.let_go
+    freed, same = run.releases | run.let_go, summaries.arrays.same
     return tuple(sorted((p for p in prepared if is_resolved(p) and not any(same(p, f) for f in freed)), key=repr))
 
 
-def _cover(address: Value, prepared: Held) -> Cover:
+def _cover(same: Same, address: Value, prepared: Held) -> Cover:
     best = max((same(address, p) for p in prepared), default=Match.NO)
     if best is Match.EXACT:
         return Cover.COVERED
@@ -144,5 +147,5 @@ def _cover(address: Value, prepared: Held) -> Cover:
     return Cover.UNCOVERED if is_resolved(address) else Cover.UNRESOLVED
 
 
-def _is_gated(taken: Taken, prepared: Held) -> bool:
+def _is_gated(same: Same, taken: Taken, prepared: Held) -> bool:
     return any(same(gate, p) is not Match.NO for gate in taken.gates for p in prepared)

@@ -1,10 +1,11 @@
 """Which lock an address is: comparing addresses, and naming them as the source does where symbols allow.
 
-Owns: the sameness of two symbolic addresses, exact or assumed, and the report's `Lock`.
+Owns: the sameness of two symbolic addresses, exact or assumed, how far arrays of locks reach, and the report's `Lock`.
 Takes: values of `forkproof.locks.values`. Gives: `Match`es and `model.Lock`s.
 Must never: put a run-time address into a name.
 Wrong where: two structures of different types have a field at the same large offset (then a match is assumed that
-      is none).
+      is none); where a lock lies a whole number of steps behind an array without a symbol, and no code names anything
+      between the two (then it is taken for an element).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from forkproof.callgraph import Program
+from forkproof.columns import unique
 from forkproof.elf.demangle import demangle
 from forkproof.elf.image import I64
 from forkproof.locks.values import TELLING, Content, Element, Entry, Foreign, Object, Value, chain, root
@@ -84,6 +86,52 @@ def _same_array(a: Value, b: Value) -> Match:
     return Match.NO
 
 
+class Arrays:
+    """Sameness where a program tells how far its arrays reach: what lies behind one is no element of it."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._referred: dict[int, I64] = {}
+        self._known: dict[tuple[int, int, int, int], bool] = {}
+
+    def same(self, a: Value, b: Value) -> Match:
+        """As `same`, but an element must lie within its array."""
+        match = same(a, b)
+        one, two = _array_of(a), _array_of(b)
+        if match is not Match.EXACT or (one is None and two is None):
+            return match
+        first, second = one or (a.base, a.offset, 0), two or (b.base, b.offset, 0)
+        low, high = sorted((first[1], second[1]))
+        base, stride = first[0], first[2] or second[2]
+        assert isinstance(base, Object)
+        return match if low == high or self._reaches(base.number, low, high, stride) else Match.NO
+
+    def _reaches(self, obj: int, first: int, last: int, stride: int) -> bool:
+        key = obj, first, last, stride
+        if key not in self._known:
+            self._known[key] = self._find_reaches(*key)
+        return self._known[key]
+
+    def _find_reaches(self, obj: int, first: int, last: int, stride: int) -> bool:
+        """The variable says so; without one, nothing else begins between that code refers to.
+
+        Code refers to the fields of the first element; a field of a later one is at the same place in it.
+        """
+        if (variable := _variable(self.program, obj, first)) is not None:
+            return last < variable[0] + variable[2]
+        referred = self._addresses(obj)
+        inside = set((referred[(referred >= first) & (referred < first + stride)] - first).tolist())
+        between = (referred[(referred >= first + stride) & (referred < last)] - first) % stride
+        return inside.union({0}).issuperset(between.tolist())
+
+    def _addresses(self, obj: int) -> I64:
+        """What an object's code forms the addresses of, or loads."""
+        if obj not in self._referred:
+            sites = self.program.codes[obj].sites
+            self._referred[obj] = unique(np.concatenate([sites.data_target, sites.loaded_address]))
+        return self._referred[obj]
+
+
 def _same_field(a: Value, b: Value) -> Match:
     """The last fields of two chains agree, and tell enough."""
     one, two = chain(a), chain(b)
@@ -130,17 +178,26 @@ def _chain_name(program: Program, obj: int, value: Value) -> str:
 
 def _symbol(program: Program, obj: int, address: int) -> str:
     """The variable at an address, or object+address."""
+    variable = _variable(program, obj, address)
+    if variable is None:
+        return f"{program.closure.objects[obj].name}+{address:#x}"
+    start, name, _ = variable
+    return demangle(name) if start == address else f"{demangle(name)}+{address - start:#x}"
+
+
+def _variable(program: Program, obj: int, address: int) -> tuple[int, str, int] | None:
+    """(start, name, size) of the variable that holds an address."""
     variables = program.names[obj].variables
     if address in variables:
-        return demangle(variables[address][0])
+        return address, *variables[address]
     starts = _starts(program, obj)
     index = int(np.searchsorted(starts, address, side="right")) - 1
     if index >= 0:
         start = int(starts[index])
         name, size = variables[start]
         if address < start + size:
-            return f"{demangle(name)}+{address - start:#x}"
-    return f"{program.closure.objects[obj].name}+{address:#x}"
+            return start, name, size
+    return None
 
 
 @cache

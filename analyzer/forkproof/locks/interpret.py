@@ -366,6 +366,8 @@ class _Interpreter:
                 continue
             if calls.is_relevant(target):
                 self._note((site, target, target not in known), arguments, held)
+            elif isinstance(arguments[0].base, Object):  # it may set what it is given
+                self._stored_unknown(arguments[0], site)
             found |= dict.fromkeys(self._local(target, arguments, held))
         if not calls.comes_back(site):
             return []
@@ -467,7 +469,12 @@ class _Interpreter:
                 return self.ledger.released(address, held)
             if value.offset == 0 and len(self.body.instructions) <= _SMALL:
                 self.ledger.release_of_caller(address)
+        elif isinstance(address.base, Object):
+            self._stored_unknown(address, instruction.address)
         return held
+
+    def _stored_unknown(self, address: Value, site: int) -> None:
+        self.stores.setdefault(address, set()).add(Value(Named(site, "stored"), 0))
 
     def _atomic(self, instruction: Instruction, atomic: Atomic, held: Held, state: State) -> Held:
         site = instruction.address
@@ -581,10 +588,11 @@ class _Interpreter:
         if self._is_argument(left.base) and self._is_argument(right.base):
             return
         turns = self.turns.setdefault(self.block, {})
+        bits = flags.bits if flags is not None and flags.kind == "cmp" and branch.condition in EQUALITY else 64
         for position, taken in ((self.body.position(branch.target), True), (here + 1, False)):
             if position is not None:
                 for value, other, equal in shown(branch, flags, left, right, taken=taken):
-                    turns[Turn(position, value, other, equal)] = None
+                    turns[Turn(position, value, other, equal, bits)] = None
 
     def _is_argument(self, base: Base) -> bool:
         return base is None or (isinstance(base, Entry) and base.register in self.convention.arguments)

@@ -8,6 +8,7 @@ Wrong where: the rare condition is one of data (a tree that has no node yet): it
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,15 +16,19 @@ from functools import cached_property
 from typing import Final
 
 from forkproof.callgraph import CALLS, Function, Reach
-from forkproof.code.operations import Call
-from forkproof.locks.chosen import Stores
+from forkproof.code.operations import Call, Const, Memory, Set
 from forkproof.locks.runs import Turn
 from forkproof.locks.summary import Step, Summaries, Taken
-from forkproof.locks.values import Content, Named, Object, Value, Word
+from forkproof.locks.switches import Switches
+from forkproof.locks.values import Content, Named, Object, Value, Word, root
 
 _DEEPEST: Final = 12
 _REPORTING: Final = frozenset({"write", "writev", "abort", "fprintf", "vfprintf", "perror", "syslog"})
 """What a function of an allocator calls that reports a problem."""
+_MAPPING: Final = frozenset({"mmap", "mmap64", "sbrk", "__sbrk"})
+_ERRNO: Final = frozenset({"__errno_location", "___errno_location"})
+_ERRNO_REACH: Final = 8
+"""Instructions after one of these within which what it gives is stored to."""
 _DYING: Final = frozenset({"abort"})
 """What a function of any library calls that does."""
 
@@ -58,23 +63,20 @@ class Occasions:
         self.reporting = _DYING if writes_often else _REPORTING
         self.entries = tuple(entries)
         self._steps: dict[Step, str] = {}
+        self._easy: dict[tuple[Step, ...], tuple[Step, ...]] = {}
         self._sure: dict[tuple[Function, Value], bool] = {}
-        self._stores = Stores(summaries, lambda function: bool(self._reach[function] >= 0))
+        self._switches = Switches(summaries, lambda: self._reach)
 
     def of(self, taken: Taken) -> Occasion:
         """When the lock at an address, as the entries see it, is taken."""
         if any(self.is_sure(entry, taken.address) for entry in self.entries):
             return Occasion(Rank.ALWAYS, "each call takes it")
-        reason = self.rare(taken.path)
+        reason = self.rare(self._eased(taken))
         return Occasion(Rank.RARE, reason) if reason else Occasion(Rank.USUAL, "")
 
     @cached_property
     def _reach(self) -> Reach:
         return self.summaries.graph.distances(self.entries)
-
-    def _stored(self, word: Value) -> frozenset[int]:
-        """Constants that functions reached from the entries store into a word of their object."""
-        return frozenset(value.offset for value in self._stores.of(word) if value.base is None)
 
     def is_sure(self, function: Function, address: Value, depth: int = 0) -> bool:
         """Every call of the function takes the lock, for some arguments."""
@@ -100,10 +102,39 @@ class Occasions:
                     goals.add(run.block_of(call.site))
         return bool(goals) and run.blocks.surely_reaches(goals)
 
+    def _eased(self, taken: Taken) -> tuple[Step, ...]:
+        """A way to a lock with each step at the place of its function on which the fewest conditions depend."""
+        if not isinstance(root(taken.address.base), Object):
+            return taken.path
+        known = self._easy.get(taken.path)
+        if known is None:
+            after = (*taken.path[1:], None)
+            steps = zip(taken.path, after, strict=True)
+            known = tuple(self._easiest(step, follower, taken.address) for step, follower in steps)
+            self._easy[taken.path] = known
+        return known
+
+    def _easiest(self, step: Step, after: Step | None, address: Value) -> Step:
+        summaries, run = self.summaries, self.summaries.run(step.function)
+        if after is None:
+            sites = {a.site for a in run.acquires if a.address == address and a.blocking}
+        else:
+            callee = after.function
+            takes = [t.address for t in summaries.of(callee).taken]
+            sites = {
+                call.site
+                for call in run.calls
+                if call.target == callee
+                and any(address in (t, summaries.replaced(callee, call.arguments, t)) for t in takes)
+            }
+        # The way's own place comes first among equals.
+        places = [step.site, *sorted(sites - {step.site})]
+        return Step(step.function, min(places, key=lambda site: len(run.blocks.requires(run.block_of(site)))))
+
     def weight(self, taken: Taken) -> int:
         """On how many conditions, other than of arguments, the way to a lock depends."""
         total = 0
-        for step in taken.path:
+        for step in self._eased(taken):
             run = self.summaries.run(step.function)
             total += len(run.blocks.requires(run.block_of(step.site)))
         return total
@@ -117,28 +148,33 @@ class Occasions:
 
     def reporter(self, path: tuple[Step, ...]) -> Function | None:
         """The first function on a way that reports a problem; the one that the way begins in counts if it is all."""
-        return next((step.function for step in path[1:] or path if self._reports(step.function)), None)
+        return next((step.function for step in path[1:] or path if self._reports(step)), None)
 
     def rare_step(self, step: Step) -> str:
         """What must be the case for a function to get to an instruction, if it is something rare."""
         if step not in self._steps:
             run = self.summaries.run(step.function)
             turns = run.blocks.requires(run.block_of(step.site))
-            self._steps[step] = next((r for turn in turns if (r := self._reason(step, turn))), "")
+            reason = next((r for turn in turns if (r := self._reason(step, turn))), "")
+            if not reason and self._is_once(step):
+                reason = "only once"
+            if not reason and self._is_out_of_memory(step):
+                reason = "only when an allocation has failed"
+            self._steps[step] = reason
         return self._steps[step]
 
     def _reason(self, step: Step, turn: Turn) -> str:
         value, other = (turn.value, turn.other) if turn.other.base is None else (turn.other, turn.value)
         if turn.equal is None:
-            return ""
+            return self._switch(value, other, equal=True, bits=1) if turn.tells else ""
         if other.base is not None:
             return "only for one value in particular" if turn.equal and self._is_particular(step, turn) else ""
         if self._is_failed_allocation(step, value, other, equal=turn.equal):
             return "only when an allocation has failed"
-        return self._switch(value, other, equal=turn.equal)
+        return self._switch(value, other, equal=turn.equal, bits=turn.bits)
 
     def _is_failed_allocation(self, step: Step, value: Value, other: Value, *, equal: bool) -> bool:
-        """A call that takes a lock each time, or maps memory, has returned 0 or -1.
+        """A call that allocates, takes a lock each time, or maps memory, has returned 0 or -1.
 
         One that takes none each time has looked for something, and what follows is what it did not find.
         """
@@ -150,28 +186,22 @@ class Occasions:
             return False
         targets = [Function(int(flow.graph.target[e])) for e in flow.edges_at(step.function, base.site)]
         return any(
-            flow.program.name_of(t) in ("mmap", "mmap64", "sbrk", "__sbrk")
-            or any(self.is_sure(t, taken.address) for taken in self.summaries.of(t).taken)
+            self._allocates(t) or any(self.is_sure(t, taken.address) for taken in self.summaries.of(t).taken)
             for t in targets
         )
 
-    def _switch(self, value: Value, other: Value, *, equal: bool) -> str:
-        """A word of the object's own data must differ from what the file holds, and nothing that runs sets it."""
+    def _allocates(self, function: Function) -> bool:
+        program = self.summaries.program
+        names = program.names[program.object_of(function)].aliases(program.rva_of(function))
+        roles = self.summaries.flow.signatures.malloc_family
+        return not _MAPPING.isdisjoint(names) or any(roles.get(n) in ("allocate", "resize") for n in names)
+
+    def _switch(self, value: Value, other: Value, *, equal: bool, bits: int) -> str:
+        """A word of the object's own data must be what it rarely is."""
         base = value.base
         if not isinstance(base, Content | Word) or not isinstance(base.base, Object) or value.offset != 0:
             return ""
-        image = self.summaries.program.image(base.base.number)
-        if image.pointer_at(base.offset) is not None:
-            return ""
-        raw = image.read(base.offset, 4).tobytes()
-        first = int.from_bytes(raw, "little", signed=True) if len(raw) == 4 else 0
-        stored = self._stored(Value(base.base, base.offset))
-        if (first == other.offset) is equal:
-            is_left = any((constant == other.offset) is not equal for constant in stored)
-            return "only until it has been set up" if is_left else ""
-        if any((constant == other.offset) is equal for constant in stored):
-            return ""  # code that allocation runs through turns it on
-        return "only while a switch is on that is off at start"
+        return self._switches.why_rare(Value(base.base, base.offset), other.offset, equal=equal, bits=bits)
 
     def _is_particular(self, step: Step, turn: Turn) -> bool:
         """A number that the code has computed equals what a variable holds: rarely so by chance."""
@@ -189,12 +219,42 @@ class Occasions:
             return True
         return any(isinstance(operation, Call) for operation in body.instructions[position].operations)
 
-    def _reports(self, function: Function) -> bool:
-        """A function of the allocator that writes somewhere, or gives up; other libraries do that for a living."""
-        graph, program = self.summaries.graph, self.summaries.program
-        if program.object_of(function) not in self.summaries.objects:
+    def _reports(self, step: Step) -> bool:
+        """A function of the allocator that writes somewhere, or gives up, on its way through a step.
+
+        What it does elsewhere is not asked: a debugging allocator writes a trace if that is turned on. Other libraries
+        write for a living.
+        """
+        summaries, function = self.summaries, step.function
+        if summaries.program.object_of(function) not in summaries.objects:
             return False
-        return any(
-            graph.kind[e] in CALLS and program.name_of(Function(int(graph.target[e]))) in self.reporting
+        sites = self._sites_of(function, self.reporting)
+        run = summaries.run(function) if sites else None
+        return run is not None and run.blocks.passes(run.block_of(step.site), {run.block_of(s) for s in sites})
+
+    def _sites_of(self, function: Function, names: frozenset[str]) -> list[int]:
+        """Where a function calls one of these."""
+        graph, program = self.summaries.graph, self.summaries.program
+        return [
+            int(graph.site[e])
             for e in self.summaries.flow.outgoing(function)
-        )
+            if graph.kind[e] in CALLS and program.name_of(Function(int(graph.target[e]))) in names
+        ]
+
+    def _is_out_of_memory(self, step: Step) -> bool:
+        """The function says so on its way through a step: it sets errno to ENOMEM."""
+        run = self.summaries.run(step.function)
+        blocks = set()
+        for site in self._sites_of(step.function, _ERRNO):
+            position = run.body.position(site) or 0
+            after = run.body.instructions[position + 1 : position + _ERRNO_REACH]
+            sets = [o for i in after for o in i.operations if isinstance(o, Set)]
+            if any(isinstance(o.destination, Memory) and o.source == Const(errno.ENOMEM) for o in sets):
+                blocks.add(run.block_of(site))
+        return bool(blocks) and run.blocks.passes(run.block_of(step.site), blocks)
+
+    def _is_once(self, step: Step) -> bool:
+        """The step is pthread_once, or another function that calls what it is given once."""
+        flow, library = self.summaries.flow, self.summaries.library
+        targets = [int(flow.graph.target[e]) for e in flow.edges_at(step.function, step.site)]
+        return any(t in library and library[t].kind == "once" for t in targets)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Final, NamedTuple, Protocol
 
@@ -113,9 +114,16 @@ class Turn(NamedTuple):
     other: Value
     equal: bool | None
     """The value equals the other there, or not; None for orders and tests of bits."""
+    bits: int = 64
+    """How many of the low bits are looked at. If only one is, and `equal` is None: that one is the other's."""
+
+    @property
+    def tells(self) -> bool:
+        """It says what the value is there, or is not."""
+        return self.equal is not None or self.bits == 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Blocks:
     """The feasible control flow of one function, by positions of blocks."""
 
@@ -145,21 +153,70 @@ class Blocks:
                     changed = True
         return self.entry in sure
 
+    def passes(self, block: int, goals: Collection[int]) -> bool:
+        """Every way through a block leads through a goal, before it or after it, if arguments are chosen so."""
+        edges = {(b, after) for b, targets in self.successors.items() for after in targets if after in goals}
+        is_before = self.entry in goals or self._way(block, frozenset(edges)) is None
+        return is_before or block not in self._avoiding(goals)
+
+    def _avoiding(self, goals: Collection[int]) -> set[int]:
+        """Blocks from which the function can return without a goal, whatever the arguments are."""
+        found = set(self.ends).difference(goals)
+        changed = True
+        while changed:
+            more = {
+                block
+                for block, after in self.successors.items()
+                if block not in found and block not in goals
+                if (any if block in self.turns else all)(a in found for a in after)
+            }
+            found |= more
+            changed = bool(more)
+        return found
+
     def requires(self, goal: int) -> tuple[Turn, ...]:
-        """The sides of branches without which a block cannot be reached: they all lie on any way to it."""
-        way = self._way(goal, None)
+        """The sides of branches without which a block cannot be reached.
+
+        Compilers test one condition in several places, each on a way of its own: all ways lead through one of them.
+        Where the other side ends the program, nothing that goes on is left to choose.
+        """
+        way = self._way(goal, frozenset())
         if way is None:
             return ()
-        steps = [
-            (block, turn)
+        steps = {
+            turn[1:] if turn.tells else block: (block, turn)
             for block, after in pairwise(way)
             for turn in self.turns.get(block, ())
-            if turn.target == after
-        ]
-        return tuple(turn for block, turn in steps if self._way(goal, (block, turn.target)) is None)
+            if turn.target == after and self._is_choice(block, after)
+        }
+        return tuple(turn for block, turn in steps.values() if self._way(goal, self._showing(block, turn)) is None)
 
-    def _way(self, goal: int, without: tuple[int, int] | None) -> list[int] | None:
-        """Blocks of a shortest way from the entry to a block that does not use one edge."""
+    def _is_choice(self, block: int, after: int) -> bool:
+        """The function returns on another side of a branch too, if it does at all."""
+        return not self.ends or any(other in self._returning for other in self.successors[block] if other != after)
+
+    @cached_property
+    def _returning(self) -> frozenset[int]:
+        """Blocks from which the function can return."""
+        before: dict[int, set[int]] = {}
+        for block, targets in self.successors.items():
+            for target in targets:
+                before.setdefault(target, set()).add(block)
+        found, frontier = set(self.ends), list(self.ends)
+        while frontier:
+            more = before.get(frontier.pop(), set()) - found
+            found |= more
+            frontier += more
+        return frozenset(found)
+
+    def _showing(self, block: int, turn: Turn) -> frozenset[tuple[int, int]]:
+        """The edges on which a side of a branch shows the same as this one."""
+        if not turn.tells:
+            return frozenset({(block, turn.target)})
+        return frozenset((b, t.target) for b, turns in self.turns.items() for t in turns if t[1:] == turn[1:])
+
+    def _way(self, goal: int, without: frozenset[tuple[int, int]]) -> list[int] | None:
+        """Blocks of a shortest way from the entry to a block that uses none of these edges."""
         came: dict[int, int] = {self.entry: self.entry}
         frontier = [self.entry]
         for here in frontier:
@@ -169,7 +226,7 @@ class Blocks:
                     way.append(came[way[-1]])
                 return way[::-1]
             for after in self.successors.get(here, ()):
-                if after not in came and (here, after) != without:
+                if after not in came and (here, after) not in without:
                     came[after] = here
                     frontier.append(after)
         return None
@@ -192,7 +249,7 @@ class Run:
     """Sites of calls that try, in a function that waits when they fail."""
     blocks: Blocks
     stores: Mapping[Value, frozenset[Value]]
-    """Constants and addresses that it stores into words of objects."""
+    """What it stores into words of objects: constants, addresses, and names for what is not known."""
     body: Body
     complete: bool
 

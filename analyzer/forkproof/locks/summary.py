@@ -23,6 +23,7 @@ from forkproof.code.operations import Atomic, Call
 from forkproof.elf.image import RelocationKind
 from forkproof.flow import Flow
 from forkproof.locks.evidence import ObjectEvidence
+from forkproof.locks.identity import Arrays
 from forkproof.locks.interpret import interpret
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
 from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
@@ -63,6 +64,11 @@ class Taken(NamedTuple):
     """Locks that are held each time that it is taken."""
     path: tuple[Step, ...]
     """From the function to the acquire site."""
+
+
+def openness(taken: Taken) -> tuple[bool, int, int]:
+    """What orders the ways to one lock: first those that wait, with few locks held, and short."""
+    return not taken.blocking, len(taken.gates), len(taken.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +148,11 @@ class Summaries:
         # Of the names of one function, one that releases tells more than one that makes a lock new.
         names = sorted(locks, key=lambda name: (locks[name].op == "init", name))
         return {int(f): locks[name] for f, name in self.program.called(names).items()}
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """Sameness of addresses in this program."""
+        return Arrays(self.program)
 
     @cached_property
     def thread_cells(self) -> frozenset[Function]:
@@ -347,7 +358,7 @@ class Summaries:
         )
 
     def _merged(self, function: Function, taken: Iterable[Taken]) -> tuple[Taken, ...]:
-        """One entry for each lock: the shortest way to it, and what is held on all ways."""
+        """One entry for each lock: the most open way to it, and what is held on all ways."""
         found: dict[Value, Taken] = {}
         settled = cache(partial(self._settled, function))
         for each in taken:
@@ -358,7 +369,7 @@ class Summaries:
                 if len(found) < _MOST:
                     found[key] = one
                 continue
-            better = one if (not one.blocking, len(one.path)) < (not old.blocking, len(old.path)) else old
+            better = min(old, one, key=openness)
             found[key] = better._replace(gates=old.gates & one.gates, blocking=old.blocking or one.blocking)
         return tuple(found.values())
 

@@ -22,7 +22,7 @@ from forkproof.elf.image import STT_FUNC, STV_DEFAULT
 from forkproof.facts import Facts
 from forkproof.locks.coverage import Cover, coverage, prepared_by
 from forkproof.locks.goals import allocator_locks
-from forkproof.locks.identity import is_resolved, lock_of, same
+from forkproof.locks.identity import is_resolved, lock_of
 from forkproof.locks.runs import NOTHING, Held
 from forkproof.mitigate.parameters import read_arguments
 from forkproof.model import Finding
@@ -235,4 +235,5 @@ def _frees(facts: Facts, function: Function, held: Held) -> bool:
     if not run.complete or not run.exits or facts.summaries.of(function).taken:
         return False
     freed = run.releases | run.let_go
+    same = facts.summaries.arrays.same
     return all(any(same(p, f) for f in freed) for p in held)

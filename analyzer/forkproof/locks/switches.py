@@ -1,0 +1,97 @@
+"""Words of an object's data that decide a branch: what they hold when the program runs as nobody has asked it to.
+
+Owns: the words that are set up once, and the switches that are off unless somebody turns them on.
+Takes: `Summaries`, the functions that run often. Gives: a reason why one side of a branch is rarely taken, if it is.
+Must never: call a word a switch that is off because the file holds 0 there: constructors set it first, and what they
+      compute is not always known.
+Wrong where: a word is set through a pointer that is not the first argument of a call; where a configuration file that
+      a distribution ships turns something on (the environment is taken to say nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Final
+
+from forkproof.callgraph import Function, Reach
+from forkproof.code.explore import Value as KnownValue
+from forkproof.locks.chosen import Stores
+from forkproof.locks.runs import NOTHING, Effect, Exit, Run
+from forkproof.locks.summary import FunctionCalls, Summaries
+from forkproof.locks.values import ZERO, Object, Value
+
+_ENVIRONMENT: Final = ("getenv", "secure_getenv", "__secure_getenv")
+"""What asks the environment, and is told nothing."""
+
+
+class Switches:
+    """Answers for the words of one program, seen from functions that run often."""
+
+    def __init__(self, summaries: Summaries, reach: Callable[[], Reach]) -> None:
+        """`reach`: distances from the functions that run often."""
+        self.summaries, self._reach = summaries, reach
+        self._often = Stores(summaries, lambda function: bool(reach()[function] >= 0))
+        self._once = Stores(summaries, self._is_setup, self._quiet_run)
+        self._constructed: dict[int, Reach] = {}
+
+    def why_rare(self, word: Value, constant: int, *, equal: bool, bits: int) -> str:
+        """Why the low bits of a word of an object rarely equal a constant's, or differ from them."""
+        assert isinstance(word.base, Object)
+        image = self.summaries.program.image(word.base.number)
+        if image.pointer_at(word.offset) is not None:
+            return ""
+        first = int.from_bytes(image.read(word.offset, 4).tobytes(), "little")
+        stored = self._often.of(word) | self._once.of(word)
+        holds = [_is(value.offset, constant, bits) is equal for value in stored if value.base is None]
+        is_computed = len(holds) < len(stored)
+        if _is(first, constant, bits) is equal:
+            # What is computed differs from one number in particular.
+            return "only until it has been set up" if not all(holds) or (is_computed and equal) else ""
+        if is_computed or any(holds):
+            return ""  # code that runs at start, or that allocation runs through, turns it on
+        return "only while a switch is on that is off at start"
+
+    def _is_setup(self, function: Function) -> bool:
+        """Constructors of the object run it, and nothing that runs often does."""
+        obj = self.summaries.program.object_of(function)
+        if obj not in self._constructed:
+            program = self.summaries.program
+            found = (program.function(obj, rva) for rva in program.image(obj).constructors)
+            self._constructed[obj] = self.summaries.graph.distances([f for f in found if f is not None])
+        return bool(self._constructed[obj][function] >= 0 and self._reach()[function] < 0)
+
+    def _quiet_run(self, function: Function) -> Run:
+        return self.summaries.interpreted_run(function, NOTHING, calls=_Quiet(self.summaries, function))
+
+
+def _is(value: int, constant: int, bits: int) -> bool:
+    """Two numbers are the same one in so many bits, and in 4 bytes at most, with a sign or without."""
+    return (value ^ constant) & ((1 << min(bits, 32)) - 1) == 0
+
+
+class _Quiet(FunctionCalls):
+    """Calls of a function that the environment tells nothing."""
+
+    def effect(self, target: int, arguments: tuple[Value, ...]) -> Effect | None:
+        result = "zero" if Function(target) in _environment(self.summaries) else self._told(target, arguments)
+        return Effect((Exit(NOTHING, result),), frozenset()) if result else super().effect(target, arguments)
+
+    def _told(self, target: int, arguments: tuple[Value, ...]) -> str | None:
+        """What a function of the object makes of an answer of the environment: most have a default for none."""
+        program = self.flow.program
+        function = Function(target)
+        if arguments[0] != ZERO or program.object_of(function) != self.obj:
+            return None
+        known = zip(self.flow.convention.arguments, arguments, strict=True)
+        constants = {name: value.offset for name, value in known if value.base is None}
+        results = self.flow.explore_from(function, program.rva_of(function), constants).results
+        if not results or any(result is None or result.base is not None for result in results):
+            return None
+        is_zero = [result == KnownValue(None, 0) for result in results]
+        return "zero" if all(is_zero) else None if any(is_zero) else "nonzero"
+
+
+@cache
+def _environment(summaries: Summaries) -> frozenset[Function]:
+    return frozenset(summaries.program.called(_ENVIRONMENT))
