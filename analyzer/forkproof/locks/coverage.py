@@ -11,7 +11,7 @@ A lock of the allocation paths is
   gated       each time that it is taken, a covered lock is held: nobody can hold it across a fork;
   nested      each time that it is taken, one and the same uncovered lock is held, which the child meets first;
   uncovered   neither, and its address is known;
-  unresolved  neither, and its address is not known.
+  unresolved  neither, and its address is not known; one for each place where such a lock is taken.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from forkproof.callgraph import Function
 from forkproof.locks.identity import Match, is_resolved
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import Summaries, Taken, openness
-from forkproof.locks.values import Object, Value, root
+from forkproof.locks.values import Entry, Object, Value, chain, root
 
 Same = Callable[[Value, Value], Match]
 
@@ -116,7 +116,7 @@ def coverage(
     kept = _kept(summaries, child, prepared) if child is not None and complete else ()
     found = taken_by(summaries, entries, objects)
     covers = {address: _cover(same, address, prepared) for address in found}
-    locks = []
+    locks: dict[object, AllocatorLock] = {}
     for address, (taken, count) in found.items():
         cover = covers[address]
         if cover in (Cover.UNCOVERED, Cover.UNRESOLVED):
@@ -124,9 +124,21 @@ def coverage(
                 cover = Cover.GATED
             elif any(covers.get(gate) is Cover.UNCOVERED and gate != address for gate in taken.gates):
                 cover = Cover.NESTED
-        locks.append(AllocatorLock(taken, count, cover))
-    locks.sort(key=lambda lock: (len(lock.taken.path), repr(lock.taken.address)))
-    return Coverage(tuple(locks), tuple(sorted(prepared, key=repr)), kept, complete)
+        key = _place(summaries, taken) if cover is Cover.UNRESOLVED else address
+        if key not in locks or openness(taken) < openness(locks[key].taken):
+            locks[key] = AllocatorLock(taken, count, cover)
+    ordered = sorted(locks.values(), key=lambda lock: (len(lock.taken.path), repr(lock.taken.address)))
+    return Coverage(tuple(ordered), tuple(sorted(prepared, key=repr)), kept, complete)
+
+
+def _place(summaries: Summaries, taken: Taken) -> object:
+    """What tells a lock without a known address: the place where it is taken, and the field that it is there.
+
+    A function that locks what it is given tells nothing: then it is who calls that.
+    """
+    last = taken.path[-1].function
+    is_method = any(t.address.offset == 0 and isinstance(t.address.base, Entry) for t in summaries.of(last).taken)
+    return taken.path[-2:] if is_method else (taken.path[-1], chain(taken.address))
 
 
 def _kept(summaries: Summaries, child: Function, prepared: Held) -> tuple[Value, ...]:

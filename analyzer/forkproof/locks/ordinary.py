@@ -3,7 +3,8 @@
 Owns: the two questions that rank a lock: must every call take it, and what must hold where it is taken.
 Takes: `Summaries`. Gives: `Occasion`.
 Must never: claim that a way is not taken: a condition that no code of the object sets may be set by a debugger.
-Wrong where: the rare condition is one of data (a tree that has no node yet): it then counts as ordinary state.
+Wrong where: the rare condition is one of data: it then counts as ordinary state, unless the code asks for it a second
+      time under the lock (a tree that has no node yet).
 """
 
 from __future__ import annotations
@@ -158,6 +159,8 @@ class Occasions:
             reason = next((r for turn in turns if (r := self._reason(step, turn))), "")
             if not reason and self._is_once(step):
                 reason = "only once"
+            if not reason and run.blocks.asks_again(run.block_of(step.site), turns):
+                reason = "only where something is first set up"
             if not reason and self._is_out_of_memory(step):
                 reason = "only when an allocation has failed"
             self._steps[step] = reason

@@ -9,7 +9,7 @@ Must never: know how a function is followed.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol
 
 from forkproof.code.decode import Body
 from forkproof.code.operations import Atomic
-from forkproof.locks.values import Value
+from forkproof.locks.values import ZERO, Content, Value, Word
 from forkproof.signatures import LockFunction
 
 Held = frozenset[Value]
@@ -190,6 +190,20 @@ class Blocks:
             if turn.target == after and self._is_choice(block, after)
         }
         return tuple(turn for block, turn in steps.values() if self._way(goal, self._showing(block, turn)) is None)
+
+    def asks_again(self, block: int, required: Iterable[Turn]) -> bool:
+        """Beyond a block, a word is looked at that had to be 0 on the way to it: double-checked initialisation.
+
+        Under the lock another thread may have come first. A list that is filled up when it is empty is just filled.
+        """
+        words = {t.value for t in required if t.equal and t.other == ZERO and isinstance(t.value.base, Content | Word)}
+        seen, frontier = set[int](), [block] if words else []
+        while frontier:
+            for after in self.successors.get(frontier.pop(), ()):
+                if after not in seen:
+                    seen.add(after)
+                    frontier.append(after)
+        return any(t.value in words and t.other == ZERO for b in seen for t in self.turns.get(b, ()))
 
     def _is_choice(self, block: int, after: int) -> bool:
         """The function returns on another side of a branch too, if it does at all."""
