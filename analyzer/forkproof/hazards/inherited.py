@@ -53,6 +53,8 @@ _EXITS: Final = "exit", "quick_exit"
 """What runs handlers before it ends the process."""
 _HANDLER_DEPTH: Final = 2
 """Calls below a child handler in which it makes locks new."""
+_HANDLER_ASKS: Final = 3
+"""Calls below a child handler beyond which what it asks for is not followed."""
 _ABOUT: Final = 2
 """Calls by which a way may be longer than the shortest and still be preferred for coming first."""
 _TRIES: Final = 12
@@ -93,7 +95,7 @@ class _Way:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """How the child asks for a lock; `level` is where in its own code."""
+    """How the child asks for a lock; `level` is where in its own code, -1 in a child handler, which comes first."""
 
     way: _Way
     level: int
@@ -189,7 +191,8 @@ class _Window:
         if self.exits:
             at_exit = self.graph.distances(self.exit_handlers, blocked=self.ends)
             found |= (at_exit >= 0) & (at_exit <= _LIVES[0])
-        return found
+        handlers = self.graph.distances(self._handlers(2), blocked=self.ends)
+        return found | ((handlers >= 0) & (handlers <= _HANDLER_ASKS))
 
     @cached_property
     def exits(self) -> list[_Position]:
@@ -285,6 +288,8 @@ class _Window:
         if any(self.same(address, p) is not Match.NO for p in self.prepared) or self._is_renewed(address):
             return True
         is_held = [address in self.others.held_at(level.function, level.site) for level in self.levels]
+        if request.level < 0:
+            return is_held[0]
         return any(is_held[: request.level + 1]) or self._is_held_above(request.level, is_held)
 
     def _is_renewed(self, address: Value) -> bool:
@@ -358,7 +363,7 @@ class _Window:
         for _ in range(_TRIES):
             by_function = {p.function: p for p in reversed(places)}
             reach = self.graph.distances(by_function, backward=True, blocked=[*self.ends, *self.dead])
-            found = [*self._own_requests(places), *self._calls(reach), *self._at_exit(reach)]
+            found = [*self._own_requests(places), *self._calls(reach), *self._at_exit(reach), *self._at_fork(reach)]
             if not found:
                 return None
             shortest = min(begin.distance for begin in found)
@@ -384,6 +389,12 @@ class _Window:
             for depth, level in enumerate(self.levels):
                 if place.function == level.function and place.site in self._visited(level):
                     yield _Begin(0, (depth, place.site), place=place)
+
+    def _at_fork(self, reach: Reach) -> Iterator[_Begin]:
+        """Child handlers run before the child's own code does."""
+        for number, handler in enumerate(self._handlers(2)):
+            if 0 <= reach[handler] <= _HANDLER_ASKS:
+                yield _Begin(int(reach[handler]), (-1, number), function=handler)
 
     def _calls(self, reach: Reach) -> Iterator[_Begin]:
         own = set(self._level_functions())
@@ -464,15 +475,19 @@ class _Window:
         rare = self._rare(request.way) or self._rare(way)
         answers = (self.window.threads, exists, Answer.YES, Answer.UNKNOWN if may_be_quiesced else Answer.YES)
         severity, verdict = self._rank(answers, address, request.way, way, rare=bool(rare))
+        verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
         quiesced = self._not_quiesced(lock)
         if may_be_quiesced:
             quiesced += f", but {may_be_quiesced}"
+        asks = f"the child {verb} asks for it in {child[-1].function}, {self._whence(request.way, child)}"
+        if request.level < 0:
+            quiesced = f"no prepare handler takes {lock.name}"
+            asks = f"the child handler {child[0].function} asks for it before fork returns"
         doubt = "" if exists is Answer.YES else "; whether that thread exists at the fork is not known"
-        verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
         conditions = Conditions(
             threads=threads_sentence(facts, self.window),
             holder=f"the thread that begins in {flow.name(start)} takes it in {thread[-1].function}{doubt}",
-            requester=f"the child {verb} asks for it in {child[-1].function}, {self._whence(request.way, child)}",
+            requester=asks,
             not_quiesced=quiesced,
             answers=answers,
         )
@@ -486,7 +501,7 @@ class _Window:
             object=lock.object,
             message=f"a child forked in {self.fork.function} {can} hang for ever on {lock.name} of {lock.object}",
             why=f"{quiesced}. A thread that does not exist in the child can own the lock there.{seldom}",
-            fix=self._fix(lock, request.way),
+            fix=self._fix(lock, request),
             lock=lock,
             fork=self.fork,
             holder=thread,
@@ -526,8 +541,10 @@ class _Window:
             return f"from {frames[0].function}"
         return f"by an exit handler that the call of exit in {frames[0].function} runs"
 
-    def _fix(self, lock: Lock, child: _Way) -> str:
-        if child.exit_site is not None:
+    def _fix(self, lock: Lock, request: _Request) -> str:
+        if request.level < 0:
+            return f"Take {lock.name} in a prepare handler, and let the parent and the child handler let it go."
+        if request.way.exit_site is not None:
             return f"End the child with _exit, which runs no handlers, or hold {lock.name} across the fork."
         if self.window.window.kind is WindowKind.DAEMONIZE:
             return f"Fork before the first thread is started, or hold {lock.name} across the fork with pthread_atfork."

@@ -6,11 +6,12 @@ Must never: report two handlers whose order of registration is not known.
 Wrong where: a registration happens only under a condition; where two constructors of one object both register.
 
 Prepare handlers run last registered first, parent and child handlers first registered first (pthread_atfork(3)).
-Three things go wrong:
+Four things go wrong:
   1. a prepare handler waits for a lock that one that ran before it holds: every fork hangs;
   2. a child handler waits for a lock that a later one is to release: every child hangs;
   3. two prepare handlers take their locks in one order and a thread takes the same two in the other: a fork
-     and that thread wait for each other.
+     and that thread wait for each other;
+  4. a function forks while it holds a lock that a prepare handler waits for: its fork waits for itself.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from typing import Final
 
 from forkproof.atfork import Registration
 from forkproof.callgraph import CERTAIN, EdgeKind, Function
-from forkproof.facts import Facts
+from forkproof.facts import Facts, WindowFacts
+from forkproof.forks import Level
 from forkproof.locks.coverage import prepared_by
 from forkproof.locks.identity import Match, is_resolved, lock_of
 from forkproof.locks.summary import Taken, step_frames
-from forkproof.locks.values import Value
+from forkproof.locks.values import Object, Value
 from forkproof.model import Answer, Finding, Lock, Severity, Verdict
 
 _MOST_FUNCTIONS: Final = 500
 """Functions with locks below a thread's entry; what does more is not followed for the order of its locks."""
+_KIND: Final = 16
+"""Where glibc's pthread_mutex_t says what kind it is (struct __pthread_mutex_s, 64-bit)."""
+_RECURSIVE: Final = 1
 _CALLED_LATER: Final = CERTAIN | {EdgeKind.DEFERRED, EdgeKind.THREAD}
 
 
@@ -43,10 +48,14 @@ class _Holding:
 
 def find(facts: Facts) -> list[Finding]:
     """What goes wrong between the handlers that the program registers."""
-    ordered = _in_order(facts)
-    if len(ordered) < 2 or not any(w.window.handlers_run and w.reachable is not Answer.NO for w in facts.windows):
+    windows = [w for w in facts.windows if w.window.handlers_run and w.reachable is not Answer.NO]
+    if not windows or not any(r.is_effective for r in facts.registrations):
         return []
-    found = {finding.id: finding for finding in [*_prepare(facts, ordered), *_child(facts, ordered)]}
+    found = {finding.id: finding for window in windows for finding in _forking(facts, window)}
+    ordered = _in_order(facts)
+    if len(ordered) < 2:
+        return list(found.values())
+    found |= {finding.id: finding for finding in [*_prepare(facts, ordered), *_child(facts, ordered)]}
     if facts.has_forks_among_threads:
         found |= {finding.id: finding for finding in _crossing(facts, ordered)}
     return list(found.values())
@@ -118,6 +127,31 @@ def _child(facts: Facts, ordered: list[Registration]) -> Iterator[Finding]:
         held = [holding for holding in held if holding.by is not registration]
 
 
+def _forking(facts: Facts, window: WindowFacts) -> Iterator[Finding]:
+    """What the thread that forks holds itself, and a prepare handler waits for."""
+    summaries = facts.summaries
+    for level in window.window.levels:
+        if not summaries.relevant[level.function]:
+            continue
+        calls = [call.held for call in summaries.run(level.function).calls if call.site == level.site]
+        held = frozenset.intersection(*calls) if calls else frozenset[Value]()
+        for registration in facts.registrations if held else ():
+            prepare = registration.handlers[0].function if registration.is_effective else None
+            for taken in _taken(facts, prepare):
+                is_held = any(summaries.arrays.same(taken.address, h) is Match.EXACT for h in held)
+                if is_held and prepare is not None and not _is_recursive(facts, taken):
+                    yield _waits_for_itself(facts, level, registration, prepare, taken)
+
+
+def _is_recursive(facts: Facts, taken: Taken) -> bool:
+    """A lock that its owner may take again: a mutex made so in the file, a reader's."""
+    base, offset = taken.address
+    if not isinstance(base, Object) or taken.kind not in ("mutex", "spin"):
+        return True  # made at run time, or a lock for readers: not known
+    kind = facts.flow.program.image(base.number).read(offset + _KIND, 4).tobytes()
+    return taken.kind == "mutex" and int.from_bytes(kind, "little") == _RECURSIVE
+
+
 def _crossing(facts: Facts, ordered: list[Registration]) -> Iterator[Finding]:
     """Locks that prepare handlers take in one order, and a thread in the other."""
     sequence = [
@@ -161,6 +195,27 @@ def _finding(facts: Facts, sides: tuple[_Holding, Registration], taken: Taken, w
         fix="Register in the order of dependence: what others' handlers need registers first (it is then locked "
         "last and released first); or let handlers neither allocate nor log.",
         lock=lock,
+        requester=step_frames(facts.flow, taken.path),
+    )
+
+
+def _waits_for_itself(
+    facts: Facts, level: Level, registration: Registration, prepare: Function, taken: Taken
+) -> Finding:
+    lock = lock_of(facts.flow.program, taken.address, registration.object)
+    forking, handler = facts.flow.name(level.function), facts.flow.name(prepare)
+    return Finding(
+        rule="atfork-order",
+        severity=Severity.MEDIUM,
+        verdict=Verdict.SUSPECTED,
+        target=facts.target,
+        object=facts.object_name(registration.object),
+        message=f"a fork in {forking} waits for {lock.name}, which {forking} holds: {handler} asks for it before fork",
+        why=f"{forking} holds {lock.name} when it forks. {handler} runs in the same thread before the fork and waits "
+        "for the same lock: unless it is one that its owner may take again, the fork never comes.",
+        fix=f"Let {lock.name} go before the fork, or let the handler know that the thread which forks has it.",
+        lock=lock,
+        fork=facts.flow.frame(level.function, level.site, ""),
         requester=step_frames(facts.flow, taken.path),
     )
 
