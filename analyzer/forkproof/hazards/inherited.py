@@ -103,7 +103,7 @@ class _Request:
 
 
 class _Begin(NamedTuple):
-    """Where a way of the child's to a lock begins: with a place of its own, a call, or a handler that exit runs."""
+    """Where a way of the child's to a lock begins: at a place of its own, a call, a handler that fork or exit runs."""
 
     distance: int
     position: _Position
@@ -377,7 +377,7 @@ class _Window:
             if end is None or end in self.dead:
                 assert place is not None
                 way = self._way(edges, place)
-                if best.edge is None and best.function is not None:
+                if best.edge is None and best.function is not None and best.position[0] >= 0:
                     is_sure = self.exit_handlers[best.function]
                     way = replace(way, depth=way.depth + 1, exit_site=best.position, is_sure=is_sure)
                 return _Request(way, best.position[0], best.position), min(b.position for b in found)
@@ -477,12 +477,12 @@ class _Window:
         severity, verdict = self._rank(answers, address, request.way, way, rare=bool(rare))
         verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
         quiesced = self._not_quiesced(lock)
-        if may_be_quiesced:
-            quiesced += f", but {may_be_quiesced}"
         asks = f"the child {verb} asks for it in {child[-1].function}, {self._whence(request.way, child)}"
         if request.level < 0:
             quiesced = f"no prepare handler takes {lock.name}"
             asks = f"the child handler {child[0].function} asks for it before fork returns"
+        if may_be_quiesced:
+            quiesced += f", but {may_be_quiesced}"
         doubt = "" if exists is Answer.YES else "; whether that thread exists at the fork is not known"
         conditions = Conditions(
             threads=threads_sentence(facts, self.window),

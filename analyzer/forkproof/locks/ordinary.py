@@ -252,7 +252,8 @@ class Occasions:
             position = run.body.position(site) or 0
             after = run.body.instructions[position + 1 : position + _ERRNO_REACH]
             sets = [o for i in after for o in i.operations if isinstance(o, Set)]
-            if any(isinstance(o.destination, Memory) and o.source == Const(errno.ENOMEM) for o in sets):
+            holders = {o.destination for o in sets if o.source == Const(errno.ENOMEM)} | {Const(errno.ENOMEM)}
+            if any(isinstance(o.destination, Memory) and {o.destination, o.source} & holders for o in sets):
                 blocks.add(run.block_of(site))
         return bool(blocks) and run.blocks.passes(run.block_of(step.site), blocks)
 
