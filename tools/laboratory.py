@@ -61,6 +61,7 @@ for d in proc sys dev; do /bin/busybox mount --move /$d /mnt/$d; done
 /bin/busybox mount -t tmpfs tmp /mnt/tmp
 /bin/busybox mkdir -p /mnt/dev/shm /mnt/dev/pts
 /bin/busybox mount -t tmpfs shm /mnt/dev/shm
+/bin/busybox mount -t devpts -o ptmxmode=666 pts /mnt/dev/pts
 /bin/busybox chroot /mnt /bin/sh /work/run
 echo "laboratory: status $?"
 /bin/busybox umount /mnt/work

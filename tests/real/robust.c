@@ -87,6 +87,13 @@ static void storm(void)
     setitimer(ITIMER_REAL, &often, NULL);
 }
 
+/* An acquire that faults: the lock's pointer is bad. */
+__attribute__((noinline)) static void faulty(int *lock)
+{
+    int expected = 0;
+    __atomic_compare_exchange_n(lock, &expected, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -117,6 +124,8 @@ int main(int argc, char **argv)
     if (!strcmp(what, "forever"))
         for (;;)
             sched_yield();
+    if (!strcmp(what, "fault"))
+        faulty((int *)8);
     if (!strcmp(what, "many"))
         child_of_fork(1000);
     if (!strcmp(what, "filter"))

@@ -24,10 +24,11 @@ from forkproof.facts import Facts
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, ScanOptions
 from forkproof.pipeline import scan
-from forkproof.probe import planfile
+from forkproof.probe import census, planfile
 from forkproof.probe.plan import make
 from forkproof.probe.prove import Prover, Wanted
-from forkproof.probe.stage import Command
+from forkproof.probe.sites import AcquireSite
+from forkproof.probe.stage import Command, Stage
 from tools import probe_jobs
 
 RUNS = int(os.environ.get("FORKPROOF_PROBE_RUNS", "1"))
@@ -303,6 +304,19 @@ class TestHardCases:
         found = robustly(what)
         assert Verdict.CONFIRMED not in verdicts(found)
         assert any(f.probe is not None and f.probe.holder is not None for f in found), "the lock was held"
+
+    def test_acquire_that_faults(self, robust: Path) -> None:
+        """The thread is not stepped over it for ever, and gets its signal."""
+        image = load(robust)
+        names = image.static_symbols.names
+        at = next(i for i, name in enumerate(names) if name.startswith("faulty"))
+        start, size = int(image.static_symbols.value[at]), int(image.static_symbols.size[at])
+        offset = image.read(start, size).tobytes().index(b"\xf0\x0f\xb1")  # lock cmpxchg
+        site = AcquireSite(str(robust), start + offset)
+        with Stage(Command((str(robust), "fault"), dict(os.environ)), [site], None, {}) as stage:
+            seen = census.take(stage, 20)
+        assert seen.end == "was killed by SIGSEGV"
+        assert list(seen.leader) == [8]
 
     def test_stopped_by_itself(self, robustly: Robust) -> None:
         found = robustly("stop", seconds=3)

@@ -16,6 +16,8 @@ from forkproof.probe.tracee import Thread, where
 
 STUCK: Final = 15
 """Samples in a row in which nothing moves, before something else is tried."""
+_LONG: Final = 400
+"""Samples after which a thread that only spins is given up."""
 
 
 def attempt(stage: Stage, thread: Thread, acquire: Acquire) -> bool:
@@ -54,10 +56,11 @@ def _comes_out(stage: Stage, thread: Thread, exits: tuple[int, ...]) -> bool:
     with memory.breakpoints_at(exits):
         thread.is_frozen = False
         session.resume(thread)
-        waits = 0
-        while waits < STUCK:
+        waits = ticks = 0
+        while waits < STUCK and ticks < _LONG:
             stop = session.wait(TICK)
             if stop is None:
+                ticks += 1
                 waits = 0 if moves(thread) else waits + 1
             elif stop.thread is thread and stop.reason is Reason.BREAKPOINT:
                 thread.is_frozen = True

@@ -54,7 +54,10 @@ _LATE: Final = 250
 _LATE_ANY: Final = 60
 """The same where no lock is known to be: nobody was seen to take one that a child asks for."""
 _SPINS: Final = 40
-"""Ticks in a row in which a thread is found running in a function that acquires, before it is taken for a waiter."""
+"""Ticks in a row in which a thread is found running and the one wanted lock taken, before it is taken for a waiter."""
+_AGAIN: Final = 20
+"""Ticks after which breakpoints that nobody meets are written again: an emulator may go on with code that was there
+before (qemu-system 7.2 does, when a page is written while it is being translated)."""
 _WORD: Final = 4
 _SETTLING: Final = 50
 """Ticks after the first hang in which others may come to hang too, or the process that hangs to end."""
@@ -310,6 +313,9 @@ class _Dance:
                 quiet = 0 if any(moves(t) for t in others) else quiet + 1
                 if quiet >= STUCK or ticks >= patience:
                     break
+                if ticks % _AGAIN == 0:
+                    self.stage.disarm(process)
+                    self.stage.arm(process)
             self.stage.go(scene.thread, scene.child)
         self.stage.disarm(process)
         return self.parked is not None
@@ -321,9 +327,10 @@ class _Dance:
             word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments) if seen else None
             if word in self.cast.locks and word is not None:
                 return _Parked(thread, None, watch.Lock(word, _WORD))
-            spins[thread.tid] = spins.get(thread.tid, 0) + 1 if seen is not None and seen.state == "R" else 0
             taken = [a for a in sorted(self.cast.locks) if thread.process.memory.word(a, _WORD)]
-            if spins[thread.tid] >= _SPINS and len(taken) == 1 and self._is_in_acquirer(thread):
+            may_spin = seen is not None and seen.state == "R" and len(taken) == 1
+            spins[thread.tid] = spins.get(thread.tid, 0) + 1 if may_spin else 0
+            if spins[thread.tid] >= _SPINS and self._is_in_acquirer(thread):
                 return _Parked(thread, None, watch.Lock(taken[0], _WORD))
         return None
 
