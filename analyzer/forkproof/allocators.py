@@ -308,7 +308,7 @@ def _from_code(
             unresolved[0],
             "",
         )
-    if _looks_up_registrar(flow, obj):
+    if looks_up_registrar(flow, obj):
         why = "it looks up pthread_atfork or __register_atfork by name at run time; what it registers is not known"
         return Hooks.UNKNOWN, why, None, ""
     count = (
@@ -320,7 +320,7 @@ def _from_code(
     return Hooks.ABSENT, f"{count} a lock that waits, and it registers no fork handler for them{other}", None, ""
 
 
-def _looks_up_registrar(flow: Flow, obj: int) -> bool:
+def looks_up_registrar(flow: Flow, obj: int) -> bool:
     """A constant name of a registrar is passed to dlsym or dlvsym."""
     program, graph = flow.program, flow.graph
     for lookup in program.called(["dlsym", "dlvsym"]):

@@ -219,6 +219,16 @@ class Threads:
             return Answer.UNKNOWN, None
         return Answer.NO, None
 
+    def is_later(self, window: ForkWindow, site: int) -> bool:
+        """What main does at this site it does only after the fork: main runs once."""
+        main, graph = self.flow.main, self.graph
+        if main is None:
+            return False
+        to_window = graph.distances([window.function], backward=True)
+        forks = {int(graph.site[e]) for e in self.flow.outgoing(main) if to_window[graph.target[e]] >= 0}
+        forks |= {window.site} if main == window.function else set()
+        return bool(forks) and not _can_come_before(self._successors(main), forks)(site)
+
     def entries_at(self, window: ForkWindow, roots: tuple[Function, ...]) -> Mapping[Function, Answer]:
         """What the threads that can exist at a fork begin in, the one that forks left out.
 

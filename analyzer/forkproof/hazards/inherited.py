@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from forkproof.allocators import looks_up_registrar
 from forkproof.callgraph import CALLS, EdgeKind, Function, Reach
 from forkproof.facts import Facts, WindowFacts
 from forkproof.forks import Level
@@ -236,8 +237,16 @@ class _Window:
     def _handlers(self, which: int) -> list[Function]:
         if not self.window.window.handlers_run:
             return []
-        found = [r.handlers[which].function for r in self.facts.registrations if r.is_effective]
+        found = [
+            r.handlers[which].function
+            for r in self.facts.registrations
+            if r.is_effective and not (r.outermost == self.flow.main and self._is_later(r.chain[0][1]))
+        ]
         return [f for f in dict.fromkeys(found) if f is not None and self.others.usable[f]]
+
+    def _is_later(self, site: int) -> bool:
+        """Main registers handlers there, when it has forked."""
+        return self.facts.threads.is_later(self.window.window, site)
 
     def _asked(self, places: Mapping[Value, tuple[Place, ...]]) -> dict[Value, list[Place]]:
         """Those of the child's locks that it waits for, in code that it comes to."""
@@ -454,10 +463,12 @@ class _Window:
             return None
         is_common = self.others.is_shared_memory(address)
         holder = self._holder(open_holders) if is_common is not Answer.YES else None
-        doubt = (
-            "the child makes locks new whose addresses are not known" if self._may_be_made_new(address, first) else ""
-        )
-        if is_common is Answer.UNKNOWN:
+        doubt, begin = "", root(address.base)
+        if self._may_be_made_new(address, first):
+            doubt = "the child makes locks new whose addresses are not known"
+        elif isinstance(begin, Object) and looks_up_registrar(self.flow, begin.number):
+            doubt = "its object looks pthread_atfork up by name, and what it registers is not known"
+        elif is_common is Answer.UNKNOWN:
             doubt = "the program makes locks that processes share, whose addresses are not known"
         return None if holder is None else self._told(address, request, holder, doubt)
 

@@ -353,20 +353,19 @@ class OtherLocks:
         if len(body.instructions) > _LARGE:
             return []
         own = {address for address, _ in self.taken_in(function)} if self.summaries.relevant[function] else set()
-        stores = {
-            i.address: o.destination
-            for i in body.instructions
-            for o in i.operations
-            if isinstance(o, Set) and isinstance(o.destination, Memory) and not o.destination.indexed
-            if o.source == Const(0) or isinstance(o.source, Register)
-            if o.destination.base != flow.convention.stack
-        }
+        stores: dict[int, list[Memory]] = {}
+        for i in body.instructions:
+            for o in i.operations:  # a pair of registers is two
+                if isinstance(o, Set) and isinstance(o.destination, Memory) and not o.destination.indexed:
+                    is_new = o.source == Const(0) or isinstance(o.source, Register)
+                    if is_new and o.destination.base != flow.convention.stack:
+                        stores.setdefault(i.address, []).append(o.destination)
         found = []
         for site, state in flow.states(function, stores).items():
-            cell = stores[site]
-            value = address_of(cell, state, body.instructions[body.index[site]].end)
-            for address in self._addresses(flow.program.object_of(function), value):
-                found += [(site, address)] if address not in own else []
+            for cell in stores[site]:
+                value = address_of(cell, state, body.instructions[body.index[site]].end)
+                addresses = self._addresses(flow.program.object_of(function), value)
+                found += [(site, address) for address in addresses if address not in own]
         return found
 
     def _addresses(self, obj: int, value: KnownValue | None) -> list[Value]:
