@@ -33,7 +33,7 @@ from forkproof.code.operations import (
     Sum,
     Test,
 )
-from forkproof.locks.branches import EQUALITY, NE, Attempts
+from forkproof.locks.branches import EQ, EQUALITY, NE, Attempts
 from forkproof.locks.runs import Calls
 from forkproof.locks.state import Flags, State
 from forkproof.locks.values import (
@@ -230,7 +230,10 @@ class Data:
             if flags.kind == "test" and flags.left == flags.right:
                 flags = flags._replace(kind="cmp", right=ZERO)
             outcome = (flags.site, True) if flags.kind == "won" else None
-            if flags.kind == "cmp":
+            if flags.kind == "cmp" and flags.left.base is None and flags.right.base is None:
+                is_equal = (flags.left.offset ^ flags.right.offset) & ((1 << flags.bits) - 1) == 0
+                value = Value(None, int(is_equal is (operation.condition is EQ)))
+            elif flags.kind == "cmp":
                 outcome = self.attempts.tested(flags.left, flags.right, equal=True)
             if outcome is not None and outcome[1]:
                 value = Value(Won(outcome[0], operation.condition is NE), 0)

@@ -197,7 +197,7 @@ class Blocks:
         Under the lock another thread may have come first. A list that is filled up when it is empty is just filled.
         """
         words = {t.value for t in required if t.equal and t.other == ZERO and isinstance(t.value.base, Content | Word)}
-        seen, frontier = set[int](), [block] if words else []
+        seen, frontier = {block}, [block] if words else []
         while frontier:
             for after in self.successors.get(frontier.pop(), ()):
                 if after not in seen:
