@@ -4,8 +4,9 @@
     verdicts    each fixture that hangs is to be confirmed in every run, each clean twin, asked the same question, in
                 none; after each run nothing of the program is to be left, running or stopped. Each is scanned once.
                 --machine aarch64 does it in the laboratory's virtual machine.
-    time        a whole `forkproof probe` process, median, with the share of the scan and of the probe; beside it a
-                loop that only runs the program, for as long as one probe takes, and how many of its runs hung
+    time        a whole `forkproof probe` process, median; the same for files that were scanned before; the scan and
+                the probe alone; beside it a loop that only runs the program, for as long as one probe takes, and how
+                many of its runs hung
 
 Figures depend on the machine and on what else runs there: the load average is printed beside them.
 """
@@ -175,7 +176,9 @@ def timed(arguments: Sequence[str]) -> Timed:
     )
     seconds, after = time.perf_counter() - start, os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    found = json.loads(done.stdout)["findings"] if done.stdout else []
+    if not done.stdout:
+        return Timed(f"exit code {done.returncode}", seconds, cpu)
+    found = json.loads(done.stdout)["findings"]
     return Timed(strongest([f["probe"]["verdict"] for f in found if f["probe"]]), seconds, cpu)
 
 
@@ -247,9 +250,10 @@ def qemu(root: Path, *, is_hooked: bool) -> Daemon:
     source.write_text(
         "int pthread_atfork(void (*a)(void), void (*b)(void), void (*c)(void)) { return !a && !b && !c; }\n"
     )
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "libhookless.so", source], check=True)
+    if not (library := folder / "libhookless.so").exists():
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
     command = [str(root / "usr/bin/qemu-system-x86_64"), "-S", "-no-user-config", "-nodefaults", "-nographic"]
-    preload = [] if is_hooked else [str(folder / "libhookless.so")]
+    preload = [] if is_hooked else [str(library)]
     return Daemon(
         [*command, "-machine", "none", "-daemonize"],
         [*preload, str(libraries / "libtcmalloc.so.4")],
@@ -265,10 +269,15 @@ def times(small: Path) -> None:
         daemon = qemu(root, is_hooked=False)
         cases.append(("QEMU", daemon.command, daemon.options, daemon.environment))
     for name, command, options, environment in cases:
-        rows = {"whole": [timed([*options, "--format=json", "--", *command]) for _ in range(5)]}
+        whole = [*options, "--format=json", "--", *command]
+        rows = {"whole": [timed(["--no-cache", *whole]) for _ in range(5)]}
+        timed(whole)
+        rows["again"] = [timed(whole) for _ in range(5)]
         with tempfile.TemporaryDirectory(prefix="forkproof-probes-") as folder:
             plan = f"{folder}/plan.json"
-            rows["scan alone"] = [timed([*options, f"--write-plan={plan}", "--", *command]) for _ in range(5)]
+            rows["scan alone"] = [
+                timed(["--no-cache", *options, f"--write-plan={plan}", "--", *command]) for _ in range(5)
+            ]
             by_plan = [*options, f"--plan={plan}", "--format=json", "--", *command]
             rows["probe alone"] = [timed(by_plan) for _ in range(5)]
         print(f"{name}, medians of 5, load average {os.getloadavg()[0]:.1f}")
