@@ -6,16 +6,17 @@ Takes: `Flow` and an object. Gives: `LockFunctions`.
 Must never: call an atomic operation a lock because it is atomic: reference counts, statistics and
       lock-free lists never wait, and nothing can be inherited taken from them.
 Wrong where: a function holds a lock-free operation and, for another reason, a wait (it then counts as
-      taking a lock); where a lock waits in a way that no signature names and no loop shows.
+      taking a lock); where a lock waits in a way that no signature names and no loop shows: a ticket lock
+      without a pause, a bit set by a compare-and-swap.
 
 The evidence for an atomic operation being an acquire, strongest first:
 1. the function, or one that it calls directly, spins (`pause`, `yield`) or enters a wait (futex,
    sched_yield, nanosleep);
 2. it calls a lock method: a function of kind 1 whose atomic operation works on its own first parameter;
 3. the operation repeats itself, on the same word, until it succeeds: it exchanges and looks at what it
-   got, or it is a compare-and-swap that expects 0 every time. A lock-free retry expects what it has just
-   read; a search for a free slot goes on to the next word; an atomic store (`xchg` on x86-64) does not
-   look at what it got. The loop in which AArch64 repeats a store-exclusive that failed is none of these.
+   got, it sets a bit and looks whether that was clear, or it is a compare-and-swap that expects 0 every
+   time. A lock-free retry expects what it has just read; a search for a free slot goes on to the next
+   word; an atomic store (`xchg` on x86-64) does not look at what it got. The loop in which AArch64 repeats a store-exclusive that failed is none of these.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ from forkproof.code.index import SCANNERS
 from forkproof.code.operations import (
     Add,
     Atomic,
+    AtomicKind,
     Branch,
     Call,
     Compare,
+    Condition,
     Const,
     Forget,
     Jump,
@@ -384,6 +387,8 @@ class _Attempt:
     """Something looks at what the operation found in the word."""
     begin: int
     """Where the operation begins: its load-exclusive, or `site`."""
+    sets_bits: bool = False
+    """It sets bits, and what is looked at is whether they were set."""
 
 
 def _attempt(body: Body, position: int, instruction: Instruction) -> _Attempt | None:
@@ -394,8 +399,11 @@ def _attempt(body: Body, position: int, instruction: Instruction) -> _Attempt | 
     result = next((o.destination for o in instruction.operations if isinstance(o, Forget)), None)
     if (load := _load_exclusive(body, position, atomic)) is not None:
         return _exclusive(body, position, load, atomic)
+    sets_bits = atomic.kind is AtomicKind.SET_BITS
     tells = atomic.expects is not None or (result is not None and _is_looked_at(body, position + 1, result))
-    return _Attempt(instruction.address, atomic.cell, atomic.stores, atomic.expects, tells, instruction.address)
+    tells = tells or (sets_bits and _carry_decides(body, position + 1))
+    site = instruction.address
+    return _Attempt(site, atomic.cell, atomic.stores, atomic.expects, tells, site, sets_bits)
 
 
 def _helped(body: Body, site: int, helper: Atomic, flow: Flow) -> _Attempt | None:
@@ -405,7 +413,7 @@ def _helped(body: Body, site: int, helper: Atomic, flow: Flow) -> _Attempt | Non
         return None
     result = Register(flow.convention.result)
     tells = helper.expects is not None or _is_looked_at(body, position + 1, result)
-    return _Attempt(site, helper.cell, helper.stores, helper.expects, tells, site)
+    return _Attempt(site, helper.cell, helper.stores, helper.expects, tells, site, helper.kind is AtomicKind.SET_BITS)
 
 
 _PAIR_REACH: Final = 12
@@ -478,8 +486,17 @@ def _is_looked_at(body: Body, position: int, result: Register) -> bool:
     return False
 
 
+def _carry_decides(body: Body, position: int) -> bool:
+    """The bit that x86-64's bts found, which the carry flag holds, decides the next branch."""
+    carries = (Condition.BELOW, Condition.ABOVE_EQ)
+    following = body.instructions[position : position + 1]
+    return any(isinstance(o, Branch) and o.condition in carries for i in following for o in i.operations)
+
+
 def _is_acquire(attempt: _Attempt, state: State) -> bool:
-    """An exchange that stores something else than 0, or a compare-and-swap that expects the constant 0."""
+    """An exchange that stores something else than 0, a compare-and-swap that expects the constant 0, or bits set."""
+    if attempt.sets_bits:
+        return True
     if attempt.expects is not None:
         return _value(attempt.expects, state) == Value(None, 0)
     stores = _value(attempt.stores, state)

@@ -168,6 +168,7 @@ LOCKS = (
         _LOCK,
         "static unsigned long @w; void @take(void) { while (__atomic_fetch_or(&@w, 1, __ATOMIC_ACQUIRE) & 1) {} }",
         wrong=_BITS,
+        wrong_in=("x86_64-O0", "-mno-outline-atomics", "aarch64-O0-march=armv8.1-a"),
     ),
     Case(
         "bit_cas",
@@ -195,6 +196,21 @@ LOCKS = (
 )
 
 LOCK_FREE = (
+    Case(
+        "bit_tried_once",
+        _FREE,
+        "static unsigned long @w; int @mark(void) { return !(__atomic_fetch_or(&@w, 1, __ATOMIC_ACQUIRE) & 1); }",
+    ),
+    Case(
+        "bits_of_many_words",
+        _FREE,
+        """
+        static unsigned long @w[64]; int @claim(void) {
+            int n = 0;
+            while (n < 63 && (__atomic_fetch_or(&@w[n], 1, __ATOMIC_ACQUIRE) & 1)) n++;
+            return n;
+        }""",
+    ),
     Case("count", _FREE, "static long @n; void @hit(void) { __atomic_fetch_add(&@n, 1, __ATOMIC_RELAXED); }"),
     Case(
         "count_and_read",
