@@ -107,6 +107,7 @@ class ObjectEvidence:
         self.graph, self.program = flow.graph, flow.program
         self.evidence: dict[Function, str] = {}
         self.waits: dict[Function, tuple[int, ...]] = {}
+        self._spinning: dict[Function, bool] = {}
 
     def result(self) -> LockFunctions:
         for function, edge, name in self._library_lockers():
@@ -119,7 +120,7 @@ class ObjectEvidence:
         for function in atomics:
             self._accept(function, methods, "atomic operation, then a lock method: {}")
         for function in atomics:
-            if function not in self.evidence and self._spins(function):
+            if function not in self.evidence and self.spins(function):
                 self.evidence[function] = "atomic operation repeated until it succeeds"
         rest = frozenset(f for f in atomics if f not in self.evidence)
         doubtful = {} if self.evidence else dict(self._doubtful())
@@ -296,8 +297,13 @@ class ObjectEvidence:
 
     # ---- spinning --------------------------------------------------------------------------
 
-    def _spins(self, function: Function) -> bool:
+    def spins(self, function: Function) -> bool:
         """An atomic operation is repeated until it succeeds, and it is not a lock-free retry."""
+        if function not in self._spinning:
+            self._spinning[function] = self._find_spin(function)
+        return self._spinning[function]
+
+    def _find_spin(self, function: Function) -> bool:
         flow, body = self.flow, self.flow.body(function)
         found = [a for i, instruction in enumerate(body.instructions) if (a := _attempt(body, i, instruction))]
         found += [a for site, helper in self._helper_sites(function) if (a := _helped(body, site, helper, flow))]

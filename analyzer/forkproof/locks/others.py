@@ -117,13 +117,15 @@ class OtherLocks:
         return np.flatnonzero(wanted[graph.target] & np.isin(graph.kind, [int(k) for k in CALLS]))
 
     def spinners(self, reached: Functions) -> set[Function]:
-        """Functions that hold an atomic operation, and wait themselves or in what they call."""
+        """Functions that hold an atomic operation, and repeat it until it succeeds, or wait, or call what waits."""
         found: set[Function] = set()
         base = self.flow.program.base
         reached = reached & self.usable
         for obj in range(len(self.flow.program.codes)):
             if reached[base[obj] : base[obj + 1]].any():
                 found |= {f for f in self._spinning(obj) if reached[f]}
+                evidence = self.summaries.evidence[obj]
+                found |= {f for f in evidence.atomics if reached[f] and f not in found and evidence.spins(f)}
         return found
 
     def _spinning(self, obj: int) -> set[Function]:
