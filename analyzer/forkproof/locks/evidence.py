@@ -16,7 +16,8 @@ The evidence for an atomic operation being an acquire, strongest first:
 3. the operation repeats itself, on the same word, until it succeeds: it exchanges and looks at what it
    got, it sets a bit and looks whether that was clear, or it is a compare-and-swap that expects 0 every
    time. A lock-free retry expects what it has just read; a search for a free slot goes on to the next
-   word; an atomic store (`xchg` on x86-64) does not look at what it got. The loop in which AArch64 repeats a store-exclusive that failed is none of these.
+   word; an atomic store (`xchg` on x86-64) does not look at what it got. The loop in which AArch64
+   repeats a store-exclusive that failed is none of these.
 """
 
 from __future__ import annotations
