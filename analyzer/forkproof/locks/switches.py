@@ -4,8 +4,9 @@ Owns: the words that are set up once, and the switches that are off unless someb
 Takes: `Summaries`, the functions that run often. Gives: a reason why one side of a branch is rarely taken, if it is.
 Must never: call a word a switch that is off because the file holds 0 there: constructors set it first, and what they
       compute is not always known.
-Wrong where: a word is set through a pointer that is not the first argument of a call; where a configuration file that
-      a distribution ships turns something on (the environment is taken to say nothing).
+Wrong where: code that runs often computes what it turns on (only constants of it count: most that is computed there
+      are settings that were read); a word is set through a pointer that is not the first argument of a call; a
+      configuration file that a distribution ships turns something on (the environment is taken to say nothing).
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ class Switches:
         if image.pointer_at(word.offset) is not None:
             return ""
         first = int.from_bytes(image.read(word.offset, 4).tobytes(), "little")
-        stored = self._often.of(word) | self._once.of(word)
+        started = self._once.of(word)
+        stored = self._often.of(word) | started
         holds = [_is(value.offset, constant, bits) is equal for value in stored if value.base is None]
         is_computed = len(holds) < len(stored)
         if _is(first, constant, bits) is equal:
             # What is computed differs from one number in particular.
             return "only until it has been set up" if not all(holds) or (is_computed and equal) else ""
-        if is_computed or any(holds):
+        if any(holds) or any(value.base is not None for value in started):
             return ""  # code that runs at start, or that allocation runs through, turns it on
         return "only while a switch is on that is off at start"
 
