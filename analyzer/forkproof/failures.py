@@ -58,9 +58,11 @@ class Failures:
         body, start = flow.body(function), flow.program.rva_of(function)
         if len(body.instructions) > _LARGEST:
             return frozenset()
-        ordinary = flow.effects(function)
-        anyhow = explore(body, flow.machine, start, effects=ordinary)
         assumed = self._assumed(function, body)
+        if not assumed:
+            return frozenset()
+        ordinary = flow.effects(function)
+        anyhow = flow.explored(function)
         lucky = explore(body, flow.machine, start, effects=_with(assumed, ordinary))
         if anyhow.returns and not lucky.returns:  # errno is saved on every way: that tells nothing
             assumed = {site: effect for site, effect in assumed.items() if effect is _SUCCEEDS}

@@ -72,6 +72,7 @@ class Flow:
         self.signatures = signatures
         self.machine: Machine = self.program.image(0).machine
         self.convention: Convention = CONVENTIONS[self.machine]
+        self._explored: dict[Function, Exploration] = {}
         self._bodies: dict[Function, Body] = {}
         self._returning: dict[Function, bool] = {}
         self._parts: dict[Function, tuple[Function, ...]] = {}
@@ -186,16 +187,16 @@ class Flow:
         known = self._sites.get(function)
         if known is None:
             known = self._sites[function] = {}
-            for edge, _, place, kind in self._outgoing(function):
+            for edge, _, place, kind in self.outgoing_rows(function):
                 if kind in _CALLS:
                     known.setdefault(place, []).append(edge)
         return known.get(site, [])
 
     def outgoing(self, function: Function) -> list[int]:
         """All edges of a function and of its cold parts, jumps between them left out."""
-        return [edge for edge, _, _, _ in self._outgoing(function)]
+        return [edge for edge, _, _, _ in self.outgoing_rows(function)]
 
-    def _outgoing(self, function: Function) -> list[tuple[int, int, int, int]]:
+    def outgoing_rows(self, function: Function) -> list[tuple[int, int, int, int]]:
         """`outgoing` as (edge, target, site, kind)."""
         parts = self.cold_parts(function)
         inside = {function, *parts}
@@ -263,7 +264,7 @@ class Flow:
             return True
         if self._has_returning_tail(function, depth):
             return True
-        leaving = [row for row in self._outgoing(function) if row[3] in _CALLS]
+        leaving = [row for row in self.outgoing_rows(function) if row[3] in _CALLS]
         if not leaving or len(leaving) > 64:
             return True
         exploration = explore(self.body(function), self.machine, rva, effects=self._shallow(function, depth - 1))
@@ -305,7 +306,7 @@ class Flow:
         return any(
             _X86_TAIL.search(image.read(site - _TAIL_REACH, _TAIL_REACH + 1).tobytes())
             and self.returns(Function(target), depth - 1)
-            for _, target, site, kind in self._outgoing(function)
+            for _, target, site, kind in self.outgoing_rows(function)
             if kind in _CALLS
         )
 
@@ -415,6 +416,13 @@ class Flow:
             return ()
         last = Function(int(self.graph.target[edges[-1]])) if edges else start
         return self.frames(edges, last)
+
+    def explored(self, function: Function) -> Exploration:
+        """A function from its entry on, with what each call does."""
+        found = self._explored.get(function)
+        if found is None:
+            found = self._explored[function] = self.explore_from(function, self.program.rva_of(function), {})
+        return found
 
     def explore_from(
         self, function: Function, start: int, known: Mapping[str, int], ending: frozenset[Function] = frozenset()

@@ -29,7 +29,8 @@ class LibcLocks:
     def __init__(self, flow: Flow, libc: LibcFacts, parts: Parts) -> None:
         self.flow, self.libc, self.parts = flow, libc, parts
         self._ways: dict[int, Reach] = {}
-        self._reaching: dict[tuple[int, bool, frozenset[Function], frozenset[int]], Reach] = {}
+        self._reaching: dict[tuple[int, bool, frozenset[Function], frozenset[Function], frozenset[int]], Reach] = {}
+        self._calling: dict[frozenset[Function], Reach] = {}
 
     @cached_property
     def _part(self) -> Part:
@@ -78,10 +79,12 @@ class LibcLocks:
         """A call of this function of libc may take some lock, quiesced or not."""
         return bool(self._catalogue.may_take.get(function, 0))
 
-    def usual_takers(self, lock: LibcLock, *, writing: bool) -> list[Function]:
-        """libc's public functions whose call takes the lock as a matter of course."""
-        bit = 2 << self._numbers[id(lock)]
-        able = sorted(f for f, mask in self._catalogue.may_take.items() if mask & bit and f in self.public)
+    def usual_takers(self, lock: LibcLock, starts: frozenset[Function], *, writing: bool) -> list[Function]:
+        """libc's public functions that these lead to and whose call takes the lock as a matter of course."""
+        bit, called = 2 << self._numbers[id(lock)], self._called(starts)
+        able = sorted(
+            f for f, mask in self._catalogue.may_take.items() if mask & bit and f in self.public and called[f] >= 0
+        )
         return [f for f in able if self.is_usual(f, lock, writing=writing)]
 
     def is_usual(self, function: Function, lock: LibcLock, *, writing: bool = False) -> bool:
@@ -91,16 +94,30 @@ class LibcLocks:
         found = known.get(function)
         return self._usual.judge(function, lock, 2 << number, known, writing=writing) if found is None else found
 
-    def reaching(self, lock: LibcLock, dead: frozenset[Function], without: frozenset[int], *, writing: bool) -> Reach:
-        """Number of calls from each function to one of `usual_takers`.
+    def _called(self, starts: frozenset[Function]) -> Reach:
+        found = self._calling.get(starts)
+        if found is None:
+            found = self._calling[starts] = self.flow.graph.distances(starts, blocked=self.flow.dying)
+        return found
+
+    def reaching(
+        self,
+        lock: LibcLock,
+        starts: frozenset[Function],
+        dead: frozenset[Function],
+        without: frozenset[int],
+        *,
+        writing: bool,
+    ) -> Reach:
+        """Number of calls from each of `starts` to one of `usual_takers`.
 
         No way leads through `dead` functions or along an edge of `without`, nor through libc by another function: what
         that does on its rare ways is no matter of course.
         """
-        key = self._numbers[id(lock)], writing, dead, without
+        key = self._numbers[id(lock)], writing, starts, dead, without
         reach = self._reaching.get(key)
         if reach is None:
-            takers = self.usual_takers(lock, writing=writing)
+            takers = self.usual_takers(lock, starts, writing=writing)
             base, core = self.flow.program.base, self.libc.core
             inside = set(range(base[core], base[core + 1])) if core is not None else set()
             blocked = [*self.flow.dying, *dead, *(inside - set(takers))]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from forkproof.callgraph import CERTAIN, Function
 from forkproof.code.decode import Instruction
-from forkproof.code.explore import Exploration, explore
+from forkproof.code.explore import Exploration
 from forkproof.code.operations import Atomic, Return
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class Usual:
     def __init__(self, flow: Flow, catalogue: Catalogue) -> None:
         self.flow, self.catalogue = flow, catalogue
         self.graph, self.program = flow.graph, flow.program
-        self._explored: dict[Function, Exploration] = {}
 
     def judge(
         self, function: Function, lock: LibcLock, bit: int, known: dict[Function, bool], *, writing: bool
@@ -120,7 +119,7 @@ class Usual:
         What is left must be decided early: checks of arguments come before the work, options after it. In a
         small function, what runs before the decision does not count: a wrapper that checks its arguments.
         """
-        run = self._exploration(function)
+        run = self.flow.explored(function)
         blocks = _Blocks(run)
         slow = {blocks.of(site) for site in own if site in run.visited}
         cut = {blocks.of(site) for site in sites if site in run.visited}
@@ -167,17 +166,6 @@ class Usual:
             if 0 < size <= _HELPER and any(_is_atomic(i) for i in self.flow.body(target).instructions):
                 return True
         return False
-
-    def _exploration(self, function: Function) -> Exploration:
-        found = self._explored.get(function)
-        if found is None:
-            found = self._explored[function] = explore(
-                self.flow.body(function),
-                self.flow.machine,
-                self.program.rva_of(function),
-                effects=self.flow.effects(function),
-            )
-        return found
 
 
 class _Blocks:

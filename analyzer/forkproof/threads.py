@@ -68,7 +68,6 @@ class Threads:
         self.registrations = tuple(registrations)
         self.may_clone = False
         self.windows: tuple[ForkWindow, ...] = ()
-        self._blocks: dict[Function, Mapping[int, tuple[int, ...]]] = {}
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
 
     @cached_property
@@ -227,7 +226,9 @@ class Threads:
         to_window = graph.distances([window.function], backward=True)
         forks = {int(graph.site[e]) for e in self.flow.outgoing(main) if to_window[graph.target[e]] >= 0}
         forks |= {window.site} if main == window.function else set()
-        return bool(forks) and not _can_come_before(self._successors(main), forks)(site)
+        if not forks or site in forks:  # one call of main does both
+            return False
+        return not _can_come_before(self.flow.explored(main).successors, forks)(site)
 
     def entries_at(self, window: ForkWindow, roots: tuple[Function, ...]) -> Mapping[Function, Answer]:
         """What the threads that can exist at a fork begin in, the one that forks left out.
@@ -308,13 +309,14 @@ class Threads:
             starts = [e for e in edges if self._starts_something(e)]
             if not starts or not forks:
                 continue
-            before = _can_come_before(self._successors(function), forks)
+            following = self.flow.explored(function).successors
+            before = _can_come_before(following, forks)
             starts = [e for e in starts if before(int(graph.site[e]))]
             ended = self.joins.ended(function, starts, forks)
             is_once = window.kind is WindowKind.DAEMONIZE
             for edge in starts:
                 site = int(graph.site[edge])
-                again = is_once and any(_can_come_before(self._successors(function), {site})(f) for f in forks)
+                again = is_once and any(map(_can_come_before(following, {site}), forks))
                 if ended[edge] is not Answer.YES:
                     (doubtful if again or ended[edge] is Answer.UNKNOWN else sure).add(edge)
         return frozenset(sure), frozenset(doubtful)
@@ -428,27 +430,15 @@ class Threads:
         forks |= {window.site} if function == window.function else set()
         if not starts or not forks:
             return None
-        before = _can_come_before(self._successors(function), forks)
+        following = self.flow.explored(function).successors
+        before = _can_come_before(following, forks)
         ordered = [e for e in starts if before(int(graph.site[e]))]
         if strictly:
-            ordered = [
-                e
-                for e in ordered
-                if not any(_can_come_before(self._successors(function), {int(graph.site[e])})(fork) for fork in forks)
-            ]
+            ordered = [e for e in ordered if not any(map(_can_come_before(following, {int(graph.site[e])}), forks))]
         ended = self.joins.ended(function, ordered, forks)
         counted = (Answer.NO, Answer.UNKNOWN) if perhaps_ended else (Answer.NO,)
         ordered = [e for e in ordered if ended[e] in counted]
         return min(ordered, key=lambda e: (to_start[graph.target[e]], graph.site[e]), default=None)
-
-    def _successors(self, function: Function) -> Mapping[int, tuple[int, ...]]:
-        """The feasible block graph of a function: one function lies on the way to many forks."""
-        if function not in self._blocks:
-            flow = self.flow
-            entry = flow.program.rva_of(function)
-            run = explore(flow.body(function), flow.machine, entry, effects=flow.effects(function))
-            self._blocks[function] = run.successors
-        return self._blocks[function]
 
     def loosely_reached(self, roots: tuple[Function, ...]) -> npt.NDArray[np.bool_]:
         """What the roots can reach when tables and deferred calls count; searched once for each set of roots."""

@@ -54,6 +54,11 @@ class Body:
     """Where the prefixes of a branch begin, to the branch's own address."""
 
     @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Of the instructions, by position."""
+        return tuple(instruction.address for instruction in self.instructions)
+
+    @cached_property
     def index(self) -> dict[int, int]:
         """Position of each instruction by address (of its prefixes, too)."""
         found = {instruction.address: i for i, instruction in enumerate(self.instructions)}
@@ -106,6 +111,31 @@ class Body:
                 return
         yield end
 
+    @cached_property
+    def ranks(self) -> Mapping[int, int]:
+        """The blocks numbered in reverse postorder of a depth-first search from the entry: outside of loops, a block
+        comes after all that lead to it (Aho, Lam, Sethi, Ullman, Compilers, 9.6.5)."""
+        following: dict[int, list[int]] = {leader: [] for leader in self.leaders}
+        for block, before in self.predecessors.items():
+            for each in before:
+                following[each].append(block)
+        entry = self.index.get(self.entry)
+        finished: list[int] = []
+        seen: set[int] = set()
+        for start in (*(() if entry is None else (entry,)), *self.leaders):
+            way = [] if start in seen else [(start, iter(following.get(start, ())))]
+            seen.add(start)
+            while way:
+                block, rest = way[-1]
+                onward = next((b for b in rest if b not in seen), None)
+                if onward is None:
+                    finished.append(block)
+                    way.pop()
+                else:
+                    seen.add(onward)
+                    way.append((onward, iter(following.get(onward, ()))))
+        return {block: rank for rank, block in enumerate(reversed(finished))}
+
     def leading_to(self, addresses: Iterable[int]) -> frozenset[int]:
         """The blocks from which one of these instructions may be reached, their own included."""
         positions = [self.index[address] for address in addresses if address in self.index]
@@ -128,8 +158,15 @@ class Body:
 
     def block_end(self, position: int) -> int:
         """Position after the last instruction of the block that holds `position`."""
+        known = self._ends.get(position)  # blocks are asked for by their first instruction
+        if known is not None:
+            return known
         following = bisect_right(self.leaders, position)
         return self.leaders[following] if following < len(self.leaders) else len(self.instructions)
+
+    @cached_property
+    def _ends(self) -> Mapping[int, int]:
+        return dict(zip(self.leaders, (*self.leaders[1:], len(self.instructions)), strict=True))
 
 
 def decode(image: Image, parts: Iterable[tuple[int, int]]) -> Body:

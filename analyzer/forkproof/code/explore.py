@@ -208,6 +208,7 @@ class _Explorer:
 
     def __init__(self, body: Body, machine: Machine, effects: Effects, watch: frozenset[int]) -> None:
         self.body, self.effects, self.watch = body, effects, watch
+        self.addresses = body.addresses
         self.convention = CONVENTIONS[machine]
         self.destroyed: dict[str, Value | None] = dict.fromkeys(self.convention.destroyed)
         self.inputs: dict[int, State] = {}
@@ -220,7 +221,8 @@ class _Explorer:
         self.states: dict[int, State] = {}
         self.successors: dict[int, set[int]] = {}
         self.within: Collection[int] | None = None
-        self.pending: list[int] = []
+        self.pending: list[tuple[int, int]] = []
+        self.ranks = body.ranks
         self.queued: set[int] = set()
 
     def run(self, start: int, known: Mapping[str, int]) -> Exploration:
@@ -228,8 +230,7 @@ class _Explorer:
         if position is not None:
             self._enter(position, State({name: Value(None, value) for name, value in known.items()}))
         while self.pending:
-            # In address order, which is close to topological: most blocks are then met once.
-            position = heappop(self.pending)
+            _, position = heappop(self.pending)
             self.queued.discard(position)
             self._block(position)
         return Exploration(
@@ -242,44 +243,47 @@ class _Explorer:
             self.complete,
         )
 
-    def _enter(self, position: int, state: State) -> None:
-        """Arrive at a block; queue it when that teaches something new."""
-        if position >= len(self.body.instructions) or (self.within is not None and position not in self.within):
+    def _enter(self, position: int, state: State, *, is_last: bool = True) -> None:
+        """Arrive at a block; queue it when that teaches something new. Nobody else uses a state that is the last."""
+        if self.within is not None and position not in self.within:
             return
         old = self.inputs.get(position)
-        self.visits[position] = self.visits.get(position, 0) + 1
+        visits = self.visits[position] = self.visits.get(position, 0) + 1
         if old is None:
-            self.inputs[position] = state.copy()
-        elif not _absorb(old, state, keep=self.visits[position] <= _VISITS):
+            self.inputs[position] = state if is_last else state.copy()
+        elif not _absorb(old, state, keep=visits <= _VISITS):
             return
         if position not in self.queued:
             self.queued.add(position)
-            heappush(self.pending, position)
+            heappush(self.pending, (self.ranks.get(position, -1), position))  # the start may lie in a block
 
     def _block(self, position: int) -> None:
+        instructions = self.body.instructions
+        end = self.body.block_end(position)
         state = self.inputs[position].copy()
-        first = self.body.instructions[position].address
-        outgoing = self.successors.setdefault(first, set())
-        for here in range(position, self.body.block_end(position)):
-            instruction = self.body.instructions[here]
-            self.visited.add(instruction.address)
+        outgoing = self.successors.setdefault(instructions[position].address, set())
+        targets: list[int] | None = None
+        for here in range(position, end):
+            instruction = instructions[here]
             if instruction.address in self.watch:
-                seen = self.states.get(instruction.address)
-                if seen is None:
-                    self.states[instruction.address] = state.copy()
-                else:
-                    _absorb(seen, state, keep=True)
+                self._look(instruction.address, state)
             targets = self._instruction(instruction, here, state)
             if targets is not None:
-                for target in targets:
-                    self._go(outgoing, target, state)
-                return
-        self._go(outgoing, self.body.block_end(position), state)
+                end = here + 1
+                break
+        self.visited.update(self.addresses[position:end])
+        onward = [p for p in ([end] if targets is None else targets) if p < len(instructions)]
+        for target in onward:
+            outgoing.add(self.addresses[target])
+            self._enter(target, state, is_last=target is onward[-1])
 
-    def _go(self, outgoing: set[int], position: int, state: State) -> None:
-        if position < len(self.body.instructions):
-            outgoing.add(self.body.instructions[position].address)
-            self._enter(position, state)
+    def _look(self, address: int, state: State) -> None:
+        """Remember what is known before a watched instruction."""
+        seen = self.states.get(address)
+        if seen is None:
+            self.states[address] = state.copy()
+        else:
+            _absorb(seen, state, keep=True)
 
     def _instruction(self, instruction: Instruction, position: int, state: State) -> list[int] | None:
         """Apply an instruction; the positions that follow it, or None for simply the next one."""

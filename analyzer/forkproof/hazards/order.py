@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from forkproof.atfork import Registration
-from forkproof.callgraph import CERTAIN, EdgeKind, Function
+from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Function
 from forkproof.facts import Facts, WindowFacts
 from forkproof.forks import Level
+from forkproof.locks.chosen import Stores
 from forkproof.locks.coverage import prepared_by
 from forkproof.locks.identity import Match, is_resolved, lock_of
 from forkproof.locks.summary import Taken, step_frames
@@ -51,7 +52,8 @@ def find(facts: Facts) -> list[Finding]:
     windows = [w for w in facts.windows if w.window.handlers_run and w.reachable is not Answer.NO]
     if not windows or not any(r.is_effective for r in facts.registrations):
         return []
-    found = {finding.id: finding for window in windows for finding in _forking(facts, window)}
+    near = _near(facts)
+    found = {finding.id: finding for window in windows for finding in _forking(facts, window, near)}
     ordered = _in_order(facts)
     if len(ordered) < 2:
         return list(found.values())
@@ -127,11 +129,30 @@ def _child(facts: Facts, ordered: list[Registration]) -> Iterator[Finding]:
         held = [holding for holding in held if holding.by is not registration]
 
 
-def _forking(facts: Facts, window: WindowFacts) -> Iterator[Finding]:
+def _near(facts: Facts) -> frozenset[Function]:
+    """The functions that may hold a lock which a prepare handler waits for: those that name it, and callers of those
+    that return with it."""
+    flow, summaries = facts.flow, facts.summaries
+    prepares = {p for r in facts.registrations if r.is_effective and (p := r.handlers[0].function) is not None}
+    locks = {t.address for prepare in prepares for t in _taken(facts, prepare)}
+    stores = Stores(summaries, lambda function: function not in prepares)
+    found = {f for lock in sorted(locks, key=repr) if isinstance(lock.base, Object) for f in stores.naming(lock)}
+    pending = sorted(found)
+    while pending:
+        function = pending.pop()
+        if any(e.held & locks for e in summaries.of(function).exits):
+            edges = flow.graph.edges_to(function)
+            callers = {flow.whole(Function(int(flow.graph.source[e]))) for e in edges if flow.graph.kind[e] in CALLS}
+            pending += sorted(callers - found)
+            found |= callers
+    return frozenset(found)
+
+
+def _forking(facts: Facts, window: WindowFacts, near: frozenset[Function]) -> Iterator[Finding]:
     """What the thread that forks holds itself, and a prepare handler waits for."""
     summaries = facts.summaries
     for level in window.window.levels:
-        if not summaries.relevant[level.function]:
+        if not summaries.relevant[level.function] or level.function not in near:
             continue
         calls = [call.held for call in summaries.run(level.function).calls if call.site == level.site]
         held = frozenset.intersection(*calls) if calls else frozenset[Value]()

@@ -173,6 +173,8 @@ class _Window:
                 old = best.get(id(lock))
                 if lock.quiesced and self.window.window.handlers_run:
                     continue
+                if old is not None and old.order < (False, call.depth, function):
+                    continue  # it is usual, and as near
                 is_usual = ordinary is not None and self.locks.is_usual(function, lock)
                 request = _Request(lock, function, call, tuple(calls.way(call)), is_usual)
                 if old is None or request.order < old.order:
@@ -185,8 +187,9 @@ class _Window:
         only_reads = lock.writers != lock.takers and not self.locks.is_usual(request.function, lock, writing=True)
         unseen = Answer.UNKNOWN if self.window.source else Answer.YES
         threads = (existing_threads(self.facts, self.window.source), Answer.YES), (other_threads(self.facts), unseen)
+        starts = frozenset(f for group, _ in threads for f in group)
         while True:
-            reach = self.locks.reaching(lock, frozenset(self.dead), frozenset(self.failing), writing=only_reads)
+            reach = self.locks.reaching(lock, starts, frozenset(self.dead), frozenset(self.failing), writing=only_reads)
             found = [(f, answer) for group, answer in threads if (f := nearest(group, reach)) is not None]
             if not found:
                 return None

@@ -45,11 +45,11 @@ class Stores:
     def of(self, word: Value) -> frozenset[Value]:
         """What is stored into a word; a value with a name is one that is not known."""
         if word not in self._known:
-            runs = [self._run(f) for f in self._functions(word)]
+            runs = [self._run(f) for f in self.naming(word)]
             self._known[word] = frozenset[Value]().union(*(run.stores.get(word, frozenset()) for run in runs))
         return self._known[word]
 
-    def _functions(self, word: Value) -> list[Function]:
+    def naming(self, word: Value) -> list[Function]:
         """The wanted functions that refer to a word, or to a slot that leads to it."""
         assert isinstance(word.base, Object)
         summaries, obj = self.summaries, word.base.number

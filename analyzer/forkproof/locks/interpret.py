@@ -155,7 +155,7 @@ class _Interpreter:
                 for _, a in sorted(self.ledger.acquires.items(), key=repr)
                 if a.kind != "sem" or a.address in self.ledger.posted
             ),
-            tuple(CallSite(*c[:2], a, h, c[2]) for c, variants in self.noted.items() for a, h in variants.items()),
+            tuple(CallSite(*c[:2], a, h, c[2]) for c, known in sorted(self.noted.items()) for a, h in known.items()),
             told_exits(self.exits, self.ledger.let_go, _KEYS),
             frozenset(self.ledger.releases),
             frozenset(self.ledger.let_go),
@@ -168,9 +168,17 @@ class _Interpreter:
                 {b: tuple(t) for b, t in self.turns.items()},
             ),
             {address: frozenset(constants) for address, constants in self.stores.items()},
+            {name: frozenset(values) for name, values in self.joins.met.items()},
+            self._touched(),
             self.body,
             self.complete,
         )
+
+    def _touched(self) -> frozenset[Value]:
+        ledger = self.ledger
+        taken = (address for _, address in ledger.acquires)
+        tried = (attempt.address for attempt in self.attempts.known.values())
+        return frozenset((*taken, *tried, *ledger.releases, *ledger.let_go, *ledger.left_out, *self.stores))
 
     def _settled(self, acquire: Acquire) -> Acquire:
         """An attempt blocks when its failing side waits, or comes back to it."""

@@ -24,6 +24,8 @@ class Ledger:
         self.let_go: set[Value] = set()
         self.posted: set[Value] = set()
         """Semaphores; one that is waited for and posted in one function is a lock, any other is a signal."""
+        self.left_out: set[Value] = set()
+        """Locks that were taken, and are not followed."""
 
     def acquired(self, site: int, address: Value, kind: str, held: Held, *, blocking: bool = True) -> Held:
         """What is held once a lock has been taken; taken while held, it is noted as taken again."""
@@ -62,7 +64,9 @@ class Ledger:
         """Of what is held, that which is followed."""
         if self.watched is None:
             return held
-        return frozenset(h for h in held if h in self.watched or isinstance(h.base, Flag))
+        kept = frozenset(h for h in held if h in self.watched or isinstance(h.base, Flag))
+        self.left_out |= held - kept
+        return kept
 
 
 def _is_of(held: Value, cell: Value) -> bool:

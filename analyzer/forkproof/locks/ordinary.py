@@ -65,6 +65,9 @@ class Occasions:
         self.entries = tuple(entries)
         self._steps: dict[Step, str] = {}
         self._easy: dict[tuple[Step, ...], tuple[Step, ...]] = {}
+        self._reporters: dict[Step, bool] = {}
+        self._named: dict[frozenset[str], frozenset[Function]] = {}
+        self._acquiring: dict[Function, dict[Value, list[tuple[int, Function | None, Value]]]] = {}
         self._sure: dict[tuple[Function, Value], bool] = {}
         self._switches = Switches(summaries, lambda: self._reach)
 
@@ -91,17 +94,29 @@ class Occasions:
         summaries = self.summaries
         if address not in summaries.of(function).addresses:
             return False
-        run = summaries.run(function)
-        goals = {run.block_of(a.site) for a in run.acquires if a.address == address}
-        for call in run.calls:
-            callee = Function(call.target)
-            summary = summaries.of(callee)
-            same = (address,) if address in summary.addresses else ()
-            for taken in dict.fromkeys((*same, *(t.address for t in summary.entering))):
-                passed = summaries.replaced(callee, call.arguments, taken)
-                if passed == address and self.is_sure(callee, taken, depth + 1):
-                    goals.add(run.block_of(call.site))
-        return bool(goals) and run.blocks.surely_reaches(goals)
+        goals = {
+            block
+            for block, callee, taken in self._acquirers(function).get(address, ())
+            if callee is None or self.is_sure(callee, taken, depth + 1)
+        }
+        return bool(goals) and summaries.run(function).blocks.surely_reaches(goals)
+
+    def _acquirers(self, function: Function) -> dict[Value, list[tuple[int, Function | None, Value]]]:
+        """Where a function takes each lock: the block, and who is called there for it, and what that calls the lock."""
+        found = self._acquiring.get(function)
+        if found is None:
+            summaries, found = self.summaries, {}
+            run = summaries.run(function)
+            for acquire in run.acquires:
+                found.setdefault(acquire.address, []).append((run.block_of(acquire.site), None, acquire.address))
+            for call in run.calls:
+                callee, block = Function(call.target), run.block_of(call.site)
+                summary = summaries.of(callee)
+                for taken in summary.taken:
+                    passed = summaries.replaced(callee, call.arguments, taken.address)
+                    found.setdefault(passed, []).append((block, callee, taken.address))
+            self._acquiring[function] = found
+        return found
 
     def _eased(self, taken: Taken) -> tuple[Step, ...]:
         """A way to a lock with each step at the place of its function on which the fewest conditions depend."""
@@ -181,13 +196,17 @@ class Occasions:
 
         One that takes none each time has looked for something, and what follows is what it did not find.
         """
-        base = value.base
-        if not equal or not isinstance(base, Named) or value.offset != 0 or other.offset not in (0, -1):
+        if not equal or other.offset not in (0, -1):
             return False
-        flow = self.summaries.flow
-        if base.register != flow.convention.result:
+        meant = self.summaries.run(step.function).meant(value)
+        return other not in meant and any(self._is_allocated(step.function, each) for each in meant)
+
+    def _is_allocated(self, function: Function, value: Value) -> bool:
+        """What a call has returned that allocates."""
+        base, flow = value.base, self.summaries.flow
+        if not isinstance(base, Named) or value.offset != 0 or base.register != flow.convention.result:
             return False
-        targets = [Function(int(flow.graph.target[e])) for e in flow.edges_at(step.function, base.site)]
+        targets = [Function(int(flow.graph.target[e])) for e in flow.edges_at(function, base.site)]
         return any(
             self._allocates(t) or any(self.is_sure(t, taken.address) for taken in self.summaries.of(t).taken)
             for t in targets
@@ -231,17 +250,23 @@ class Occasions:
         summaries, function = self.summaries, step.function
         if summaries.program.object_of(function) not in summaries.objects:
             return False
-        sites = self._sites_of(function, self.reporting)
-        run = summaries.run(function) if sites else None
-        return run is not None and run.blocks.passes(run.block_of(step.site), {run.block_of(s) for s in sites})
+        known = self._reporters.get(step)
+        if known is None:
+            sites = self._sites_of(function, self.reporting)
+            run = summaries.run(function) if sites else None
+            known = run is not None and run.blocks.passes(run.block_of(step.site), {run.block_of(s) for s in sites})
+            self._reporters[step] = known
+        return known
 
     def _sites_of(self, function: Function, names: frozenset[str]) -> list[int]:
         """Where a function calls one of these."""
-        graph, program = self.summaries.graph, self.summaries.program
+        called = self._named.get(names)
+        if called is None:
+            called = self._named[names] = frozenset(self.summaries.program.called(sorted(names)))
         return [
-            int(graph.site[e])
-            for e in self.summaries.flow.outgoing(function)
-            if graph.kind[e] in CALLS and program.name_of(Function(int(graph.target[e]))) in names
+            site
+            for _, target, site, kind in self.summaries.flow.outgoing_rows(function)
+            if target in called and kind in CALLS
         ]
 
     def _is_out_of_memory(self, step: Step) -> bool:

@@ -22,6 +22,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach, sorted_graph
 from forkproof.code.operations import Call, Memory, Operation
@@ -33,6 +34,8 @@ from forkproof.locks.values import Element, Object, Thread, Value
 _ROUNDS: Final = 3
 """How often a call through a pointer may lead to functions that call through pointers themselves."""
 _KINDS: Final = CERTAIN | {EdgeKind.TABLE}
+_ANY: Final = Value(Object(-1), 0)
+"""Stands for a lock with which a function has nothing to do."""
 _Way = tuple[Step, ...]
 _Node = tuple[Function, tuple[Value, ...]]
 """A function, and what is held when it is entered; of another library, when it was left for."""
@@ -60,7 +63,10 @@ class Reentries:
         self._calls: dict[Function, _Following] = {}
         self.graph = self.flow.graph
         self.back: Reach = np.zeros(0, np.int32)
-        self.lock = Value(None, 0)
+        self.leads_back: npt.NDArray[np.bool_] = np.zeros(0, bool)
+        """The functions that lead back to any of the locks."""
+        self.lock = _ANY
+        self._shared: dict[tuple[Function, Held], Run] = {}
         self._flags: dict[Function, Effect | None] = {}
 
     def of(self, addresses: Iterable[Value], among: Iterable[Function]) -> list[Reentry]:
@@ -70,12 +76,14 @@ class Reentries:
         locks = [a for a in addresses if isinstance(a.base, Object) and not isinstance(a.base, Element)]
         holders = {lock: [f for f in functions if self._may_hold(f, lock)] for lock in locks}
         self.graph = self._graph({f for found in holders.values() for f in found})
+        back = [
+            self.graph.distances(self.summaries.places(lock), _KINDS, backward=True, blocked=self.flow.dying)
+            for lock in locks
+        ]
+        self.leads_back = np.logical_or.reduce([reach >= 0 for reach in back]) if back else self.leads_back
         found = []
-        for lock in locks:
-            places = self.summaries.places(lock)
-            self.back = self.graph.distances(places, _KINDS, backward=True, blocked=self.flow.dying)
-            self.lock = lock
-            way = self._search([f for f in holders[lock] if self.back[f] >= 0])
+        for self.lock, self.back in zip(locks, back, strict=True):
+            way = self._search([f for f in holders[self.lock] if self.back[f] >= 0])
             if way is not None:
                 found.append(way)
         return found
@@ -190,23 +198,35 @@ class Reentries:
         ways = []
         for call in run.calls:
             callee = Function(call.target)
-            if self.lock not in call.held or not self.flow.returns(callee) or callee in self.summaries.library:
+            held = frozenset(self.lock if h == _ANY else h for h in call.held)
+            if self.lock not in held or not self.flow.returns(callee) or callee in self.summaries.library:
                 continue
             if not is_holder and self._locks_what_it_is_given(callee, call.arguments):
                 return (Step(function, call.site), *self._tail(callee)), []
             if self.back[callee] >= 0:
-                ways.append((Step(function, call.site), (callee, tuple(sorted(call.held, key=repr))), call.is_chosen))
+                ways.append((Step(function, call.site), (callee, tuple(sorted(held, key=repr))), call.is_chosen))
         return None, ways
 
     def _run(self, function: Function, held: Held) -> Run:
+        """The function followed with what is held on entry. One that has nothing to do with the lock is followed once
+        for all locks, with one that is none of the program's in their place."""
+        if self.lock not in held:
+            return self._watched(function, held, self.lock)
+        others = held - {self.lock}
+        shared = self._shared.get((function, others))
+        if shared is None:
+            shared = self._shared[function, others] = self._watched(function, others | {_ANY}, _ANY)
+        return self._watched(function, held, self.lock) if self.lock in shared.touched else shared
+
+    def _watched(self, function: Function, held: Held, lock: Value) -> Run:
         calls = self._calls.setdefault(function, _Following(self, function))
-        return self.summaries.interpreted_run(function, held, frozenset([self.lock]), calls=calls)
+        return self.summaries.interpreted_run(function, held, frozenset([lock]), calls=calls)
 
     def _locks_what_it_is_given(self, callee: Function, arguments: tuple[Value, ...]) -> bool:
         summaries = self.summaries
         return any(
-            t.blocking and t.address != self.lock and summaries.replaced(callee, arguments, t.address) == self.lock
-            for t in summaries.of(callee).taken
+            t.blocking and summaries.replaced(callee, arguments, t.address) == self.lock
+            for t in summaries.of(callee).entering
         )
 
     def _tail(self, callee: Function) -> _Way:
@@ -278,7 +298,7 @@ class _Following(FunctionCalls):
         return self.search.chosen.functions(pointer)
 
     def is_relevant(self, target: int) -> bool:
-        return bool(self.search.back[target] >= 0) or (
+        return bool(self.search.leads_back[target]) or (
             super().is_relevant(target) and self.summaries.of(Function(target)).depends_on_caller
         )
 

@@ -162,17 +162,24 @@ class Blocks:
     def _avoiding(self, goals: Collection[int]) -> set[int]:
         """Blocks from which the function can return without a goal, whatever the arguments are."""
         found = set(self.ends).difference(goals)
-        changed = True
-        while changed:
-            more = {
-                block
-                for block, after in self.successors.items()
-                if block not in found and block not in goals
-                if (any if block in self.turns else all)(a in found for a in after)
-            }
-            found |= more
-            changed = bool(more)
+        frontier = sorted(found)
+        while frontier:
+            for block in self._before.get(frontier.pop(), ()):
+                if block in found or block in goals:
+                    continue
+                if block in self.turns or self.successors[block] <= found:
+                    found.add(block)
+                    frontier.append(block)
         return found
+
+    @cached_property
+    def _before(self) -> Mapping[int, tuple[int, ...]]:
+        """The blocks that lead to each block."""
+        found: dict[int, list[int]] = {}
+        for block, targets in self.successors.items():
+            for target in targets:
+                found.setdefault(target, []).append(block)
+        return {block: tuple(before) for block, before in found.items()}
 
     def requires(self, goal: int) -> tuple[Turn, ...]:
         """The sides of branches without which a block cannot be reached.
@@ -212,13 +219,9 @@ class Blocks:
     @cached_property
     def _returning(self) -> frozenset[int]:
         """Blocks from which the function can return."""
-        before: dict[int, set[int]] = {}
-        for block, targets in self.successors.items():
-            for target in targets:
-                before.setdefault(target, set()).add(block)
         found, frontier = set(self.ends), list(self.ends)
         while frontier:
-            more = before.get(frontier.pop(), set()) - found
+            more = set(self._before.get(frontier.pop(), ())) - found
             found |= more
             frontier += more
         return frozenset(found)
@@ -264,8 +267,23 @@ class Run:
     blocks: Blocks
     stores: Mapping[Value, frozenset[Value]]
     """What it stores into words of objects: constants, addresses, and names for what is not known."""
+    met: Mapping[Value, frozenset[Value]]
+    """The values that a name stands for which was given where ways meet."""
+    touched: frozenset[Value]
+    """Addresses of which it matters here whether they are held: to take, release or try them, or to store there."""
     body: Body
     complete: bool
+
+    def meant(self, value: Value) -> frozenset[Value]:
+        """The values that a value may be: itself, or those that met where it got its name."""
+        found: set[Value] = set()
+        pending = [value]
+        while pending:
+            each = pending.pop()
+            if each not in found:
+                found.add(each)
+                pending += self.met.get(each, ())
+        return frozenset(v for v in found if v not in self.met)
 
     def block_of(self, site: int) -> int:
         """The block that holds an instruction."""

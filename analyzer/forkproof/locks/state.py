@@ -89,6 +89,8 @@ class Joins:
     def __init__(self, convention: Convention) -> None:
         self.arguments = frozenset(convention.arguments)
         self.names: dict[tuple[int, str], Value] = {}
+        self.met: dict[Value, set[Value]] = {}
+        """What each of the names was given to."""
 
     def is_pointer(self, base: Base) -> bool:
         """What may point to an array: a word of memory, or a parameter."""
@@ -130,11 +132,16 @@ class Joins:
         phi = self.names.get((position, name))
         if phi is None:
             phi = self.names[position, name] = Value(Named(-1 - position, name), 0)
-        if not keep or a == phi:
-            return phi
+        joined = phi if not keep or a == phi else self._in_common(a, b, phi, position, name)
+        if joined is phi:
+            self.met.setdefault(phi, set()).update({a, b} - {phi})
+        return joined
+
+    def _in_common(self, a: Value, b: Value, phi: Value, position: int, name: str) -> Value:
+        """An array that two values are elements of, or else the new name."""
         if isinstance(a.base, Content) and isinstance(b.base, Content) and a.offset == b.offset:
             # What two elements of a table hold is what some element of it holds.
-            cell = self._joined(Value(*a.base), Value(*b.base), position, name, keep=keep)
+            cell = self._joined(Value(*a.base), Value(*b.base), position, name, keep=True)
             is_element = isinstance(cell.base, Element) and depth(cell.base) < DEEPEST
             return Value(Content(*cell), a.offset) if is_element else phi
         if isinstance(a.base, Element):

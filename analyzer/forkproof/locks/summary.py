@@ -133,7 +133,7 @@ class Summaries:
         self.runs: dict[Function, Run] = {}
         self.interpreted = 0
         self._places: dict[Value, dict[Function, tuple[Step, ...]]] = {}
-        self._indexed = -1
+        self._indexed = 0
         self._descriptors: dict[int, frozenset[int]] = {}
         self.prepared: dict[Function, tuple[Held, bool]] = {}
         self.forking: frozenset[Function] = frozenset(flow.forkers)
@@ -308,13 +308,15 @@ class Summaries:
 
         Those that acquire it themselves, and those that pass it to a function that locks what it is given.
         """
-        if self._indexed != len(self.runs):
-            self._places, self._indexed = self._index(), len(self.runs)
+        while self._indexed < len(self.runs):  # asking about a callee may add one
+            new = list(self.runs.items())[self._indexed :]
+            self._indexed += len(new)
+            self._index(new)
         return dict(self._places.get(address, {}))
 
-    def _index(self) -> dict[Value, dict[Function, tuple[Step, ...]]]:
-        found: dict[Value, dict[Function, tuple[Step, ...]]] = {}
-        for function, run in self.runs.items():
+    def _index(self, runs: Iterable[tuple[Function, Run]]) -> None:
+        found = self._places
+        for function, run in runs:
             for call in run.calls:
                 callee = Function(call.target)
                 for taken in self.of(callee).entering:
@@ -325,7 +327,6 @@ class Summaries:
                 if acquire.blocking:
                     settled = self._settled(function, acquire.address)
                     found.setdefault(settled, {}).setdefault(function, (Step(function, acquire.site),))
-        return found
 
     def replaced(self, callee: Function, arguments: tuple[Value, ...], value: Value) -> Value:
         """One of a callee's values in its caller's terms."""

@@ -429,3 +429,47 @@ def test_a_branch_that_an_argument_decides_is_sure_for_some() -> None:
 def test_a_computed_jump_makes_a_run_incomplete() -> None:
     run = follow("jmp rax\nret\nret")
     assert not run.complete
+
+
+_LOCKS_ALL = {
+    "exit last": "lea rbx, [0x4000]\nagain:\nmov rdi, rbx\ncall lock\nadd rbx, 0x40\ncmp rbx, 0x4100\njne {again}\nret",
+    "exit first": "jmp {begin}\nout:\nret\nbegin:\nlea rbx, [0x4000]\nagain:\nmov rdi, rbx\ncall lock\nadd rbx, 0x40\n"
+    "cmp rbx, 0x4100\nje {out}\njmp {again}",
+    "body last": "lea rbx, [0x4000]\njmp {again}\nout:\nret\nagain:\nmov rdi, rbx\ncall lock\nadd rbx, 0x40\n"
+    "cmp rbx, 0x4100\njne {again}\njmp {out}",
+}
+
+
+@pytest.mark.parametrize("layout", _LOCKS_ALL)
+@pytest.mark.parametrize("joined", [False, True])
+def test_what_is_held_does_not_depend_on_where_the_compiler_puts_a_block(layout: str, *, joined: bool) -> None:
+    run = follow(_LOCKS_ALL[layout], Callees(library=MUTEXES), joined=joined)
+    held = frozenset[Value]().union(*(e.held for e in run.exits))
+    assert Value(Element(Object(0), DATA, 0x40), 0) in held
+
+
+def test_a_name_given_where_ways_meet_is_known_for_what_met() -> None:
+    run = follow(
+        "test edi, edi\nje {other}\nmov eax, dword ptr [0x4100]\njmp {meet}\nother:\nmov eax, dword ptr [0x4200]\n"
+        "meet:\ntest eax, eax\njne {out}\nmov edi, 0x4000\ncall lock\nout:\nret",
+        Callees(library=MUTEXES),
+    )
+    (turn,) = run.blocks.requires(run.block_of(run.acquires[0].site))
+    assert run.meant(turn.value) == {
+        Value(Content(Object(0), DATA + 0x100), 0),
+        Value(Content(Object(0), DATA + 0x200), 0),
+    }
+
+
+def test_a_condition_on_one_of_two_ways_to_a_lock_is_not_required() -> None:
+    run = follow(
+        "cmp dword ptr [0x4100], 0\nje {take}\ncmp dword ptr [0x4200], 0\njne {out}\ntake:\nmov edi, 0x4000\n"
+        "call lock\nout:\nret",
+        Callees(library=MUTEXES),
+    )
+    assert not run.blocks.requires(run.block_of(run.acquires[0].site))
+
+
+def test_a_function_tells_what_locks_it_has_to_do_with() -> None:
+    run = follow("mov edi, 0x4000\ncall lock\nmov edi, 0x4040\ncall unlock\nret", Callees(library=MUTEXES))
+    assert {LOCK, OTHER} <= run.touched
