@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -148,6 +148,10 @@ class Plan:
     language: str = "c"
 
 
+_KEPT = 24
+"""Analysed programs that are kept: each takes 20 to 60 MB."""
+
+
 @cache
 def _directory() -> Path:
     """One root for the session; removed with pytest's other temporary files' parent, /tmp."""
@@ -208,7 +212,7 @@ def compiled(plan: Plan) -> Path:
     return output
 
 
-@cache
+@lru_cache(maxsize=_KEPT)
 def analysed(plan: Plan) -> Facts:
     """All facts of a plan's program."""
     path = compiled(plan)
@@ -233,7 +237,7 @@ def _known() -> signatures.Signatures:
     return signatures.load()
 
 
-@cache
+@lru_cache(maxsize=_KEPT)
 def table(cases: tuple[Case, ...], build: Build) -> Facts:
     """The facts of all cases of a table in one library."""
     code = PRELUDE + "\n".join(case.text for case in cases if case.applies(build))
@@ -264,7 +268,7 @@ def windows_of(found: Facts, case: Case | str) -> list[WindowFacts]:
     return [w for w in found.windows if found.flow.name(w.window.function).startswith(prefix)]
 
 
-@cache
+@lru_cache(maxsize=_KEPT)
 def _locks(found: Facts) -> LockFunctions:
     return lock_functions(found.flow, 0, found.roots)
 
