@@ -27,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.closure import Bindings, Closure, Sysroot, TypeClass
-from forkproof.code.decode import keep_register
+from forkproof.code.decode import decode, keep_register
 from forkproof.code.explore import CONVENTIONS
 from forkproof.code.index import SCANNERS, CodeIndex, index_code
+from forkproof.code.register_calls import calls_through
 from forkproof.columns import position_in, spans, unique
 from forkproof.elf.image import I64, Image
 from forkproof.elf.names import FunctionNames
@@ -510,9 +511,6 @@ def _register_edges(program: Program, signatures: Signatures) -> list[EdgeColumn
 
 
 def _register_calls(image: Image, code: CodeIndex, caller: int, slots: Mapping[int, int]) -> Iterator[tuple[int, int]]:
-    from forkproof.code.decode import decode
-    from forkproof.code.register_calls import calls_through
-
     body = decode(image, [(int(code.start[caller]), int(code.size[caller]))])
     return calls_through(body, image.machine, slots)
 
