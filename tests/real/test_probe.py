@@ -24,7 +24,7 @@ from forkproof.facts import Facts
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, ScanOptions
 from forkproof.pipeline import scan
-from forkproof.probe import census, planfile
+from forkproof.probe import census, planfile, ptrace
 from forkproof.probe.plan import make
 from forkproof.probe.prove import Prover, Wanted
 from forkproof.probe.sites import AcquireSite
@@ -382,6 +382,23 @@ class TestHardCases:
             assert process.stdout is not None
             assert "was killed by SIGKILL" in " ".join(process.stdout.read().decode().split())
         assert process.returncode in (0, 1)
+
+    @pytest.mark.usefixtures("nothing_left")
+    def test_killed_before_its_first_instruction(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Between execve and the tracer's look at it, so that only its end is ever seen."""
+        wait = ptrace.wait
+
+        def late(pid: int, *, block: bool) -> ptrace.Status | None:
+            while block and not os.path.samefile(f"/proc/{pid}/exe", "/bin/true"):
+                time.sleep(0.001)
+            if block:
+                os.kill(pid, signal.SIGKILL)
+            return wait(pid, block=block)
+
+        monkeypatch.setattr(ptrace, "wait", late)
+        with Stage(Command(("/bin/true",), dict(os.environ)), [], None, {}) as stage:
+            found = census.take(stage, 20)
+        assert found.end == "was killed by SIGKILL"
 
 
 def _by_somebody_else(program: Path, folder: Path, what: str) -> subprocess.CompletedProcess[str]:

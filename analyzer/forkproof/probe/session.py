@@ -126,7 +126,7 @@ class Session:
     # ---- starting --------------------------------------------------------------------------
 
     def launch(self, command: Sequence[str], environment: Mapping[str, str], *, stdin: int, output: int) -> Process:
-        """Start a program, traced, with fixed addresses; it is stopped before its first instruction.
+        """Start a program, traced, with fixed addresses; it is stopped before its first instruction, or killed already.
 
         Its child is made by fork, in a process that may have threads (numpy's): between fork and exec it runs only
         what is below, which takes no lock but Python's own, which it holds.
@@ -169,19 +169,19 @@ class Session:
 
     def _launched(self, pid: int, path: str, failed: int) -> Process:
         status = ptrace.wait(pid, block=True)
-        while status is not None and status.event is not Event.EXEC:
-            if status.is_end:
-                code = int(os.read(failed, 16) or b"0")
-                raise InputError(
-                    path,
-                    f"cannot be started: {os.strerror(code)}" if code else "ended before it could be started",
-                    next_step="Give the command as you would to a shell: the program's path, then its arguments.",
-                )
+        while status is not None and status.event is not Event.EXEC and not status.is_end:
             ptrace.resume(pid, Request.CONT, status.code if status.kind is Kind.SIGNAL else 0)
             status = ptrace.wait(pid, block=True)
-        process = Process(pid, None, Memory(pid, self.machine))
-        self._add(process, pid)
-        self.processes[pid] = process
+        if status is not None and status.is_end and (code := os.read(failed, 16)):
+            raise InputError(
+                path,
+                f"cannot be started: {os.strerror(int(code))}",
+                next_step="Give the command as you would to a shell: the program's path, then its arguments.",
+            )
+        process = self.processes[pid] = Process(pid, None, Memory(pid, self.machine))
+        thread = self._add(process, pid)
+        if status is not None and status.is_end:  # somebody killed it; execve had not failed
+            self._queue.append(self._ended(thread, status))
         return process
 
     def _add(self, process: Process, tid: int) -> Thread:

@@ -140,8 +140,9 @@ class Stage:
         finally:
             os.close(stdin)
         actor = self._enrol(process)
-        entry = _entry(process.pid)
-        leader = process.threads[process.pid]
+        leader, entry = process.threads.get(process.pid), _entry(process.pid)
+        if leader is None or entry is None:
+            return actor  # killed by somebody before its first instruction: the end comes as a scene
         with process.memory.breakpoints_at((entry,)):
             self.session.resume(leader)
             self._until_entry(leader, entry)
@@ -304,8 +305,11 @@ def decoded(sites: tuple[AcquireSite, ...]) -> tuple[Acquire, ...]:
     return tuple(acquire for acquire in found if acquire.form is not Form.UNKNOWN)
 
 
-def _entry(pid: int) -> int:
-    """AT_ENTRY of the auxiliary vector."""
-    raw = Path(f"/proc/{pid}/auxv").read_bytes()
+def _entry(pid: int) -> int | None:
+    """AT_ENTRY of the auxiliary vector; None for a process that is gone."""
+    try:
+        raw = Path(f"/proc/{pid}/auxv").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
     words = memoryview(raw[: len(raw) // 16 * 16]).cast("Q").tolist()
-    return dict(zip(words[::2], words[1::2], strict=True))[_AT_ENTRY]
+    return dict(zip(words[::2], words[1::2], strict=True)).get(_AT_ENTRY)
