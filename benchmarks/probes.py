@@ -35,8 +35,8 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fixtures.build import DEFAULT_OUTPUT, Result, build
-from forkproof.cli.probe import plan_text
 from forkproof.options import ScanOptions
+from forkproof.probe.prepare import plan_text
 from tools import laboratory, probe_fixtures
 from tools.sysroot import find
 

@@ -72,14 +72,13 @@ class Planner:
             asked = list(_Question(self, other, fixture).findings())
         made: list[plan.Plan] = []
 
-        def note(facts: Facts, findings: list[Finding]) -> list[Finding]:
+        def note(facts: Facts, findings: list[Finding]) -> None:
             asked[:] = [a for a in asked if (a.rule, a.lock) not in {(f.rule, f.lock) for f in findings}]
             made.append(plan.make(facts, str(self.options.sysroot or "/"), [*findings, *asked]))
-            return [*findings, *asked]
 
         report = pipeline.scan((self.program(fixture),), self.options, QUIET, note)
         assert made, report.errors
-        return planfile.dump(report, made[0])
+        return planfile.dump(replace(report, findings=(*report.findings, *asked)), made[0])
 
     def _hazard(self, fixture: Fixture) -> Fixture | None:
         machine, known = self.built.tree.machine, self.built.fixtures

@@ -53,11 +53,11 @@ RULES: Final[tuple[Callable[[facts.Facts], list[Finding]], ...]] = (
 )
 """The rules, each a function of the facts. A rule computes what only it needs when the facts call for it."""
 
-Prove = Callable[[facts.Facts, list[Finding]], list[Finding]]
-"""Runs the program to confirm or refute findings; gives them back with their records."""
+Note = Callable[[facts.Facts, list[Finding]], None]
+"""Sees the facts and findings of a program before they are let go: what a probe is planned from."""
 
 
-def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, prove: Prove | None = None) -> Report:
+def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, note: Note | None = None) -> Report:
     """Analyse every target; one that cannot be analysed costs only itself."""
     found: list[Target] = []
     findings: list[Finding] = []
@@ -69,7 +69,7 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, prove
             for error in scope.errors:
                 errors.append(str(error))
                 diagnostics.append(Diagnostic("error", error.path, str(error)))
-        for name, outcome in _outcomes(scopes, options, progress, prove):
+        for name, outcome in _outcomes(scopes, options, progress, note):
             if isinstance(outcome, str):
                 errors.append(outcome)
                 diagnostics.append(Diagnostic("error", name, outcome))
@@ -116,13 +116,13 @@ _Task = tuple[int, artifacts.Start]
 
 
 def _outcomes(
-    scopes: Sequence[artifacts.Scope], options: ScanOptions, progress: Progress, prove: Prove | None
+    scopes: Sequence[artifacts.Scope], options: ScanOptions, progress: Progress, note: Note | None
 ) -> Iterator[tuple[str, Outcome]]:
     """Name and outcome of every program, in the order of the scopes."""
     tasks: list[_Task] = [(i, start) for i, scope in enumerate(scopes) for start in scope.starts]
     names = [f"{scopes[i].prefix}{start.name}" for i, start in tasks]
-    if prove is not None or schedule.is_for_one(tasks, options.jobs):
-        one = _Scanner(scopes, options, progress, prove)
+    if note is not None or schedule.is_for_one(tasks, options.jobs):
+        one = _Scanner(scopes, options, progress, note)
         yield from zip(names, map(one.scan, tasks), strict=True)
         return
     several = schedule.results(_serve, (tuple(scopes), options), tasks, names, options.jobs, progress)
@@ -145,12 +145,12 @@ class _Scanner:
     """Scans programs of some scopes, one after the other; what they share is kept."""
 
     def __init__(
-        self, scopes: Sequence[artifacts.Scope], options: ScanOptions, progress: Progress, prove: Prove | None
+        self, scopes: Sequence[artifacts.Scope], options: ScanOptions, progress: Progress, note: Note | None
     ) -> None:
-        self.scopes, self.options, self.progress, self.prove = scopes, options, progress, prove
+        self.scopes, self.options, self.progress, self.note = scopes, options, progress, note
         self.known = signatures.load()
         self.images = SharedImages()
-        self.cache = Cache(options.cache) if options.cache is not None and prove is None else None
+        self.cache = Cache(options.cache) if options.cache is not None and note is None else None
         self.parts = Parts(self.cache)
 
     def scan(self, task: _Task) -> Outcome:
@@ -188,7 +188,7 @@ class _Scanner:
         self.progress.stage(f"{name}: loading", 0, _STAGES)
         loaded = load(name, options, sysroot, self.images)
         if self.cache is None:
-            return scan_one(loaded, sysroot, options, self.known, self.progress, self.prove, self.parts)
+            return scan_one(loaded, sysroot, options, self.known, self.progress, self.note, self.parts)
         key = cache.key(loaded, sysroot, options)
         result = self.cache.get(key)
         if result is None:
@@ -203,7 +203,7 @@ def scan_one(
     options: ScanOptions,
     known: signatures.Signatures,
     progress: Progress,
-    prove: Prove | None = None,
+    note: Note | None = None,
     parts: Parts | None = None,
 ) -> Result:
     """Analyse one program that has been loaded."""
@@ -217,10 +217,8 @@ def scan_one(
     # The rules.
     progress.stage(f"{name}: checking rules", 2, _STAGES)
     findings = [finding for find in RULES for finding in find(gathered)]
-    # The probe, where one is asked for: the only stage that runs anything.
-    if prove is not None:
-        progress.stage(f"{name}: probing", 3, _STAGES)
-        findings = prove(gathered, findings)
+    if note is not None:
+        note(gathered, findings)
     # The document.
     progress.stage(f"{name}: reporting", 3, _STAGES)
     result = describe.target(gathered, options), findings, describe.diagnostics(gathered)

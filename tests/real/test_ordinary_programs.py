@@ -5,6 +5,8 @@ The programs and what is known about them are in tools/programs.py, which also p
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -193,3 +195,16 @@ def test_threads_of_a_child_are_not_its_parents(sysroot: Sysroot) -> None:
     paths = [[frame["function"] for frame in path] for path in target["thread_sources"]]
     assert not [path for path in paths if "child_main" in path]
     assert _high(scan_once(sysroot(AMD64), "/usr/sbin/varnishd", MIMALLOC)) == set()
+
+
+def test_nothing_of_a_program_stays_in_memory(sysroot_amd64: Path) -> None:
+    """What is kept for the programs to come are files and what is told of them, not what was made of a program."""
+    script = (
+        "import gc, sys, forkproof\n"
+        "forkproof.scan(sys.argv[2], sysroot=sys.argv[1])\n"
+        "gc.collect()\n"
+        "kinds = {type(o).__name__ for o in gc.get_objects()}\n"
+        "print(kinds & {'Program', 'CallGraph', 'Flow', 'Body', 'Summaries', 'Run'})"
+    )
+    command = [sys.executable, "-c", script, str(sysroot_amd64), "/usr/bin/git"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -18,14 +18,13 @@ import pytest
 
 from fixtures.build import Result, Toolchain
 from forkproof import pipeline
-from forkproof.cli.probe import plan_text, planned
 from forkproof.elf.image import load
-from forkproof.facts import Facts
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, ScanOptions
 from forkproof.pipeline import scan
 from forkproof.probe import census, planfile, ptrace
-from forkproof.probe.plan import make
+from forkproof.probe.plan import Plan, make
+from forkproof.probe.prepare import plan_text, prepared
 from forkproof.probe.prove import Prover, Wanted
 from forkproof.probe.sites import AcquireSite
 from forkproof.probe.stage import Command, Stage
@@ -83,11 +82,10 @@ def probed(
 ) -> list[Finding]:
     environment = {**os.environ, **({"LD_LIBRARY_PATH": ":".join(library_path)} if library_path else {})}
     what = Command(tuple(command), environment, preload=tuple(preload))
-    prover = Prover(Wanted(what, seconds, covered=True))
-    options = ScanOptions(preload=tuple(preload), library_path=tuple(library_path))
-    report = scan((command[0],), options, QUIET, prover)
+    report, plan = prepared(command[0], ScanOptions(preload=tuple(preload), library_path=tuple(library_path)))
     assert not report.errors
-    return [finding for finding in report.findings if finding.probe is not None]
+    found = Prover(Wanted(what, seconds, covered=True)).prove(plan, list(report.findings))
+    return [finding for finding in found if finding.probe is not None]
 
 
 def asked(program: str, rule: str, library: str, lock: str, fork: str = "") -> ProbeRecord:
@@ -97,15 +95,9 @@ def asked(program: str, rule: str, library: str, lock: str, fork: str = "") -> P
     of = Lock(name, lock, int(table.value[table.names.index(lock)]), "global")
     where = Frame(Path(program).name, fork, 0, "fork") if fork else None
     finding = Finding(rule, Severity.MEDIUM, Verdict.SUSPECTED, program, name, "", "", "", lock=of, fork=where)
-    found: list[Finding] = []
-
-    def prove(facts: Facts, findings: list[Finding]) -> list[Finding]:
-        prover = Prover(Wanted(Command((program,), dict(os.environ)), 20))
-        found.extend(prover.prove(make(facts, findings=[finding]), [finding]))
-        return findings
-
-    scan((program,), ScanOptions(), QUIET, prove)
-    record = found[0].probe
+    plans: list[Plan] = []
+    scan((program,), ScanOptions(), QUIET, lambda facts, _: plans.append(make(facts, findings=[finding])))
+    record = Prover(Wanted(Command((program,), dict(os.environ)), 20)).prove(plans[0], [finding])[0].probe
     assert record is not None
     return record
 
@@ -172,9 +164,10 @@ class TestFixtures:
     def test_one_lock_by_name(self, built_fixtures: object) -> None:
         """A lock that the scan calls covered, asked for by its name: the refutation is of this one."""
         what = Command((str(_path(built_fixtures, "daemon_mutex_hooked")),), dict(os.environ))
+        report, plan = prepared(what.arguments[0], ScanOptions())
         for name, count in (("arena_lock", 1), ("no_such_lock", 0)):
-            prover = Prover(Wanted(what, lock=name, covered=True))
-            found = [f for f in scan(what.arguments[:1], ScanOptions(), QUIET, prover).findings if f.probe is not None]
+            proven = Prover(Wanted(what, lock=name, covered=True)).prove(plan, list(report.findings))
+            found = [f for f in proven if f.probe is not None]
             assert [f.probe.lock.name for f in found if f.probe is not None and f.probe.lock is not None] == [
                 name
             ] * count
@@ -204,13 +197,13 @@ class TestPlans:
         program = Path(shutil.copy(_path(built_fixtures, "daemon_mutex"), tmp_path))
         library = Path(shutil.copy(_path(built_fixtures, "alloc_mutex"), tmp_path))
         options = ScanOptions(cache=tmp_path / "cache")
-        first = planned(str(program), options)
+        first = prepared(str(program), options)
         monkeypatch.setattr(pipeline, "scan", _refused)
-        assert planned(str(program), options) == first
+        assert prepared(str(program), options) == first
         with library.open("ab") as file:
             file.write(b"x")
         with pytest.raises(AssertionError, match="scanned again"):
-            planned(str(program), options)
+            prepared(str(program), options)
 
 
 def _refused(*_unused: object) -> None:
@@ -389,7 +382,7 @@ class TestHardCases:
         wait = ptrace.wait
 
         def late(pid: int, *, block: bool) -> ptrace.Status | None:
-            while block and not os.path.samefile(f"/proc/{pid}/exe", "/bin/true"):
+            while block and not Path(f"/proc/{pid}/exe").samefile("/bin/true"):
                 time.sleep(0.001)
             if block:
                 os.kill(pid, signal.SIGKILL)

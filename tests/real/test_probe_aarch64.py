@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from fixtures.build import Result
-from forkproof.cli.probe import plan_text
 from forkproof.mitigate.apply import mitigate
 from forkproof.options import QUIET, ScanOptions
+from forkproof.probe.prepare import plan_text
 from tools import laboratory, probe_fixtures, probe_jobs
 
 QEMU = "/usr/bin/qemu-system-aarch64"

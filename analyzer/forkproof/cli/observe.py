@@ -7,17 +7,24 @@ Must never: judge, or hold anything.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from forkproof.cache import directory
 from forkproof.cli import output, running
+from forkproof.options import ScanOptions
 from forkproof.report.layout import WIDTH
+
+if TYPE_CHECKING:
+    from forkproof.probe.plan import Plan
 
 
 @click.command("observe", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @running.options
 @click.option("--follow", is_flag=True, help="Go on in programs that its children exec.")
 @click.option("--locks", is_flag=True, help="Scan it first, and say which allocator locks are taken at each fork.")
+@click.option("--no-cache", is_flag=True, help="With --locks: neither use nor keep what a scan found.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
@@ -31,6 +38,7 @@ def observe_command(
     timeout: float,
     follow: bool,
     locks: bool,
+    no_cache: bool,
     form: str,
     file: Path | None,
     verbose: bool,
@@ -54,7 +62,7 @@ def observe_command(
     what = running.command(command, preload=preload, library_path=library_path, env=env, stdin=stdin)
     if file is not None:
         output.check(file)
-    plan = running.plan_of(what, library_path) if locks else None
+    plan = _plan(what.arguments[0], library_path, preload, None if no_cache else directory()) if locks else None
     sites = tuple(site for name in plan.active for site in plan.sites[name]) if plan is not None else ()
     known = plan.known if plan is not None else {}
     census = running.census_of(what, sites, known, timeout) if sites else None
@@ -67,3 +75,10 @@ def observe_command(
         color = file is None and output.wants_color(no_color)
         text = observation.render(seen, width=width, color=color, verbose=verbose)
     output.deliver(text, file)
+
+
+def _plan(program: str, library_path: tuple[str, ...], preload: tuple[str, ...], cache: Path | None) -> Plan:
+    """Where its locks are taken."""
+    from forkproof.probe.prepare import prepared
+
+    return prepared(program, ScanOptions(library_path=library_path, preload=preload, cache=cache))[1]

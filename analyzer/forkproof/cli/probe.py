@@ -6,29 +6,21 @@ Must never: steer anything; that is `forkproof.probe`, which is imported when th
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from forkproof import cache
 from forkproof.cache import directory
 from forkproof.cli import output, running
 from forkproof.cli.gate import FAIL_ON, exit_code, limit
 from forkproof.cli.progress import progress
-from forkproof.errors import InputError
 from forkproof.model import Report
-from forkproof.options import QUIET, Progress, ScanOptions
+from forkproof.options import ScanOptions
 from forkproof.report import formats, proof
 from forkproof.report.layout import WIDTH
-
-if TYPE_CHECKING:
-    from forkproof.facts import Facts
-    from forkproof.model import Finding
-    from forkproof.probe.plan import Plan
 
 
 @click.command("probe", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -135,11 +127,14 @@ class Request:
     def report(self) -> Report | None:
         """Scan and probe; None where only a plan was asked for."""
         if self.write_plan is not None:
+            from forkproof.probe.prepare import plan_text
+
             with progress() as watched:
                 text = plan_text(self.command[0], self.options, watched)
             output.write(self.write_plan, text)
             return None
         from forkproof.probe import planfile
+        from forkproof.probe.prepare import prepared
         from forkproof.probe.prove import Prover, Wanted
 
         what = running.command(
@@ -149,7 +144,7 @@ class Request:
             if self.planned is not None:
                 report, plan = planfile.load(self.planned.read_text(encoding="utf-8"), str(self.planned))
             else:
-                report, plan = planned(what.arguments[0], self.options, watched)
+                report, plan = prepared(what.arguments[0], self.options, watched)
             wanted = Wanted(what, self.timeout, self.finding, self.rule, self.lock, self.covered)
             findings = Prover(wanted, watched).prove(plan, list(report.findings))
         report = replace(report, findings=tuple(findings))
@@ -169,45 +164,3 @@ class Request:
         if self.form == "text":
             return proof.render(report, verbose=self.verbose, width=width, color=color)
         return formats.render(report, self.form, formats.Look(self.verbose, width, color, limit(self.fail_on)))
-
-
-def plan_text(program: str, options: ScanOptions, watched: Progress = QUIET) -> str:
-    """Scan a program, and say where its locks are taken: the content of a plan file."""
-    from forkproof.probe import planfile
-
-    return planfile.dump(*planned(program, options, watched))
-
-
-def planned(program: str, options: ScanOptions, watched: Progress = QUIET) -> tuple[Report, Plan]:
-    """The same as values: from the cache, where the program was scanned before, or scanned now."""
-    from forkproof import pipeline
-    from forkproof.probe import plan, planfile
-
-    kept = cache.Cache(options.cache) if options.cache is not None else None
-    key = _key(program, options) if kept is not None else None
-    if kept is not None and key is not None and isinstance(text := kept.get_part(key), str):
-        return planfile.load(text, program)
-    made: list[plan.Plan] = []
-
-    def note(facts: Facts, findings: list[Finding]) -> list[Finding]:
-        made.append(plan.make(facts, str(options.sysroot or "/"), findings))
-        return findings
-
-    report = pipeline.scan((program,), options, watched, note)
-    if not made:
-        raise InputError(program, "; ".join(report.errors), next_step="See forkproof scan.")
-    if kept is not None and key is not None and not report.errors:
-        kept.put_part(key, planfile.dump(report, made[0]))
-    return report, made[0]
-
-
-def _key(program: str, options: ScanOptions) -> str | None:
-    """What a plan is kept under: all that the scan reads, and the paths that it tells; None for what it cannot read."""
-    from forkproof import closure, pipeline
-
-    sysroot = closure.DirectorySysroot(options.sysroot or Path("/"))
-    try:
-        whole = cache.key(pipeline.load(program, options, sysroot), sysroot, options)
-    except InputError:
-        return None
-    return hashlib.sha256(f"plan {program} {options.sysroot} {whole}".encode("utf-8", "surrogatepass")).hexdigest()

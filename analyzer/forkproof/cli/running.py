@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from forkproof.errors import InputError, NotElf, UnreadableFile
+from forkproof.errors import NotElf, UnreadableFile
 
 if TYPE_CHECKING:
-    from forkproof.facts import Facts
-    from forkproof.model import Finding
     from forkproof.probe.census import Census
-    from forkproof.probe.plan import Plan
     from forkproof.probe.sites import AcquireSite
     from forkproof.probe.stage import Command
 
@@ -109,25 +106,6 @@ def _tell_of_rights(path: str) -> None:
             "is a set-user-ID or set-group-ID program: under ptrace it runs with your rights; to probe it, be root"
         )
         click.echo(f"forkproof: {path}: {message}", err=True)
-
-
-def plan_of(what: Command, library_path: Sequence[str]) -> Plan:
-    """Scan the program, and say where its locks are taken."""
-    from forkproof import pipeline
-    from forkproof.options import QUIET, ScanOptions
-    from forkproof.probe import plan
-
-    made: list[Plan] = []
-
-    def note(facts: Facts, findings: list[Finding]) -> list[Finding]:
-        made.append(plan.make(facts, findings=findings))
-        return findings
-
-    options = ScanOptions(library_path=tuple(library_path), preload=what.preload)
-    report = pipeline.scan((what.arguments[0],), options, QUIET, note)
-    if not made:
-        raise InputError(what.arguments[0], "; ".join(report.errors), next_step="See forkproof scan.")
-    return made[0]
 
 
 def census_of(

@@ -11,7 +11,7 @@ import gc
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,13 +23,12 @@ from forkproof.cli.progress import progress
 from forkproof.cli.rules import unknown
 from forkproof.cli.saved import known_findings, read_if_report
 from forkproof.model import Report
-from forkproof.options import Progress
+from forkproof.options import Progress, ScanOptions
 from forkproof.report import formats
 from forkproof.report.explain import explanation, page_lines
 from forkproof.report.layout import WIDTH, Line, painted
 
 if TYPE_CHECKING:
-    from forkproof.pipeline import Prove
     from forkproof.rules import Rule
 
 _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
@@ -155,16 +154,8 @@ class Request:
             if self.probe is None:
                 found = pipeline.scan(targets, options, watched)
             else:
-                found = pipeline.scan(targets, options, watched, self.prover(self.probe, watched))
+                found = probed(targets[0], self.probe, options, watched)
         return self.gate.marked(found)
-
-    def prover(self, command_line: str, watched: Progress) -> Prove:
-        """What runs the command of --probe."""
-        from forkproof.probe.prove import Prover, Wanted
-
-        asked = self.world.asked(self.gate.policy)
-        command = running.command(shlex.split(command_line), preload=asked.preload, library_path=asked.library_path)
-        return Prover(Wanted(command), watched)
 
     def rendered(self, report: Report) -> str:
         """The text that was asked for."""
@@ -177,6 +168,17 @@ class Request:
     def deliver(self, result: str) -> None:
         """To the file, or to standard output."""
         output.deliver(result, self.file)
+
+
+def probed(target: str, command_line: str, options: ScanOptions, watched: Progress) -> Report:
+    """The report of a scan, with what running this command line proved."""
+    from forkproof.probe.prepare import prepared
+    from forkproof.probe.prove import Prover, Wanted
+
+    command = running.command(shlex.split(command_line), preload=options.preload, library_path=options.library_path)
+    report, plan = prepared(target, options, watched)
+    findings = Prover(Wanted(command), watched).prove(plan, list(report.findings))
+    return replace(report, findings=tuple(findings))
 
 
 def explained(report: Report, wanted: str, width: int) -> Iterator[Line]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,20 @@ class FunctionNames:
                 if address not in found or len(name) < len(found[address][0]):
                     found[address] = name, int(table.size[row])
         return found
+
+    def variable_at(self, address: int) -> tuple[int, str, int] | None:
+        """(start, name, size) of the variable that holds an address."""
+        at = address if address in self.variables else self._last_before(address)
+        name, size = self.variables.get(at, ("", 0))
+        return (at, name, size) if (at == address and name) or address < at + size else None
+
+    def _last_before(self, address: int) -> int:
+        index = bisect_right(self._starts, address) - 1
+        return self._starts[index] if index >= 0 else -1
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return sorted(self.variables)
 
     @cached_property
     def _named(self) -> list[tuple[list[str], list[int]]]:

@@ -11,7 +11,6 @@ Wrong where: two structures of different types have a field at the same large of
 from __future__ import annotations
 
 from enum import IntEnum
-from functools import cache
 from typing import Final
 
 import numpy as np
@@ -117,7 +116,7 @@ class Arrays:
 
         Code refers to the fields of the first element; a field of a later one is at the same place in it.
         """
-        if (variable := _variable(self.program, obj, first)) is not None:
+        if (variable := self.program.names[obj].variable_at(first)) is not None:
             return last < variable[0] + variable[2]
         referred = self._addresses(obj)
         inside = set((referred[(referred >= first) & (referred < first + stride)] - first).tolist())
@@ -178,28 +177,8 @@ def _chain_name(program: Program, obj: int, value: Value) -> str:
 
 def _symbol(program: Program, obj: int, address: int) -> str:
     """The variable at an address, or object+address."""
-    variable = _variable(program, obj, address)
+    variable = program.names[obj].variable_at(address)
     if variable is None:
         return f"{program.closure.objects[obj].name}+{address:#x}"
     start, name, _ = variable
     return demangle(name) if start == address else f"{demangle(name)}+{address - start:#x}"
-
-
-def _variable(program: Program, obj: int, address: int) -> tuple[int, str, int] | None:
-    """(start, name, size) of the variable that holds an address."""
-    variables = program.names[obj].variables
-    if address in variables:
-        return address, *variables[address]
-    starts = _starts(program, obj)
-    index = int(np.searchsorted(starts, address, side="right")) - 1
-    if index >= 0:
-        start = int(starts[index])
-        name, size = variables[start]
-        if address < start + size:
-            return start, name, size
-    return None
-
-
-@cache
-def _starts(program: Program, obj: int) -> I64:
-    return np.array(sorted(program.names[obj].variables), np.int64)

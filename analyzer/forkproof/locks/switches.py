@@ -12,7 +12,6 @@ Wrong where: code that runs often computes what it turns on (only constants of i
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Final
 
 from forkproof.callgraph import Function, Reach
@@ -35,6 +34,7 @@ class Switches:
         self._often = Stores(summaries, lambda function: bool(reach()[function] >= 0))
         self._once = Stores(summaries, self._is_setup, self._quiet_run)
         self._constructed: dict[int, Reach] = {}
+        self._environment = frozenset(summaries.program.called(_ENVIRONMENT))
 
     def why_rare(self, word: Value, constant: int, *, equal: bool, bits: int) -> str:
         """Why the low bits of a word of an object rarely equal a constant's, or differ from them."""
@@ -64,7 +64,8 @@ class Switches:
         return bool(self._constructed[obj][function] >= 0 and self._reach()[function] < 0)
 
     def _quiet_run(self, function: Function) -> Run:
-        return self.summaries.interpreted_run(function, NOTHING, calls=_Quiet(self.summaries, function))
+        calls = _Quiet(self.summaries, function, self._environment)
+        return self.summaries.interpreted_run(function, NOTHING, calls=calls)
 
 
 def _is(value: int, constant: int, bits: int) -> bool:
@@ -75,8 +76,12 @@ def _is(value: int, constant: int, bits: int) -> bool:
 class _Quiet(FunctionCalls):
     """Calls of a function that the environment tells nothing."""
 
+    def __init__(self, summaries: Summaries, function: Function, environment: frozenset[Function]) -> None:
+        super().__init__(summaries, function)
+        self._environment = environment
+
     def effect(self, target: int, arguments: tuple[Value, ...]) -> Effect | None:
-        result = "zero" if Function(target) in _environment(self.summaries) else self._told(target, arguments)
+        result = "zero" if Function(target) in self._environment else self._told(target, arguments)
         return Effect((Exit(NOTHING, result),), frozenset()) if result else super().effect(target, arguments)
 
     def _told(self, target: int, arguments: tuple[Value, ...]) -> str | None:
@@ -92,8 +97,3 @@ class _Quiet(FunctionCalls):
             return None
         is_zero = [result == KnownValue(None, 0) for result in results]
         return "zero" if all(is_zero) else None if any(is_zero) else "nonzero"
-
-
-@cache
-def _environment(summaries: Summaries) -> frozenset[Function]:
-    return frozenset(summaries.program.called(_ENVIRONMENT))

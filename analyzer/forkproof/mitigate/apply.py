@@ -90,11 +90,10 @@ class _Scan:
     decisions: tuple[Decision, ...] = ()
     plans: list[Plan] = field(default_factory=list)
 
-    def __call__(self, facts: Facts, findings: list[Finding]) -> list[Finding]:
-        """A `pipeline.Prove` that runs nothing."""
+    def __call__(self, facts: Facts, findings: list[Finding]) -> None:
+        """A `pipeline.Note`."""
         self.decisions = decide(facts, findings)
         self.plans = [planning.make(facts, findings=findings)]
-        return findings
 
 
 def mitigate(

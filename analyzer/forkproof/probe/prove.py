@@ -20,13 +20,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from forkproof.facts import Facts
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, Progress
 from forkproof.probe import census as counting
 from forkproof.probe import reenter
 from forkproof.probe.census import Census
-from forkproof.probe.plan import Plan, make
+from forkproof.probe.plan import Plan
 from forkproof.probe.sites import AcquireSite
 from forkproof.probe.stack import Address, Module
 from forkproof.probe.stage import Command, Stage
@@ -92,7 +91,7 @@ class _Try:
 
 
 class Prover:
-    """Probes the findings of one program; a `pipeline.Prove`."""
+    """Probes the findings of one program."""
 
     def __init__(self, wanted: Wanted, progress: Progress = QUIET) -> None:
         self.wanted, self.progress = wanted, progress
@@ -103,10 +102,6 @@ class Prover:
         self._sites: dict[str, tuple[AcquireSite, ...]] = {}
         self._known: Mapping[tuple[str, int], str] = {}
         self._asked: set[Lock] = set()
-
-    def __call__(self, facts: Facts, findings: list[Finding]) -> list[Finding]:
-        """A `pipeline.Prove`."""
-        return self.prove(make(facts, findings=findings), findings)
 
     def prove(self, plan: Plan, findings: list[Finding]) -> list[Finding]:
         """The findings, those that were probed with their records."""
