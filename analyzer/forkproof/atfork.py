@@ -20,7 +20,7 @@ import numpy as np
 
 from forkproof.callgraph import CALLS, Function, Reach
 from forkproof.columns import position_in, unique
-from forkproof.elf.image import STB_WEAK
+from forkproof.elf.tables import STB_WEAK
 from forkproof.flow import Flow, Passed
 
 REGISTRARS: Final = ("__register_atfork", "pthread_atfork")

@@ -29,7 +29,8 @@ from forkproof.callgraph import (
 from forkproof.closure import TypeClass
 from forkproof.columns import position_in, spans, unique
 from forkproof.elf.headers import ObjectKind
-from forkproof.elf.image import Image, RelocationKind
+from forkproof.elf.image import Image
+from forkproof.elf.tables import RelocationKind
 
 _TABLE_LIMIT: Final = 4096
 """A constant table ends here at the latest (bytes)."""

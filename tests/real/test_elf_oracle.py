@@ -17,7 +17,8 @@ import pytest
 
 from fixtures.build import Result
 from forkproof.code.index import index_code
-from forkproof.elf.image import STT_SECTION, Image, RelocationKind, SymbolTable, load
+from forkproof.elf.image import Image, load
+from forkproof.elf.tables import STT_SECTION, RelocationKind, SymbolTable
 from tests.support import objdump
 from tools.sysroot import find
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from forkproof.closure.model import Libc
 from forkproof.columns import among, unique
-from forkproof.elf.image import (
+from forkproof.elf.tables import (
     SHN_ABS,
     STB_GLOBAL,
     STB_LOCAL,

@@ -24,18 +24,8 @@ from forkproof.code.decode import boundaries
 from forkproof.code.sites import EntryMap, Landmarks, Sites, Stubs, concatenate
 from forkproof.columns import among, position_in, unique
 from forkproof.elf import unwind
-from forkproof.elf.image import (
-    I64,
-    STT_FUNC,
-    STT_IFUNC,
-    STT_OBJECT,
-    STT_TLS,
-    Image,
-    Machine,
-    ObjectKind,
-    RelocationKind,
-    SymbolTable,
-)
+from forkproof.elf.image import I64, Image, Machine, ObjectKind
+from forkproof.elf.tables import STT_FUNC, STT_IFUNC, STT_OBJECT, STT_TLS, RelocationKind, SymbolTable
 
 SCANNERS: Final[dict[Machine, ModuleType]] = {Machine.X86_64: x86_64, Machine.AARCH64: aarch64}
 

@@ -23,10 +23,9 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,181 +34,31 @@ from forkproof.columns import among
 from forkproof.elf import gopclntab
 from forkproof.elf.headers import DT as _DT
 from forkproof.elf.headers import Headers, Machine, ObjectKind, Rva, Section, Segment, read_headers
+from forkproof.elf.tables import (
+    I64,
+    MAX_TABLE,
+    RELA,
+    RELOCATION_KINDS,
+    SHN_ABS,
+    STB_LOCAL,
+    STT_FUNC,
+    STT_IFUNC,
+    SYMBOL,
+    U8,
+    RelocationKind,
+    Relocations,
+    SymbolTable,
+    VersionNeed,
+    Versions,
+    records,
+)
 from forkproof.errors import NotElf, UnreadableFile
 
-__all__ = [
-    "I64",
-    "U8",
-    "U32",
-    "Image",
-    "Machine",
-    "ObjectKind",
-    "RelocationKind",
-    "Relocations",
-    "Rva",
-    "Section",
-    "Segment",
-    "SymbolTable",
-    "VersionNeed",
-    "Versions",
-    "load",
-    "load_symbols",
-]
+__all__ = ["I64", "U8", "Image", "Machine", "ObjectKind", "Rva", "Section", "Segment", "load", "load_symbols"]
 
 Text = bytes  # a name that the property `bytes` of Image does not hide
-U8 = npt.NDArray[np.uint8]
-U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
-
-_SYMBOL: Final = np.dtype(
-    [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<i8"), ("size", "<i8")]
-)
-_RELA: Final = np.dtype([("offset", "<i8"), ("info", "<u8"), ("addend", "<i8")])
-_MAX_TABLE: Final = 1 << 28
-"""No table of a sane object is larger (bytes); a damaged header may claim any size."""
 _NOT_GO: Final = 256
 """Bytes of code that Go's linker leaves around its functions."""
-
-
-class RelocationKind(IntEnum):
-    """Relocation types of both machines, reduced to what they do."""
-
-    OTHER = 0
-    ABSOLUTE = 1
-    """S + A, a pointer to a symbol in data."""
-    COPY = 2
-    GOT = 3
-    """GLOB_DAT: a GOT slot filled when the object is loaded."""
-    PLT = 4
-    """JUMP_SLOT: a GOT slot filled on first call, or at load under BIND_NOW."""
-    RELATIVE = 5
-    """B + A, a pointer into the same object."""
-    IRELATIVE = 6
-    """The result of calling the resolver at B + A."""
-    TLS = 7
-
-
-_RELOCATION_KINDS: Final[Mapping[Machine, Mapping[int, RelocationKind]]] = {
-    Machine.X86_64: {
-        1: RelocationKind.ABSOLUTE,
-        5: RelocationKind.COPY,
-        6: RelocationKind.GOT,
-        7: RelocationKind.PLT,
-        8: RelocationKind.RELATIVE,
-        16: RelocationKind.TLS,
-        17: RelocationKind.TLS,
-        18: RelocationKind.TLS,
-        36: RelocationKind.TLS,
-        37: RelocationKind.IRELATIVE,
-    },
-    Machine.AARCH64: {
-        257: RelocationKind.ABSOLUTE,
-        1024: RelocationKind.COPY,
-        1025: RelocationKind.GOT,
-        1026: RelocationKind.PLT,
-        1027: RelocationKind.RELATIVE,
-        1028: RelocationKind.TLS,
-        1029: RelocationKind.TLS,
-        1030: RelocationKind.TLS,
-        1031: RelocationKind.TLS,
-        1032: RelocationKind.IRELATIVE,
-    },
-}
-
-STB_LOCAL, STB_GLOBAL, STB_WEAK, STB_UNIQUE = 0, 1, 2, 10
-STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_COMMON, STT_TLS, STT_IFUNC = 0, 1, 2, 3, 4, 5, 6, 10
-STV_DEFAULT, STV_INTERNAL, STV_HIDDEN, STV_PROTECTED = 0, 1, 2, 3
-SHN_UNDEF, SHN_ABS = 0, 0xFFF1
-VER_NDX_LOCAL, VER_NDX_GLOBAL = 0, 1
-
-
-@dataclass(frozen=True, slots=True)
-class VersionNeed:
-    """One entry of DT_VERNEED: `version` is wanted from the object called `file`."""
-
-    file: str
-    version: str
-    weak: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Versions:
-    """The symbol versions of one object, by version index (the low 15 bits of a versym entry)."""
-
-    needs: Mapping[int, VersionNeed]
-    definitions: Mapping[int, str]
-    base: int | None
-    """Index of the definition flagged VER_FLG_BASE (the object's own name), if any."""
-
-    def name(self, index: int) -> str | None:
-        """The version called by a versym entry; None for the two reserved indexes and the base."""
-        index &= 0x7FFF
-        if index in self.needs:
-            return self.needs[index].version
-        return None if index == self.base else self.definitions.get(index)
-
-
-class SymbolTable:
-    """A symbol table as columns; `names` are decoded on first use.
-
-    `version_index` is the raw versym column (bit 15: hidden), or None where the object has no versions.
-    """
-
-    def __init__(
-        self, table: npt.NDArray[np.void], strings: bytes, version_index: npt.NDArray[np.uint16] | None
-    ) -> None:
-        self._table = table
-        self._strings = strings
-        self.value: I64 = np.ascontiguousarray(table["value"])
-        self.size: I64 = np.ascontiguousarray(table["size"])
-        self.section: npt.NDArray[np.uint16] = np.ascontiguousarray(table["section"])
-        self.binding: U8 = (table["info"] >> 4).astype(np.uint8)
-        self.type: U8 = (table["info"] & 15).astype(np.uint8)
-        self.visibility: U8 = (table["other"] & 3).astype(np.uint8)
-        self.defined: npt.NDArray[np.bool_] = self.section != SHN_UNDEF
-        self.version_index = version_index
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Names in table order."""
-        strings = self._strings
-        start = self._table["name"].astype(np.int64)
-        stops = np.append(np.flatnonzero(np.frombuffer(strings, np.uint8) == 0), len(strings))
-        end = stops[np.minimum(stops.searchsorted(start), len(stops) - 1)]
-        ranges = zip(start.tolist(), end.tolist(), strict=True)
-        if strings.isascii():  # nearly always: decoded as a whole, then cut
-            text = strings.decode("ascii")
-            return [text[a:b] for a, b in ranges]
-        return [strings[a:b].decode("utf-8", "backslashreplace") for a, b in ranges]
-
-    @cached_property
-    def by_name(self) -> Mapping[str, list[int]]:
-        """Indexes of the symbols that bear each name, in table order."""
-        result: dict[str, list[int]] = {}
-        for index, name in enumerate(self.names):
-            result.setdefault(name, []).append(index)
-        return result
-
-    def is_hidden_version(self, index: int) -> bool:
-        """True for `name@VERSION` (not the default `@@`)."""
-        return self.version_index is not None and bool(self.version_index[index] & 0x8000)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Relocations:
-    """The dynamic relocations as columns, DT_RELA first, then DT_RELR, then DT_JMPREL."""
-
-    offset: I64
-    kind: U8
-    symbol: U32
-    addend: I64
-
-    def of(self, *kinds: RelocationKind) -> npt.NDArray[np.intp]:
-        """Positions of the relocations of these kinds."""
-        return np.flatnonzero(among(self.kind, kinds))
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,13 +149,13 @@ class Image:
         count = self._dynamic_symbol_count()
         start = self.dynamic.get(_DT.SYMTAB)
         if start is None or not count:
-            return SymbolTable(np.zeros(0, _SYMBOL), b"\0", None)
-        raw = self.read(start, count * _SYMBOL.itemsize)
-        table = _column(raw, _SYMBOL)
+            return SymbolTable(np.zeros(0, SYMBOL), b"\0", None)
+        raw = self.read(start, count * SYMBOL.itemsize)
+        table = records(raw, SYMBOL)
         versym = self.dynamic.get(_DT.VERSYM)
         versions = None
         if versym is not None:
-            column = _column(self.read(versym, 2 * len(table)), np.dtype("<u2"))
+            column = records(self.read(versym, 2 * len(table)), np.dtype("<u2"))
             versions = column if len(column) == len(table) else None
         return SymbolTable(table, self._dynamic_strings, versions)
 
@@ -314,23 +163,23 @@ class Image:
     def static_symbols(self) -> SymbolTable:
         """`.symtab`, empty when stripped."""
         section, strings = self.section(".symtab"), self.section(".strtab")
-        if section is None or strings is None or section.size > _MAX_TABLE:
-            return SymbolTable(np.zeros(0, _SYMBOL), b"\0", None)
+        if section is None or strings is None or section.size > MAX_TABLE:
+            return SymbolTable(np.zeros(0, SYMBOL), b"\0", None)
         raw = self.bytes[section.offset : section.offset + section.size]
         text = self.bytes[strings.offset : strings.offset + strings.size].tobytes()
-        return SymbolTable(_column(raw, _SYMBOL), text or b"\0", None)
+        return SymbolTable(records(raw, SYMBOL), text or b"\0", None)
 
     @cached_property
     def go_functions(self) -> SymbolTable:
         """The functions of Go's own table, which stripping leaves; empty for all other programs."""
         section = self.section(".gopclntab") or self.section(".data.rel.ro.gopclntab")
         found = None
-        if section is not None and section.size <= _MAX_TABLE:
+        if section is not None and section.size <= MAX_TABLE:
             raw = self.bytes[section.offset : section.offset + section.size]
             found = gopclntab.parse(raw, lambda offset: self.pointer_at(section.rva + offset), self.entry)
         if found is None:
-            return SymbolTable(np.zeros(0, _SYMBOL), b"\0", None)
-        table = np.zeros(len(found.start), _SYMBOL)
+            return SymbolTable(np.zeros(0, SYMBOL), b"\0", None)
+        table = np.zeros(len(found.start), SYMBOL)
         table["name"], table["value"], table["size"] = found.name, found.start, found.size
         table["info"], table["section"] = STB_LOCAL << 4 | STT_FUNC, SHN_ABS
         return SymbolTable(table, found.strings, None)
@@ -371,7 +220,7 @@ class Image:
         raw = np.concatenate(tables)
         types = (raw["info"] & 0xFFFFFFFF).astype(np.int64)
         kinds = np.zeros(len(raw), np.uint8)
-        for number, kind in _RELOCATION_KINDS[self.machine].items():
+        for number, kind in RELOCATION_KINDS[self.machine].items():
             kinds[types == number] = kind
         symbol = (raw["info"] >> 32).astype(np.uint32)
         return Relocations(raw["offset"].copy(), kinds, symbol, raw["addend"].copy())
@@ -459,7 +308,7 @@ class Image:
     @cached_property
     def _dynamic_strings(self) -> Text:
         start, size = self.dynamic.get(_DT.STRTAB), self.dynamic.get(_DT.STRSZ, 0)
-        if start is None or size > _MAX_TABLE:
+        if start is None or size > MAX_TABLE:
             return b"\0"
         return self.read(start, size).tobytes() or b"\0"
 
@@ -471,30 +320,30 @@ class Image:
     def _dynamic_symbol_count(self) -> int:
         """From the hash tables, as ld.so sees it; the section header is the last resort."""
         if (start := self.dynamic.get(_DT.HASH)) is not None:
-            raw = _column(self.read(start, 8), np.dtype("<u4"))
-            if len(raw) == 2 and raw[1] * _SYMBOL.itemsize < _MAX_TABLE:
+            raw = records(self.read(start, 8), np.dtype("<u4"))
+            if len(raw) == 2 and raw[1] * SYMBOL.itemsize < MAX_TABLE:
                 return int(raw[1])
         if (start := self.dynamic.get(_DT.GNU_HASH)) is not None:
             count = self._gnu_hash_count(start)
             if count is not None:
                 return count
         section = self.section(".dynsym")
-        return min(section.size, _MAX_TABLE) // _SYMBOL.itemsize if section else 0
+        return min(section.size, MAX_TABLE) // SYMBOL.itemsize if section else 0
 
     def _gnu_hash_count(self, start: int) -> int | None:
-        header = _column(self.read(start, 16), np.dtype("<u4"))
+        header = records(self.read(start, 16), np.dtype("<u4"))
         if len(header) != 4:
             return None
         buckets, first, bloom = int(header[0]), int(header[1]), int(header[2])
-        if max(buckets, first, bloom) * 8 > _MAX_TABLE:
+        if max(buckets, first, bloom) * 8 > MAX_TABLE:
             return None
         at = start + 16 + 8 * bloom
-        column = _column(self.read(at, 4 * buckets), np.dtype("<u4"))
+        column = records(self.read(at, 4 * buckets), np.dtype("<u4"))
         last = int(column.max()) if len(column) else 0
         if last < first:
             # No defined symbols: the table says nothing about the undefined ones before `first`.
             section = self.section(".dynsym")
-            return max(first, section.size // _SYMBOL.itemsize) if section else first
+            return max(first, section.size // SYMBOL.itemsize) if section else first
         chain = at + 4 * buckets + 4 * (last - first)
         while len(word := self.read(chain, 4)) == 4:
             last += 1
@@ -540,24 +389,24 @@ class Image:
 
     def _rela(self, start_tag: int, size_tag: int) -> npt.NDArray[np.void]:
         start, size = self.dynamic.get(start_tag), self.dynamic.get(size_tag, 0)
-        if start is None or not 0 < size < _MAX_TABLE:
-            return np.zeros(0, _RELA)
-        return _column(self.read(start, size), _RELA)
+        if start is None or not 0 < size < MAX_TABLE:
+            return np.zeros(0, RELA)
+        return records(self.read(start, size), RELA)
 
     def _rela_section(self, name: str) -> npt.NDArray[np.void]:
         section = self.section(name)
-        if section is None or section.size > _MAX_TABLE:
-            return np.zeros(0, _RELA)
-        return _column(self.bytes[section.offset : section.offset + section.size], _RELA)
+        if section is None or section.size > MAX_TABLE:
+            return np.zeros(0, RELA)
+        return records(self.bytes[section.offset : section.offset + section.size], RELA)
 
     def _relr(self) -> npt.NDArray[np.void]:
         """DT_RELR: an address, then bitmaps of the 63 words after it; the addends stand in place."""
         start, size = self.dynamic.get(_DT.RELR), self.dynamic.get(_DT.RELRSZ, 0)
-        if start is None or not 0 < size < _MAX_TABLE:
-            return np.zeros(0, _RELA)
+        if start is None or not 0 < size < MAX_TABLE:
+            return np.zeros(0, RELA)
         slots: list[int] = []
         base = 0
-        for word in _column(self.read(start, size), np.dtype("<u8")).tolist():
+        for word in records(self.read(start, size), np.dtype("<u8")).tolist():
             if word & 1:
                 slots += [base + 8 * bit for bit in range(63) if word >> (bit + 1) & 1]
                 base += 63 * 8
@@ -565,7 +414,7 @@ class Image:
                 slots.append(word)
                 base = word + 8
         relative = 8 if self.machine is Machine.X86_64 else 1027
-        result = np.zeros(len(slots), _RELA)
+        result = np.zeros(len(slots), RELA)
         result["offset"] = slots
         result["info"] = relative
         result["addend"] = [self.read_u64(slot) or 0 for slot in slots]
@@ -575,7 +424,7 @@ class Image:
         start, size = self.dynamic.get(start_tag), self.dynamic.get(size_tag, 0)
         if start is None and self.is_static and (found := self.section(section)):
             start, size = found.rva, found.size
-        if start is None or size > _MAX_TABLE:
+        if start is None or size > MAX_TABLE:
             return []
         result = []
         for slot in range(start, start + size - 7, 8):
@@ -709,9 +558,3 @@ def _os_help(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "Run as a user who may read it, or copy it somewhere readable."
     return ""
-
-
-def _column(raw: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """View bytes as an array of records, dropping a partial last one."""
-    whole = len(raw) // dtype.itemsize * dtype.itemsize
-    return np.frombuffer(raw[:whole].tobytes(), dtype=dtype)

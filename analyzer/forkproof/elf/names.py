@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.columns import among
-from forkproof.elf.image import I64, STB_LOCAL, STT_FUNC, STT_IFUNC, STT_OBJECT, Image, SymbolTable, load_symbols
+from forkproof.elf.image import Image, load_symbols
+from forkproof.elf.tables import I64, STB_LOCAL, STT_FUNC, STT_IFUNC, STT_OBJECT, SymbolTable
 from forkproof.errors import InputError
 
 DebugFinder = Callable[[str], Path | None]

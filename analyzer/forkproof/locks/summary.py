@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, EdgeKind, Function
 from forkproof.code.operations import Atomic, Call
-from forkproof.elf.image import RelocationKind
+from forkproof.elf.tables import RelocationKind
 from forkproof.flow import Flow
 from forkproof.locks.evidence import ObjectEvidence
 from forkproof.locks.identity import Arrays

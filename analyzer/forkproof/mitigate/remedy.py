@@ -18,7 +18,7 @@ from typing import Final
 from forkproof.allocators import AllocatorFacts
 from forkproof.atfork import Registration
 from forkproof.callgraph import Function
-from forkproof.elf.image import STT_FUNC, STV_DEFAULT
+from forkproof.elf.tables import STT_FUNC, STV_DEFAULT
 from forkproof.facts import Facts
 from forkproof.locks.coverage import Cover, coverage, prepared_by
 from forkproof.locks.goals import allocator_locks

@@ -23,8 +23,9 @@ import numpy as np
 
 from forkproof.elf import unwind
 from forkproof.elf.demangle import demangle
-from forkproof.elf.image import STT_FUNC, STT_IFUNC, Image, load, load_symbols
+from forkproof.elf.image import Image, load, load_symbols
 from forkproof.elf.names import FunctionNames
+from forkproof.elf.tables import STT_FUNC, STT_IFUNC
 from forkproof.errors import InputError
 from forkproof.model import Frame
 from forkproof.probe import cfi

@@ -10,7 +10,8 @@ import re
 
 import pytest
 
-from forkproof.elf.image import Image, SymbolTable
+from forkproof.elf.image import Image
+from forkproof.elf.tables import SymbolTable
 from forkproof.model import Answer, Finding
 from tests.unit.analysis.snippets import MACHINES, Build, findings_of, program
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from forkproof.closure import Bindings, Closure, DirectorySysroot, Libc, LoadRequest, TypeClass, load
-from forkproof.elf.image import STB_UNIQUE
+from forkproof.elf.tables import STB_UNIQUE
 from tests.unit.closure.ld_so import Case, ask, bound_by, columns_differ, differences
 
 if TYPE_CHECKING:
