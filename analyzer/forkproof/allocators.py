@@ -25,7 +25,8 @@ from forkproof.elf.image import Image, ObjectKind
 from forkproof.flow import Flow
 from forkproof.locks import NO_LOCKS, LockFunctions, lock_functions
 from forkproof.model import Hooks
-from forkproof.signatures import AllocatorSignature, Contains, Signatures
+from forkproof.signature_values import AllocatorSignature, Contains
+from forkproof.signatures import Signatures
 from forkproof.threads import constructor_functions
 
 _CALLED_LATER: Final = CERTAIN | {EdgeKind.DEFERRED, EdgeKind.THREAD}

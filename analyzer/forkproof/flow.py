@@ -28,7 +28,8 @@ from forkproof.columns import unique
 from forkproof.elf.demangle import demangle
 from forkproof.elf.image import I64, Machine
 from forkproof.model import Frame
-from forkproof.signatures import Forker, NameSet, Signatures
+from forkproof.signature_values import Forker, NameSet
+from forkproof.signatures import Signatures
 
 _RETURN_DEPTH: Final = 4
 _NUMBER_DISTANCE: Final = 24

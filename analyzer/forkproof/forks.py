@@ -31,7 +31,8 @@ from forkproof.elf.image import Machine
 from forkproof.elf.names import plainness
 from forkproof.flow import Flow
 from forkproof.model import Answer, WindowKind
-from forkproof.signatures import Forker, ForkerKind, Signatures
+from forkproof.signature_values import Forker, ForkerKind
+from forkproof.signatures import Signatures
 
 _CLONE_VM: Final = 0x100
 _PARENT_RESULT: Final = 0x5A5A

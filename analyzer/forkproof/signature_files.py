@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import yaml
 
-from forkproof.signatures import (
+from forkproof.signature_values import (
     EDITIONS,
     RULES,
     AllocatorSignature,

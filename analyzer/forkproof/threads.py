@@ -28,7 +28,7 @@ from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, Level
 from forkproof.joins import Joins
 from forkproof.model import Answer, WindowKind
-from forkproof.signatures import ThreadStarter
+from forkproof.signature_values import ThreadStarter
 from forkproof.tables import reached_loosely
 
 _IN_THREADS: Final = CERTAIN | {EdgeKind.THREAD}

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkproof import signature_files, signatures
-from forkproof.signatures import NameSet, SignatureError, VersionRange
+from forkproof import signature_files, signature_values, signatures
+from forkproof.signature_values import NameSet, SignatureError, VersionRange
 
 if TYPE_CHECKING:
     import re
@@ -35,7 +35,7 @@ def copy(tmp_path: Path) -> Path:
     return shutil.copytree(signatures.default_directory(), tmp_path / "signatures")
 
 
-def searcher(data: bytes) -> signatures.Contains:
+def searcher(data: bytes) -> signature_values.Contains:
     return lambda pattern: pattern.search(data)
 
 
@@ -176,7 +176,7 @@ class TestRecognition:
     def test_the_match_says_why(self, shipped: signatures.Signatures) -> None:
         gperftools = next(each for each in shipped.allocators if each.id == "gperftools")
         match = gperftools.matches(None, {"main", "tc_malloc_skip_new_handler"}, searcher(b""))
-        assert match == signatures.Match("gperftools", "symbol", "tc_malloc_skip_new_handler")
+        assert match == signature_values.Match("gperftools", "symbol", "tc_malloc_skip_new_handler")
 
     def test_strings_are_searched_last(self, shipped: signatures.Signatures) -> None:
         def never(pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
@@ -353,7 +353,7 @@ class TestFixes:
         general = self.fix(shipped, "nobody", "atfork-unbound", None)
         assert self.fix(shipped, "gperftools", "atfork-unbound", "2.16") == general
 
-    @pytest.mark.parametrize("rule", signatures.RULES)
+    @pytest.mark.parametrize("rule", signature_values.RULES)
     def test_every_rule_has_a_general_fix(self, shipped: signatures.Signatures, rule: str) -> None:
         assert shipped.unknown_allocator.fix_for(rule, None) is not None
 

@@ -59,7 +59,7 @@ from forkproof.code.operations import (
 )
 from forkproof.elf.image import I64, Machine
 from forkproof.flow import Flow
-from forkproof.signatures import WaitSyscall
+from forkproof.signature_values import WaitSyscall
 
 _BLOCKING_KINDS: Final = frozenset({"mutex", "rwlock", "spin", "sem"})
 _RAW_SYSCALL: Final = "syscall"

@@ -64,7 +64,7 @@ from forkproof.locks.values import (
     Won,
     root,
 )
-from forkproof.signatures import LockFunction
+from forkproof.signature_values import LockFunction
 
 _KEYS: Final = 8
 _VARIANTS: Final = 3

@@ -32,7 +32,7 @@ from forkproof.locks.runs import Held
 from forkproof.locks.summary import Step, Summaries
 from forkproof.locks.values import Content, Element, Entry, Object, Value, root
 from forkproof.model import Answer
-from forkproof.signatures import LockFunction
+from forkproof.signature_values import LockFunction
 
 Functions = npt.NDArray[np.bool_]
 """Membership of every function."""

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 from forkproof.code.decode import Body
 from forkproof.code.operations import Atomic
 from forkproof.locks.values import ZERO, Content, Value, Word
-from forkproof.signatures import LockFunction
+from forkproof.signature_values import LockFunction
 
 Held = frozenset[Value]
 NOTHING: Final[Held] = frozenset()

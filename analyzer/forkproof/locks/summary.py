@@ -28,7 +28,7 @@ from forkproof.locks.interpret import interpret
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
 from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
 from forkproof.model import Frame
-from forkproof.signatures import LockFunction
+from forkproof.signature_values import LockFunction
 
 _FOLLOWED: Final = CALLS | {EdgeKind.IFUNC, EdgeKind.CALLBACK}
 _SMALL: Final = 120

@@ -21,7 +21,7 @@ from forkproof.elf.image import Machine
 from forkproof.locks.interpret import interpret
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
 from forkproof.locks.values import Object, Value
-from forkproof.signatures import LockFunction, LockOp, Origin
+from forkproof.signature_values import LockFunction, LockOp, Origin
 
 DATA: Final = 0x4000
 LOCK: Final = Value(Object(0), DATA)
