@@ -49,9 +49,11 @@ class InputError(ForkproofError):
     """One input file cannot be analysed."""
 
     exit_code = EXIT_INPUT
+    usual_step: str = ""
+    """What to do next where the one who raises it knows nothing better."""
 
     def __init__(self, path: Path | str, problem: str, *, next_step: str = "") -> None:
-        super().__init__(f"{path}: {problem}", next_step=next_step)
+        super().__init__(f"{path}: {problem}", next_step=next_step or self.usual_step)
         self.path = str(path)
         self.reason = problem
 
@@ -59,14 +61,22 @@ class InputError(ForkproofError):
 class UnreadableFile(InputError):
     """The file could not be opened as a regular file."""
 
+    usual_step = "Name a regular file that you may read."
+
 
 class NotElf(InputError):
     """The file does not begin with the ELF magic number."""
+
+    usual_step = "Name an ELF program, a package, an image, an archive or a directory; file FILE tells what this is."
 
 
 class UnsupportedElf(InputError):
     """An ELF file outside ELF64 little-endian x86-64 / aarch64."""
 
+    usual_step = "If there is a build of it for x86-64 or aarch64, name that."
+
 
 class DamagedElf(InputError):
     """An ELF file whose own headers contradict its content."""
+
+    usual_step = "Fetch it again, or compare it with its package: dpkg --verify PACKAGE, rpm --verify PACKAGE."

@@ -88,9 +88,12 @@ def lacking(name: str, target: Target, options: ScanOptions) -> list[str]:
     if not names:
         return []
     several = len(names) > 1
+    them = "them" if several else "it"
     what = f"{'libraries' if several else 'library'} {', '.join(names)} {'were' if several else 'was'} not found"
     place = (
-        "packages that hold them beside the target" if options.sysroot else "the system that holds them: --sysroot DIR"
+        f"packages that hold {them} beside the target"
+        if options.sysroot
+        else f"the system that holds {them}: --sysroot DIR"
     )
     help_text = f"Name {place}. Where they were looked for: forkproof closure TARGET."
     return [f"{name}: {what}; what {'they hold' if several else 'it holds'} was not analysed\n  {help_text}"]

@@ -121,7 +121,11 @@ class TestExitCodes:
                 2,
                 "forkproof: /x: not a sysroot\n  Name another.\n",
             ),
-            (DamagedElf("a\x1b[2Jb", "is damaged"), 3, "forkproof: a\\x1b[2Jb: is damaged\n"),
+            (
+                DamagedElf("a\x1b[2Jb", "is damaged", next_step="Mend it."),
+                3,
+                "forkproof: a\\x1b[2Jb: is damaged\n  Mend it.\n",
+            ),
             (KeyboardInterrupt(), 130, "forkproof: interrupted\n"),
             (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
         ],
