@@ -354,6 +354,16 @@ class TestHardCases:
             assert process.wait(60) == 130
         assert not _running(robust)
 
+    @pytest.mark.usefixtures("nothing_left")
+    def test_interrupt_that_python_loses(self, robust: Path) -> None:
+        """As it does where a callback of a weak reference raises it."""
+        with Stage(Command((str(robust), "forever"), dict(os.environ)), [], None, {}) as stage:
+            stage.start()
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                next(stage.scenes(time.monotonic() + 20))
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
     def test_killed_tracer_takes_its_tracees_along(self, robust: Path, number: int) -> None:
         with _probing(robust, "forever") as process:

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Final, Self
 
 from forkproof.errors import InputError
@@ -34,6 +35,7 @@ from forkproof.probe.forkcalls import fork_call
 from forkproof.probe.ptrace import Event, Gone, Kind, Request, Status
 from forkproof.probe.tracee import Memory, Process, Thread
 
+_Handler = Callable[[int, FrameType | None], object]
 _POLL: Final = 0.02
 """Seconds after which children are asked for again, should another thread of this process eat a SIGCHLD."""
 _REAP: Final = 10.0
@@ -70,6 +72,36 @@ class Stop:
     is_vfork: bool = False
 
 
+class _Interrupt:
+    """Ctrl-C, remembered: Python loses a KeyboardInterrupt that is raised inside a callback, as of a weak reference."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._before: _Handler | None = None
+
+    def watch(self) -> None:
+        """From now on; nothing to do where a signal means nothing to this thread, or to this process."""
+        before = signal.getsignal(signal.SIGINT)
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            self._before = before
+            signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        assert self._before is not None
+        self._before(number, frame)
+
+    def unwatch(self) -> None:
+        """As it was."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def check(self) -> None:
+        """KeyboardInterrupt, if one came and got lost."""
+        if self._came:
+            raise KeyboardInterrupt
+
+
 class Session:
     """A tree of traced processes; use as a context manager."""
 
@@ -84,9 +116,11 @@ class Session:
         self._early: dict[int, Status] = {}
         self._mask: set[signal.Signals] = set()
         self._before: set[int] = set()
+        self._interrupt = _Interrupt()
 
     def __enter__(self) -> Self:
         ptrace.owned()
+        self._interrupt.watch()
         self._before = _children()
         self._mask = set(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD}))  # type: ignore[arg-type]
         ptrace.become_subreaper(wanted=True)
@@ -103,6 +137,9 @@ class Session:
             ptrace.become_subreaper(wanted=False)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             ptrace.disown()
+            self._interrupt.unwatch()
+        if kind is None:
+            self._interrupt.check()
 
     def _kill_all(self) -> None:
         """Every process, and every process that escaped from the tracer and came back to its reaper."""
@@ -194,6 +231,7 @@ class Session:
         """The next stop; None when nothing happens for so long, or nothing is left that could."""
         deadline = time.monotonic() + seconds
         while True:
+            self._interrupt.check()
             if self._queue:
                 stop = self._queue.popleft()
                 if self._is_stale(stop):
