@@ -97,8 +97,9 @@ class _Interrupt:
             signal.signal(signal.SIGINT, self._before)
 
     def check(self) -> None:
-        """KeyboardInterrupt, if one came and got lost."""
+        """KeyboardInterrupt, once, if one came and got lost."""
         if self._came:
+            self._came = False
             raise KeyboardInterrupt
 
 
