@@ -56,7 +56,7 @@ demo: $(VENV)/.wheel
 
 test: $(VENV)/.wheel
 	@tools/require cc cxx cross binutils qemu gdb laboratory
-	$(bin)/python -m pytest -n $(JOBS) $(PYTEST)
+	$(bin)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST)
 
 lint: $(VENV)/.dependencies
 	$(bin)/ruff check .

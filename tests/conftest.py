@@ -55,3 +55,12 @@ def built_x86_64() -> Result:
 @pytest.fixture(scope="session")
 def built_aarch64() -> Result:
     return _built("aarch64")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that are marked `together` go to one worker, with those of their module that have the same parameters."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        for mark in item.iter_markers("together"):
+            shared = [str(parameters[name]) for name in mark.args if name in parameters]
+            item.add_marker(pytest.mark.xdist_group(" ".join([item.path.stem, *shared])))

@@ -31,9 +31,11 @@ def scan(
     library_path: Sequence[str] = (),
     preload: Sequence[str] = (),
     also: Sequence[str] = (),
+    cache: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Analyse programs as ld.so would load them, without running them; the options are those of the command.
 
+    Results are kept in the directory `cache`, by content, and used again: the command has one of the user's.
     A target that cannot be analysed is a message in the report's `errors`; the others are still there.
     """
     from forkproof import pipeline
@@ -44,5 +46,6 @@ def scan(
         library_path=tuple(library_path),
         preload=tuple(preload),
         also=tuple(also),
+        cache=None if cache is None else Path(cache),
     )
     return pipeline.scan([os.fspath(target) for target in targets], options, QUIET)

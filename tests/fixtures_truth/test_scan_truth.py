@@ -84,6 +84,8 @@ class Place:
     sysroot: Path | None
     preload: tuple[str, ...]
     library_path: tuple[str, ...]
+    cache: Path
+    """All share what is found about libc."""
 
     @property
     def arguments(self) -> list[str]:
@@ -94,7 +96,13 @@ class Place:
         return [self.path, *sysroot, *preload, *paths]
 
     def scan(self) -> Report:
-        return forkproof.scan(self.path, sysroot=self.sysroot, preload=self.preload, library_path=self.library_path)
+        return forkproof.scan(
+            self.path,
+            sysroot=self.sysroot,
+            preload=self.preload,
+            library_path=self.library_path,
+            cache=self.cache,
+        )
 
 
 Locate = Callable[[Case], Place]
@@ -113,6 +121,7 @@ def cases(variants: frozenset[str] | None = None) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def locate(built_fixtures: Callable[[str], Result], tmp_path_factory: pytest.TempPathFactory) -> Locate:
     """Finds a case's file: on the host, or in a sysroot with the other machine's C library."""
+    kept = tmp_path_factory.mktemp("cache")
 
     @cache
     def root_of(machine: str, variant: str) -> Path:
@@ -146,6 +155,7 @@ def locate(built_fixtures: Callable[[str], Result], tmp_path_factory: pytest.Tem
             sysroot,
             tuple(environment.get("LD_PRELOAD", "").split()),
             tuple(filter(None, environment.get("LD_LIBRARY_PATH", "").split(":"))),
+            kept,
         )
 
     return find

@@ -28,7 +28,7 @@ import forkproof
 from forkproof.report import json as report_json
 from tools.sysroot import find
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.together("case")]
 
 SOURCE = Path(__file__).with_name("allocator_stress.c")
 CLANG = "/usr/lib/llvm-14/lib/clang/14.0.6/lib/linux"

@@ -31,7 +31,7 @@ from tests.support import objdump
 from tests.support.objdump import Edge
 from tools.sysroot import find
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.together("machine")]
 
 LEAST_CODE: Final = 40_000_000
 """Bytes on each machine."""

@@ -19,6 +19,9 @@ LIBRARIES = Path("/lib/x86_64-linux-gnu")
 RUNTIME = ("libc.so.6", "ld-linux-x86-64.so.2", "libgcc_s.so.1")
 
 
+pytestmark = pytest.mark.together
+
+
 @pytest.fixture(scope="module")
 def packages(built_x86_64: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A daemon that an upgrade builds against an allocator without handlers, beside one that had that hazard before."""

@@ -16,7 +16,7 @@ import pytest
 from fixtures.truth import HERE as FIXTURES
 from tests.support.command import Completed, forkproof
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.together]
 
 QEMU = {"arm64": "/usr/bin/qemu-system-aarch64", "amd64": "/usr/bin/qemu-system-x86_64"}
 TCMALLOC = "libtcmalloc.so.4"

@@ -16,7 +16,7 @@ import pytest
 
 from tools.programs import PROGRAMS, SYSROOTS, scan
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.together("program")]
 
 Sysroot = Callable[[str], Path]
 AMD64, ARM64 = SYSROOTS

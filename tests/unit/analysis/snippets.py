@@ -26,6 +26,7 @@ import pytest
 
 from forkproof import facts, signatures
 from forkproof.allocators import find_libc
+from forkproof.cache import Parts
 from forkproof.callgraph import Function
 from forkproof.facts import Facts, WindowFacts
 from forkproof.locks import LockFunctions, lock_functions
@@ -222,7 +223,7 @@ def analysed(plan: Plan) -> Facts:
     known = _known()
     target = "/" + str(path.relative_to(root))
     graph = call_graph(target, ScanOptions(sysroot=root), known)
-    return facts.gather(target, graph, known, find_libc(graph.program, known))
+    return facts.gather(target, graph, known, find_libc(graph.program, known), _parts())
 
 
 def _put(path: Path, plan: Plan) -> None:
@@ -230,6 +231,12 @@ def _put(path: Path, plan: Plan) -> None:
     named = path.with_name(f"lib{plan.name}.so")
     named.unlink(missing_ok=True)
     named.hardlink_to(path)
+
+
+@cache
+def _parts() -> Parts:
+    """What is found about libc is the same for all."""
+    return Parts()
 
 
 @cache
@@ -280,4 +287,6 @@ def locks_of(found: Facts) -> LockFunctions:
 
 def findings_of(found: Facts) -> list[Finding]:
     """What the rules say."""
-    return [finding for find in RULES for finding in find(found)]
+    findings = [finding for find in RULES for finding in find(found)]
+    found.keep()
+    return findings

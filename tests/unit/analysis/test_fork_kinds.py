@@ -6,6 +6,8 @@ import pytest
 
 from tests.unit.analysis.snippets import BUILDS, Build, Case, parameters, table, windows_of
 
+pytestmark = pytest.mark.together("build")
+
 _CELL = "a cell behind a pointer that was itself loaded is not followed"
 _BYTE = "a byte of a register that is set alone is not followed"
 

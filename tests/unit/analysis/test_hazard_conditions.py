@@ -7,6 +7,8 @@ import pytest
 from forkproof.model import Answer, Finding, Severity, Verdict
 from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, Plan, findings_of, library, parameters, program
 
+pytestmark = pytest.mark.together("build")
+
 _ALLOCATOR = """
 static pthread_mutex_t heap = PTHREAD_MUTEX_INITIALIZER;
 static char pool[1 << 20]; static size_t used;

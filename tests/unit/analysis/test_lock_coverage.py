@@ -16,6 +16,8 @@ from forkproof.locks.summary import Summaries, Taken
 from forkproof.locks.values import Object, Value
 from tests.unit.analysis.snippets import MACHINES, PRELUDE, Build, Plan, analysed, function
 
+pytestmark = pytest.mark.together("build")
+
 CODE = """
 typedef struct { int word; char rest[60]; } lock_t;
 static lock_t held, left, inner, failing, once, switched, set, traced, lazy, forgotten, looked, reset;

@@ -6,6 +6,8 @@ import pytest
 
 from tests.unit.analysis.snippets import BUILDS, LEVELS, Build, Case, locks_of, parameters, table
 
+pytestmark = pytest.mark.together("build")
+
 _LOCK = "lock"
 _FREE = ""
 

@@ -10,6 +10,8 @@ from forkproof.atfork import Handler, Registration
 from forkproof.facts import Facts
 from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, library, parameters, program, table
 
+pytestmark = pytest.mark.together("build")
+
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet
 

@@ -7,6 +7,8 @@ import pytest
 from forkproof.model import Answer
 from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, library, parameters, program, table, windows_of
 
+pytestmark = pytest.mark.together("build")
+
 _START = "pthread_t t; pthread_create(&t, 0, @run, 0);"
 _RUN = "static void *@run(void *p) { work(1); return p; }"
 

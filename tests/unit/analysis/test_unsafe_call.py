@@ -11,6 +11,8 @@ from forkproof.libc_code import LibcLock
 from forkproof.model import Answer, Finding, Severity, Verdict
 from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, findings_of, parameters, program
 
+pytestmark = pytest.mark.together("build")
+
 _CLOCK = "static void *clock_thread(void *p) { struct tm m; time_t t = 0; for (;;) localtime_r(&t, &m); return p; }"
 _EARLY = (
     _CLOCK

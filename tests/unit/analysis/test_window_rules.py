@@ -7,6 +7,8 @@ import pytest
 from forkproof.model import Finding, Severity
 from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, findings_of, library, parameters, program
 
+pytestmark = pytest.mark.together("build")
+
 _UP = "pthread_t t; pthread_create(&t, 0, idle, 0);"
 _IDLE = "static void *idle(void *p) { for (;;) work(1); return p; }"
 
