@@ -30,7 +30,7 @@ from forkproof.closure import Bindings, Closure, Sysroot, TypeClass
 from forkproof.code.decode import decode, keep_register
 from forkproof.code.explore import CONVENTIONS
 from forkproof.code.index import SCANNERS, CodeIndex, index_code
-from forkproof.code.register_calls import calls_through
+from forkproof.code.register_calls import arguments_at, calls_through
 from forkproof.columns import position_in, spans, unique
 from forkproof.elf.image import I64, Image
 from forkproof.elf.names import FunctionNames
@@ -563,6 +563,8 @@ def _callback_edges(program: Program, edges: EdgeColumns, signatures: Signatures
     for (obj, argument, role), members in sorted(groups.items()):
         chosen = np.array(members, np.int64)
         passed = address_arguments(program, obj, site[chosen], argument)
+        if role is EdgeKind.THREAD:
+            passed = _followed_arguments(program, obj, site[chosen], argument, passed)
         parts.append(known_edges(source[chosen], passed, site[chosen], np.full(len(chosen), role)))
     return parts
 
@@ -584,6 +586,29 @@ def address_arguments(program: Program, obj: int, sites: Columns, argument: int)
     found = passed.kept(np.flatnonzero(function >= 0))
     result[passed.row[found]] = function[found]
     return result
+
+
+def _followed_arguments(program: Program, obj: int, sites: Columns, argument: int, passed: Columns) -> Columns:
+    """`passed`, and where that has none what functions that form addresses hold in the argument's register.
+
+    Two threads that begin in one function get its address from a register that is kept.
+    """
+    code, image = program.codes[obj], program.image(obj)
+    names = CONVENTIONS[image.machine].arguments
+    owner = code.owners(sites)
+    missing = np.flatnonzero((passed < 0) & (owner >= 0) & np.isin(owner, code.taken_owner))
+    if argument >= len(names) or not len(missing):
+        return passed
+    found = passed.copy()
+    for caller in unique(owner[missing]).tolist():
+        if int(code.size[caller]) > _FOLLOWED_BYTES:
+            continue
+        rows = missing[owner[missing] == caller]
+        body = decode(image, [(int(code.start[caller]), int(code.size[caller]))])
+        for site, address in arguments_at(body, image.machine, sites[rows].tolist(), names[argument]):
+            function = program.function(obj, address)
+            found[rows[sites[rows] == site]] = -1 if function is None else function
+    return found
 
 
 def string_arguments(program: Program, obj: int, sites: Columns, argument: int) -> dict[int, str]:

@@ -133,7 +133,8 @@ class Facts:
             else:
                 base = program.base
                 owned |= {Function(f) for f in range(int(base[allocator.object]), int(base[allocator.object + 1]))}
-        return OtherLocks(self.flow, self.libc.objects, owned, self.given.arguments)
+        using = self.libc_locks.using() if self.libc.core is not None and len(program.codes) > 1 else {}
+        return OtherLocks(self.flow, self.libc.objects, owned, self.given.arguments, using)
 
     @cached_property
     def may_run(self) -> npt.NDArray[np.bool_]:

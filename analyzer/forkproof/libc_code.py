@@ -45,6 +45,8 @@ _BARE: Final = 4
 """Bytes of a lock that is one word."""
 _LOOK_BACK: Final = 8
 """Instructions before a call that may set its first argument."""
+_OBJECT: Final = 4096
+"""Bytes of the largest object with a lock that callers hold."""
 _FORK_DEPTH: Final = 3
 """Calls below fork in which stores to locks are looked for."""
 _TABLE: Final = 512
@@ -76,6 +78,19 @@ class LibcLock:
     """How fork quiesces it; empty when nothing does."""
     rare: str = ""
     """Why running programs hardly ever take it; empty where nothing is known."""
+    seldom: str = ""
+    """Why they seldom call what takes it; empty where nothing is known."""
+
+
+class MethodCall(NamedTuple):
+    """A call of a function that waits for a lock until it has it."""
+
+    function: Function
+    site: int
+    address: Address | None
+    """The lock, where it is in data."""
+    parameter: int | None
+    """The argument of the calling function that points to the object which the lock is in."""
 
 
 class Method(NamedTuple):
@@ -100,6 +115,8 @@ class Catalogue:
     """For libc's functions, a bit for each of `locks` that a call may take, the first being 2; `ANY` for any at all."""
     public: Mapping[Function, str]
     """libc's functions that programs call, with their plainest names."""
+    of_objects: Mapping[Function, int]
+    """Those of them that take the lock of an object of their caller's, and let it go: with the argument that it is."""
 
     def methods_of(self, flow: Flow, function: Function, sites: Iterable[int]) -> list[Method]:
         """What is called at these sites to wait."""
@@ -109,7 +126,7 @@ class Catalogue:
 def derive(flow: Flow, libc: LibcFacts) -> Catalogue:
     """The catalogue of a libc, from its code."""
     found = _Derivation(flow, libc)
-    return Catalogue(found.methods, found.locks, found.acquires, found.may_take(), found.public)
+    return Catalogue(found.methods, found.locks, found.acquires, found.may_take(), found.public, found.of_objects)
 
 
 def _methods_at(
@@ -169,15 +186,15 @@ class _Derivation:
     def acquires(self) -> Mapping[Address, dict[Function, tuple[int, ...]]]:
         """For every lock in data, the functions that take it, with the sites of the calls that wait."""
         found: dict[Address, dict[Function, tuple[int, ...]]] = {}
-        for function, site, address in self._method_calls:
+        for function, site, address, _ in self._method_calls:
             if address is not None:
                 sites = found.setdefault(address, {})
                 sites[function] = (*sites.get(function, ()), site)
         return dict(sorted(found.items()))
 
     @cached_property
-    def _method_calls(self) -> tuple[tuple[Function, int, Address | None], ...]:
-        """Every call of a method in libc: the function, the site, and the lock's address where it is in data."""
+    def _method_calls(self) -> tuple[MethodCall, ...]:
+        """Every call of a method in libc."""
         graph, core, whole = self.graph, self.libc.core, self.flow.whole
         calls = [
             (Function(int(graph.source[e])), int(graph.site[e]))
@@ -198,17 +215,33 @@ class _Derivation:
             if site not in plain and not self._is_loaded_from_object(function, site):
                 rest.setdefault(function, []).append(site)
         states = {f: self.flow.states(f, sites) for f, sites in rest.items()}
+        passed_on = {site: self._argument(states.get(f, {}).get(site)) for f, site in calls if site not in plain}
         return tuple(
-            (f, site, plain[site] if site in plain else self._argument(states.get(f, {}).get(site)))
+            MethodCall(f, site, plain[site], None)
+            if site in plain
+            else MethodCall(f, site, self._address(passed_on[site]), self._parameter(passed_on[site]))
             for f, site in calls
         )
 
-    def _argument(self, state: State | None) -> Address | None:
+    def _argument(self, state: State | None) -> Value | None:
         """The first argument of a call, followed through the function.
 
         What was just loaded from an object that a register points to is no address that libc's data has.
         """
-        return None if state is None else self._address(state.register(self.flow.convention.arguments[0]))
+        return None if state is None else state.register(self.flow.convention.arguments[0])
+
+    def _parameter(self, value: Value | None) -> int | None:
+        """The argument in whose object an address lies; a lock that is passed itself is none."""
+        base, names = value.base if value is not None else None, self.flow.convention.arguments
+        if value is None or not isinstance(base, Entry) or base.register not in names:
+            return None
+        return names.index(base.register) if 0 <= value.offset < _OBJECT else None
+
+    @cached_property
+    def of_objects(self) -> Mapping[Function, int]:
+        """Public functions that take the lock of an object that they are given, and let it go."""
+        taken = {c.function: c.parameter for c in self._method_calls if c.parameter is not None}
+        return {f: parameter for f, parameter in sorted(taken.items()) if f in self.public and f not in self.flow.dying}
 
     def _is_loaded_from_object(self, function: Function, site: int) -> bool:
         body, argument = self.flow.body(function), Register(self.flow.convention.arguments[0])
@@ -320,7 +353,7 @@ class _Derivation:
     @cached_property
     def _fork_loops(self) -> frozenset[Function]:
         """Functions below fork that take locks whose addresses the code does not name: those of a list or table."""
-        return frozenset(f for f, _, address in self._method_calls if address is None and f in self._below_fork)
+        return frozenset(c.function for c in self._method_calls if c.address is None and c.function in self._below_fork)
 
     @cached_property
     def _begin_fork_loops(self) -> frozenset[Address]:
@@ -369,8 +402,8 @@ class _Derivation:
     def _lock(self, address: Address, takers: Mapping[Function, tuple[int, ...]]) -> LibcLock:
         functions = frozenset(takers)
         readers = {f for f, sites in takers.items() if all(m.shared for m in self._methods_of(f, sites))}
-        name, rare = self._name(address, functions)
-        return LibcLock(address, name, functions, functions - readers, self._quiesced(address, takers), rare)
+        name, *seldom = self._name(address, functions)
+        return LibcLock(address, name, functions, functions - readers, self._quiesced(address, takers), *seldom)
 
     def _methods_of(self, function: Function, sites: Iterable[int]) -> list[Method]:
         return _methods_at(self.flow, self.methods, function, sites)
@@ -379,16 +412,16 @@ class _Derivation:
         for entry in self.flow.signatures.libc_locks_for(self.libc.id, self.libc.version):
             takers = frozenset(self.program.called(entry.functions.exact, self.libc.objects))
             if takers:
-                yield LibcLock(None, entry.name, takers, takers, entry.quiesced, entry.rare)
+                yield LibcLock(None, entry.name, takers, takers, entry.quiesced, entry.rare, entry.seldom)
 
-    def _name(self, address: Address, takers: frozenset[Function]) -> tuple[str, str]:
-        """What the lock guards, by the areas that signatures name, and why it is rare; else who takes it."""
+    def _name(self, address: Address, takers: frozenset[Function]) -> tuple[str, str, str]:
+        """What the lock guards, by the areas that signatures name, and why it is rare or seldom; else who takes it."""
         exported = self._exported(takers)
         areas = self.flow.signatures.libc_areas
         for name in exported:
             if name in areas:
-                return f"the {areas[name].area} lock of {name}", areas[name].rare
-        return (f"the lock of {exported[0]}" if exported else f"a lock at {address.rva:#x}"), ""
+                return f"the {areas[name].area} lock of {name}", areas[name].rare, areas[name].seldom
+        return (f"the lock of {exported[0]}" if exported else f"a lock at {address.rva:#x}"), "", ""
 
     def _exported(self, takers: frozenset[Function]) -> list[str]:
         """Public names of functions that take a lock, or that lead to one that does; the nearest first."""
@@ -402,7 +435,7 @@ class _Derivation:
 
         One pass over libc's own calls, repeated until nothing changes.
         """
-        found: dict[Function, int] = dict.fromkeys([*(f for f, _, _ in self._method_calls), *self.methods], ANY)
+        found: dict[Function, int] = dict.fromkeys([*(c.function for c in self._method_calls), *self.methods], ANY)
         for bit, lock in enumerate(self.locks, 1):
             for function in lock.takers:
                 found[function] = found.get(function, 0) | 1 << bit

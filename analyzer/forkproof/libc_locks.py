@@ -16,6 +16,7 @@ from forkproof.callgraph import Function, Reach
 from forkproof.content import Part, part_of
 from forkproof.libc_code import Address, Catalogue, LibcLock, Method, derive
 from forkproof.libc_usual import Usual
+from forkproof.signature_values import LockFunction, Origin
 
 if TYPE_CHECKING:
     from forkproof.allocators import LibcFacts
@@ -56,6 +57,16 @@ class LibcLocks:
     def public(self) -> Mapping[Function, str]:
         """libc's functions that programs call, with their plainest names."""
         return self._catalogue.public
+
+    def using(self) -> dict[Function, LockFunction]:
+        """libc's functions that take the lock of an object that they are given, if no signature names them."""
+        named = self.flow.program.called(sorted(self.flow.signatures.locks), self.libc.objects)
+        origin = Origin("the code of the libc", "forkproof graph")
+        return {
+            f: LockFunction(self.public[f], "use", "object", argument, origin)
+            for f, argument in self._catalogue.of_objects.items()
+            if f not in named
+        }
 
     @cached_property
     def inherited(self) -> tuple[LibcLock, ...]:
@@ -183,7 +194,7 @@ def _packed(catalogue: Catalogue, part: Part) -> Json:
         "locks": [
             [
                 *(lock.address and address(lock.address), lock.name, places(lock.takers), places(lock.writers)),
-                *(lock.quiesced, lock.rare),
+                *(lock.quiesced, lock.rare, lock.seldom),
             ]
             for lock in catalogue.locks
         ],
@@ -193,6 +204,7 @@ def _packed(catalogue: Catalogue, part: Part) -> Json:
         ],
         "may_take": [(part.place(f), f"{mask:x}") for f, mask in catalogue.may_take.items()],
         "public": [(part.place(f), name) for f, name in catalogue.public.items()],
+        "of_objects": [(part.place(f), parameter) for f, parameter in catalogue.of_objects.items()],
     }
 
 
@@ -207,8 +219,8 @@ def _unpacked(kept: Json, part: Part) -> Catalogue:
         return zip(functions(row[0] for row in kept[name]), (row[1:] for row in kept[name]), strict=True)
 
     locks = tuple(
-        LibcLock(place and address(place), name, frozenset(functions(t)), frozenset(functions(w)), quiesced, rare)
-        for place, name, t, w, quiesced, rare in kept["locks"]
+        LibcLock(place and address(place), name, frozenset(functions(t)), frozenset(functions(w)), *words)
+        for place, name, t, w, *words in kept["locks"]
     )
     acquires = {
         address(place): dict(zip(functions(t for t, _ in takers), (tuple(s) for _, s in takers), strict=True))
@@ -220,4 +232,5 @@ def _unpacked(kept: Json, part: Part) -> Catalogue:
         acquires,
         {function: int(mask, 16) for function, (mask,) in rows("may_take")},
         {function: name for function, (name,) in rows("public")},
+        {function: parameter for function, (parameter,) in rows("of_objects")},
     )

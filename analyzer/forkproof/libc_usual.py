@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Final
 
 from forkproof.callgraph import CERTAIN, Function
 from forkproof.code.decode import Instruction
-from forkproof.code.explore import Exploration
-from forkproof.code.operations import Atomic, Return
+from forkproof.code.explore import Exploration, explore
+from forkproof.code.operations import Atomic, Memory, Return
+from forkproof.locks.evidence import address_of
 
 if TYPE_CHECKING:
     from forkproof.flow import Flow
-    from forkproof.libc_code import Catalogue, LibcLock
+    from forkproof.libc_code import Address, Catalogue, LibcLock
 
 _HELPER: Final = 64
 """Bytes of the largest out-of-line atomic operation."""
@@ -32,6 +33,9 @@ _RARE: Final = 0.5
 """A lock is taken as a matter of course when less than this part of a function can run without it."""
 _CHECKS: Final = 1
 """Calls that a check of arguments may need."""
+_SIGN: Final = 1 << 31
+_RECURSIVE: Final = 16
+"""Bytes of glibc's lock that its owner may take again (sysdeps/nptl/stdio-lock.h): a word, a count, the owner."""
 _WRAPPER: Final = 64
 """Instructions of a function that does little else than to check its arguments."""
 
@@ -69,7 +73,7 @@ class Usual:
             sites = own | {
                 site for target, site in self._calls[here] if known.get(target) and self._is_before(target, here)
             }
-            known[here] = bool(sites) and self._is_main_way(here, sites, own)
+            known[here] = bool(sites) and self._is_main_way(here, sites, own, lock.address)
         return known.get(function, False)
 
     def _is_before(self, callee: Function, function: Function) -> bool:
@@ -113,7 +117,7 @@ class Usual:
                     way.append((callee, iter(self._calls[callee])))
         return {function: number for number, function in enumerate(order)}
 
-    def _is_main_way(self, function: Function, sites: set[int], own: set[int]) -> bool:
+    def _is_main_way(self, function: Function, sites: set[int], own: set[int], lock: Address) -> bool:
         """Less than half of a function runs when it returns without passing any of these sites.
 
         What is left must be decided early: checks of arguments come before the work, options after it. In a
@@ -124,17 +128,31 @@ class Usual:
         slow = {blocks.of(site) for site in own if site in run.visited}
         cut = {blocks.of(site) for site in sites if site in run.visited}
         cut |= {before for block in slow for before in self._fast_sides(function, run, block)}
+        cut |= self._having(function, run, cut, lock) if own else set()
         if not cut:
             return False
         start = blocks.of(self.program.rva_of(function))
         ways = blocks.reached([start], cut) & blocks.reached(self._exits(function, run), cut, backward=True)
-        if not ways:
+        if not ways or self._only_fails(function, run, cut):
             return True
         before = blocks.dominators(start, cut)
         calls = sum(not t.is_jump and blocks.of(t.site) in before - cut for t in run.transfers)
         if len(run.visited) <= _WRAPPER:
             ways -= before
         return calls <= _CHECKS and sum(blocks.size(b) for b in ways) < _RARE * len(run.visited)
+
+    def _only_fails(self, function: Function, run: Exploration, cut: set[int]) -> bool:
+        """Whoever gets no lock gets nothing else either: those ways return NULL, or a negative number.
+
+        The function must return something else on its other ways: of one that returns 0 only, it is a success.
+        """
+        body = self.flow.body(function)
+        within = frozenset(p for p in body.leaders if body.instructions[p].address not in cut)
+        start = self.program.rva_of(function)
+        effects = self.flow.effects(function)
+        without = explore(body, self.flow.machine, start, effects=effects, within=within).results
+        failures = [v for v in without if v is not None and v.base is None and _is_failure(v.offset)]
+        return 0 < len(failures) == len(without) and not set(run.results) <= set(failures)
 
     def _exits(self, function: Function, run: Exploration) -> list[int]:
         """The blocks that end in a return or a tail call."""
@@ -157,6 +175,22 @@ class Usual:
                 inside = body.instructions[first : body.block_end(first)]
                 if any(_is_atomic(i) or self._is_atomic_helper(function, i.address) for i in inside):
                     yield block
+
+    def _having(self, function: Function, run: Exploration, cut: set[int], lock: Address) -> set[int]:
+        """The blocks before the acquire that look at the word beside the lock: a thread that owns it goes round."""
+        flow, body = self.flow, self.flow.body(function)
+        found = {block for block, following in run.successors.items() if set(following) & cut and len(following) > 1}
+        cells: dict[int, tuple[Memory, int]] = {}
+        blocks: dict[int, int] = {}
+        for block in found - cut:
+            first = body.index[block]
+            for i in body.instructions[first : body.block_end(first)]:
+                for cell in (o for operation in i.operations for o in operation if isinstance(o, Memory)):
+                    cells[i.address], blocks[i.address] = (cell, i.end), block
+        known = flow.states(function, cells) if cells else {}
+        beside = range(lock.rva + 1, lock.rva + _RECURSIVE)
+        looked = {s: address_of(cells[s][0], state, cells[s][1]) for s, state in known.items()}
+        return {blocks[s] for s, at in looked.items() if at is not None and at.base is None and at.offset in beside}
 
     def _is_atomic_helper(self, function: Function, site: int) -> bool:
         for edge in self.flow.edges_at(function, site):
@@ -218,6 +252,11 @@ class _Blocks:
             way.append(here)
             here = came[here]
         return {b for b in way if b == start or not self.reached([start], {b}) & set(goals)}
+
+
+def _is_failure(result: int) -> bool:
+    """NULL, or negative as an int."""
+    return result == 0 or bool(result & _SIGN)
 
 
 def _is_atomic(instruction: Instruction) -> bool:

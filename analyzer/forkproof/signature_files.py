@@ -337,6 +337,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             "functions": Field(_names),
             "quiesced": Field(_text, required=False),
             "rare": Field(_text, required=False),
+            "seldom": Field(_text, required=False),
         },
         # Versions may differ under one name.
     ),
@@ -344,7 +345,12 @@ KINDS: Final[Mapping[str, Kind]] = {
         "libc",
         "entries",
         LibcArea,
-        {"area": Field(_text), "names": Field(_list(_text)), "rare": Field(_text, required=False)},
+        {
+            "area": Field(_text),
+            "names": Field(_list(_text)),
+            "rare": Field(_text, required=False),
+            "seldom": Field(_text, required=False),
+        },
         lambda entry: f"area {entry.area!r}",
     ),
     "fork-handlers": Kind(

@@ -439,8 +439,8 @@ class Callback:
     origin: Origin
 
 
-LockOp = Literal["acquire", "try", "release", "init", "wait", "destroy"]
-LockKind = Literal["mutex", "rwlock", "spin", "sem", "once", "guard", "condvar", "barrier", "file"]
+LockOp = Literal["acquire", "try", "release", "init", "wait", "destroy", "use"]
+LockKind = Literal["mutex", "rwlock", "spin", "sem", "once", "guard", "condvar", "barrier", "file", "object"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +449,8 @@ class LockFunction:
 
     ``success`` says which results mean that the lock is now held (``always``: it does not return otherwise,
     errors aside). ``bounded``: it gives up after a time, so it can delay a child but not hang it. ``shared``:
-    a reader's lock. ``mutex``: for ``wait``, the argument with the mutex that is released meanwhile.
+    a reader's lock. ``mutex``: for ``wait``, the argument with the mutex that is released meanwhile. ``use``: it takes
+    the lock of an object and lets it go, as libc's code shows.
     """
 
     name: str
@@ -468,7 +469,7 @@ class LibcLockNames:
     """A lock of a libc that its code does not show as such.
 
     `functions` take it; `quiesced` says how fork does it, and is empty when it does not; `rare` says why
-    running programs hardly ever take it.
+    running programs hardly ever take it, `seldom` why they seldom call these functions, each of which takes it.
     """
 
     name: str
@@ -478,6 +479,7 @@ class LibcLockNames:
     origin: Origin
     quiesced: str = ""
     rare: str = ""
+    seldom: str = ""
 
     def applies_to(self, libc: str | None, version: str | None) -> bool:
         """An unknown version counts as the newest."""
@@ -493,6 +495,7 @@ class LibcArea:
     names: tuple[str, ...]
     origin: Origin
     rare: str = ""
+    seldom: str = ""
 
 
 @dataclass(frozen=True, slots=True)

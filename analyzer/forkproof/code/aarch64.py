@@ -125,6 +125,13 @@ def _direct(words: Words, base: int, entries: EntryMap) -> tuple[I64, I64, np.ty
     return site[order], target[order], jump[order]
 
 
+def pages(code: U8, base: int) -> I64:
+    """The pages that ADRP forms, whatever uses them and wherever."""
+    words = _words(code)
+    at = np.flatnonzero(_is_adrp(words))
+    return _page(words[at], at * 4 + base)
+
+
 Triple = tuple[I64, I64, I64]
 
 

@@ -252,6 +252,8 @@ def _arithmetic(name: str, first: Operand | None, second: Operand | None, bits: 
             return _sum(name, first, second, bits)
         if name in ("and", "or") and first == second:
             return (Test(first, first, bits),)
+        if name == "or" and isinstance(second, Const) and bits >= 32 and ~second.value & 0xFFFFFFFF == 0:
+            return (Set(first, Const(-1 if bits == 64 else 0xFFFFFFFF)), ForgetFlags())  # shorter than a move of -1
     if name in _FLAGS_ONLY:
         return (ForgetFlags(),)
     if name in ("mul", "div", "idiv") or (name == "imul" and second is None):

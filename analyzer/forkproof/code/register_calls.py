@@ -1,8 +1,10 @@
-"""Calls through a register that was loaded from memory somewhere before in the function.
+"""Calls through, or with, a register that was set somewhere before in the function.
 
 Owns: following a word from where it is loaded to the calls that are made through it: compilers load the address of a
-      function once that they call several times without a PLT (`mov fork@GOT(%rip), %r14; ...; call *%r14`).
-Takes: a decoded function, addresses of words. Gives: sites of calls, each with the word that it goes through.
+      function once that they call several times without a PLT (`mov fork@GOT(%rip), %r14; ...; call *%r14`). And an
+      address to the calls that pass it: one that is passed several times is formed once.
+Takes: a decoded function, addresses of words, sites of calls. Gives: sites of calls, each with the word that it goes
+      through, or the address that it passes.
 Must never: name a call through a register that holds something else on another way.
 Wrong where: the register is kept in memory other than the stack in between.
 """
@@ -32,3 +34,13 @@ def calls_through(body: Body, machine: Machine, words: Container[int]) -> Iterat
         value = states[site].register(register) if site in states else None
         if value is not None and isinstance(value.base, Word) and value.offset == 0 and value.base.address in words:
             yield site, value.base.address
+
+
+def arguments_at(body: Body, machine: Machine, sites: Container[int], register: str) -> Iterator[tuple[int, int]]:
+    """(site, address) of those calls at these sites at which a register holds an address that is known."""
+    calls = [i.address for i in body.instructions if i.address in sites]
+    states = explore(body, machine, body.entry, watch=calls, within=body.leading_to(calls)).states if calls else {}
+    for site in calls:
+        value = states[site].register(register) if site in states else None
+        if value is not None and value.base is None:
+            yield site, value.offset

@@ -84,7 +84,8 @@ class ChildCalls:
     """What a child calls in some objects from others, each function with the shortest way to it.
 
     Ways through exec, forkers and ways to die (`dead`: more functions that do not return) end there. `first` are
-    functions that the child runs before its own code. No way goes along an edge of `without`.
+    functions that the child runs before its own code. No way goes along an edge of `without`. Calls of what makes
+    processes count where they lie in the chosen objects and come back in the child itself: system(3), popen(3).
     """
 
     def __init__(
@@ -101,10 +102,13 @@ class ChildCalls:
         ends = [*facts.flow.dying, *facts.flow.execs, *facts.flow.forkers, *dead]
         blocked = np.zeros(self.graph.size, bool)
         blocked[ends] = True
+        spawning = [f for f, forker in facts.flow.forkers.items() if forker.kind == "spawn"]
+        may_call = ~blocked
+        may_call[spawning] |= inside[spawning]
         self.without = frozenset(without)
         edges = [e for f in first for e in facts.flow.outgoing(f) if self.graph.kind[e] in CERTAIN]
         edges += [e for level in window.window.levels for e in level.edges]
-        self.own = [e for e in edges if not blocked[self.graph.target[e]] and e not in self.without]
+        self.own = [e for e in edges if may_call[self.graph.target[e]] and e not in self.without]
         starts = [int(self.graph.target[e]) for e in self.own if not inside[self.graph.target[e]]]
         self.ahead = self.graph.distances(
             starts, blocked=[*ends, *np.flatnonzero(inside).tolist()], without=self.without
@@ -113,7 +117,7 @@ class ChildCalls:
         for edge in self.own:
             if inside[self.graph.target[edge]]:
                 self.all.setdefault(Function(int(self.graph.target[edge])), ChildCall(edge, 0))
-        self._add_farther(inside & ~blocked)
+        self._add_farther(inside & may_call)
 
     def _add_farther(self, wanted: npt.NDArray[np.bool_]) -> None:
         graph, source = self.graph, self.graph.source

@@ -45,6 +45,8 @@ _ROUNDS: Final = 12
 """How often ways around what only happens after a failure are looked for."""
 _HELD_NEAR: Final = 5
 """Functions between a thread's begin and its call of libc, on a way that it goes as a matter of course."""
+_HELD_OFTEN: Final = 2
+"""The same for what programs seldom call, where the thread is seen to call it in a loop."""
 _EDITION: Final = "2024"
 
 
@@ -224,7 +226,8 @@ class _Window:
             not_quiesced=quiesced,
             answers=answers,
         )
-        rare = f" It is rare: {lock.rare}." if lock.rare else ""
+        why_rare = lock.rare or lock.seldom
+        rare = f" It is rare: {why_rare}." if why_rare else ""
         return Finding(
             rule="unsafe-call",
             severity=severity,
@@ -249,19 +252,35 @@ class _Window:
     ) -> tuple[Severity, Verdict]:
         """By how ordinary the ways of the child and of the thread are.
 
-        What programs hardly ever take is low, and so is what needs a thread that may not exist yet: most
-        daemons fork before they start theirs, in an order that tables and event loops hide.
+        What programs hardly ever take is low; so is what they seldom call, but medium where the thread itself calls it
+        in a loop. What needs a thread that may not exist yet is low, too: most daemons fork before they start theirs,
+        in an order that tables and event loops hide.
         """
         near, far = _LIVES if self.window.window.kind is WindowKind.DAEMONIZE else _LEAVES
-        outside = sum(
-            self.flow.program.object_of(Function(int(self.graph.source[e]))) != self.core for e in holder.edges
-        )
-        is_ordinary = request.call.depth <= near and outside <= _HELD_NEAR and starts_near(self.window)
+        outside = [
+            e for e in holder.edges if self.flow.program.object_of(Function(int(self.graph.source[e]))) != self.core
+        ]
+        is_ordinary = request.call.depth <= near and len(outside) <= _HELD_NEAR and starts_near(self.window)
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
         is_doubtful = request.call.depth > far or Answer.UNKNOWN in answers
-        if (request.lock.rare or is_doubtful) and severity.rank < Severity.LOW.rank:
-            severity = Severity.LOW
-        return severity, verdict
+        if is_doubtful or request.lock.rare:
+            most = Severity.LOW
+        elif request.lock.seldom:
+            most = Severity.MEDIUM if len(outside) <= _HELD_OFTEN and self._repeats(outside) else Severity.LOW
+        else:
+            most = Severity.HIGH
+        return max(severity, most, key=lambda s: s.rank), verdict
+
+    def _repeats(self, edges: list[int]) -> bool:
+        """Some call on the way is made again and again: what programs seldom do, this one does."""
+        for edge in edges:
+            site, caller = int(self.graph.site[edge]), self.flow.whole(Function(int(self.graph.source[edge])))
+            body = self.flow.body(caller)
+            position = body.position(site)
+            after = site if position is None else body.instructions[position].end
+            if after != site and site in self.flow.explore_from(caller, after, {}).visited:
+                return True
+        return False
 
     def _not_quiesced(self, lock: LibcLock) -> str:
         if not self.window.window.handlers_run:

@@ -439,6 +439,9 @@ class _Interpreter:
             case "try":
                 self.attempts.note(site, Attempt(address, library.kind), self.block)
                 return [(held, "try")]
+            case "use":
+                self.waiting.add(self.block)
+                self.ledger.acquired(site, address, library.kind, held, blocking=True)
             case "release" | "init":
                 return [(self.ledger.released(address, held), None)]
             case "wait" if library.mutex is not None:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, CERTAIN, Columns, Function, data_arguments
+from forkproof.code import aarch64
 from forkproof.code.explore import State, Word
 from forkproof.code.explore import Value as KnownValue
 from forkproof.code.index import CodeIndex
@@ -37,12 +38,13 @@ from forkproof.signature_values import LockFunction
 Functions = npt.NDArray[np.bool_]
 """Membership of every function."""
 
-KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket", "sem"})
+KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket", "sem", "object"})
 """What can be held by a thread that does not exist. A once or a guard is taken once, a FILE is libc's."""
 _TAKES: Final = frozenset({"acquire", "try", "wait"})
 _SHIFT: Final = 48
 _CLOSE: Final = 4096
 """Bytes around an address that code forms within which it may go on to a lock: so far reach AArch64's anchors."""
+_PAGE: Final = 4096
 _FEW: Final = 40
 """Functions that are sooner interpreted than compared with others first."""
 _LARGE: Final = 1000
@@ -85,17 +87,18 @@ class OtherLocks:
         libc_objects: frozenset[int],
         owned: Collection[Function],
         given: Mapping[Function, Collection[Value]] | None = None,
+        using: Mapping[Function, LockFunction] | None = None,
     ) -> None:
         """`owned`: functions of allocators, whose locks have rules of their own. `given`: first arguments that threads
-        and handlers get."""
+        and handlers get. `using`: functions of libc that take the lock of an object that they are given."""
         self.flow, self.graph = flow, flow.graph
-        self.given = given or {}
+        self.given, self.using = given or {}, using or {}
         self.usable = np.ones(flow.graph.size, bool)
         self.usable[list(owned)] = False
         base = flow.program.base
         for obj in libc_objects:
             self.usable[base[obj] : base[obj + 1]] = False
-        self.summaries = Summaries(flow, libc_objects, (), among=np.zeros(flow.graph.size, bool))
+        self.summaries = Summaries(flow, libc_objects, (), np.zeros(flow.graph.size, bool), self.using)
 
     # ---- what is worth a look --------------------------------------------------------------
 
@@ -109,11 +112,12 @@ class OtherLocks:
     @cached_property
     def _taking_edges(self) -> Columns:
         locks = self.flow.signatures.locks
-        return self._calls_of([n for n, f in locks.items() if f.op in _TAKES and (f.kind in KINDS or f.op == "wait")])
+        names = [n for n, f in locks.items() if f.op in _TAKES and (f.kind in KINDS or f.op == "wait")]
+        return self._calls_of([*self.flow.program.called(sorted(names)), *self.using])
 
-    def _calls_of(self, names: Iterable[str]) -> Columns:
+    def _calls_of(self, functions: Iterable[Function]) -> Columns:
         graph, wanted = self.graph, np.zeros(self.graph.size, bool)
-        wanted[list(self.flow.program.called(sorted(names)))] = True
+        wanted[list(functions)] = True
         return np.flatnonzero(wanted[graph.target] & np.isin(graph.kind, [int(k) for k in CALLS]))
 
     def spinners(self, reached: Functions) -> set[Function]:
@@ -474,9 +478,21 @@ class _Cells:
                 if any(low <= slot < high for low, high in writable):
                     found.update(self._targets(obj, slot))
         found.update(begin for value in self.given.get(function, ()) if (begin := _begin(value)) >= 0)
-        if self.flow.machine is Machine.X86_64:
-            found.update(obj << _SHIFT | a for a in self._operands(function))
+        more = self._operands(function) if self.flow.machine is Machine.X86_64 else self._pages(function)
+        found.update(obj << _SHIFT | a for a in more if any(low - _PAGE < a < high for low, high in writable))
         return np.array(sorted(found), np.int64)
+
+    def _pages(self, function: Function) -> Iterator[int]:
+        """Pages that AArch64 keeps in a register for what is loaded and stored farther on; no locks lie in RELRO."""
+        program = self.flow.program
+        obj = program.object_of(function)
+        code, image = program.codes[obj], program.image(obj)
+        for part in (function, *self.flow.cold_parts(function)):
+            index = part - int(program.base[obj])
+            start = int(code.start[index])
+            for page in aarch64.pages(image.read(start, int(code.size[index])), start).tolist():
+                if not any(low <= page and page + _PAGE <= low + size for low, size in image.relro):
+                    yield page
 
     def _operands(self, function: Function) -> Iterator[int]:
         """Words that atomic operations name themselves, which the columns of an object do not hold."""

@@ -10,7 +10,7 @@ Wrong where: functions call each other in a circle (a function that is being sum
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Final, NamedTuple
@@ -120,12 +120,14 @@ class Summaries:
         libc_objects: frozenset[int],
         objects: Iterable[int],
         among: npt.NDArray[np.bool_] | None = None,
+        using: Mapping[Function, LockFunction] | None = None,
     ) -> None:
         """Only functions of these objects are followed: the allocators and whoever registers fork handlers.
 
-        Or, where the caller knows better, only those in `among`, to which it adds.
+        Or, where the caller knows better, only those in `among`, to which it adds. `using`: lock functions that no
+        signature names.
         """
-        self.among = among
+        self.among, self.using = among, using or {}
         self.objects = frozenset(objects) - libc_objects
         self.flow, self.graph, self.program = flow, flow.graph, flow.program
         self.libc_objects = libc_objects
@@ -147,7 +149,8 @@ class Summaries:
         locks = self.flow.signatures.locks
         # Of the names of one function, one that releases tells more than one that makes a lock new.
         names = sorted(locks, key=lambda name: (locks[name].op == "init", name))
-        return {int(f): locks[name] for f, name in self.program.called(names).items()}
+        named = {int(f): locks[name] for f, name in self.program.called(names).items()}
+        return {**{int(f): lock for f, lock in self.using.items()}, **named}
 
     @cached_property
     def arrays(self) -> Arrays:

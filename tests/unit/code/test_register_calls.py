@@ -1,10 +1,10 @@
-"""Calls through a register that a word was loaded into somewhere before."""
+"""Calls through a register that a word was loaded into somewhere before, or that pass an address formed there."""
 
 from __future__ import annotations
 
 import pytest
 
-from forkproof.code.register_calls import calls_through
+from forkproof.code.register_calls import arguments_at, calls_through
 from tests.unit.code.conftest import Assemble
 
 _LOOP = {
@@ -36,3 +36,25 @@ def test_other_words_are_not_asked_for(machine: str, assemble: Assemble) -> None
 def test_what_another_way_puts_there_is_not_known(machine: str, assemble: Assemble) -> None:
     code = assemble(machine, _OTHER_WAY[machine])
     assert not list(calls_through(code.body(), code.machine, {code["slot"]}))
+
+
+_TWICE = {
+    "x86_64": "f: lea rbx, begin[rip]\nmov rdx, rbx\ncall begin\nmov rdx, rbx\nsite: call begin\nret\n"
+    "begin: ret\nend:\n",
+    "aarch64": "f: adr x19, begin\nmov x2, x19\nbl begin\nmov x2, x19\nsite: bl begin\nret\nbegin: ret\nend:\n",
+}
+_THIRD = {"x86_64": "rdx", "aarch64": "x2"}
+
+
+@pytest.mark.parametrize("machine", _TWICE)
+def test_an_address_that_is_kept_is_passed_again(machine: str, assemble: Assemble) -> None:
+    code = assemble(machine, _TWICE[machine])
+    passed = arguments_at(code.body(), code.machine, [code["site"]], _THIRD[machine])
+    assert list(passed) == [(code["site"], code["begin"])]
+
+
+@pytest.mark.parametrize("machine", _TWICE)
+def test_a_register_that_the_call_before_destroyed_passes_nothing(machine: str, assemble: Assemble) -> None:
+    text = _TWICE[machine].replace("mov rdx, rbx\nsite", "site").replace("mov x2, x19\nsite", "site")
+    code = assemble(machine, text)
+    assert not list(arguments_at(code.body(), code.machine, [code["site"]], _THIRD[machine]))
