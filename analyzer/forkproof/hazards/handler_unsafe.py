@@ -1,7 +1,7 @@
 """handler-unsafe: a fork handler does what can block the fork, or its child, for ever.
 
 Owns: what handlers must not do: wait, load or close libraries, register handlers, start threads, allocate over
-      an allocator that is locked meanwhile.
+      an allocator that is locked meanwhile; what they must do, let go again, is `handlers_keep`'s.
 Takes: `Facts`. Gives: one `Finding` for each handler and kind of deed.
 Must never: blame a handler for taking a lock: that is what handlers are for.
 Wrong where: see the page of the rule.
@@ -16,6 +16,7 @@ from typing import Final
 from forkproof.atfork import REGISTRARS, Registration
 from forkproof.callgraph import Function
 from forkproof.facts import Facts
+from forkproof.hazards import handlers_keep
 from forkproof.hazards.evidence import dead_end, folded, frames_along
 from forkproof.model import Finding, Hooks, Severity, Verdict
 
@@ -41,7 +42,7 @@ def find(facts: Facts) -> list[Finding]:
     """All findings about registered handlers."""
     if not any(registration.is_effective for registration in facts.registrations):
         return []
-    return folded(
+    deeds = (
         finding
         for registration in facts.registrations
         if registration.is_effective and registration.object not in facts.libc.objects - {0}
@@ -49,6 +50,7 @@ def find(facts: Facts) -> list[Finding]:
         if handler.function is not None
         for finding in _of_handler(facts, registration, role, handler.function)
     )
+    return folded((*deeds, *handlers_keep.find(facts)))
 
 
 def _of_handler(facts: Facts, registration: Registration, role: str, handler: Function) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ from forkproof.hazards.evidence import (
     starts_near,
     threads_sentence,
 )
-from forkproof.locks.coverage import prepared_by
+from forkproof.locks.coverage import prepared_by, surely_lets_go, tried_by
 from forkproof.locks.identity import Match, lock_of
 from forkproof.locks.ordinary import Occasions
 from forkproof.locks.others import Functions, Place
@@ -287,11 +287,16 @@ class _Window:
     def prepared(self) -> Held:
         """What prepare handlers hold when the fork comes."""
         summaries = self.others.summaries
-        held = frozenset[Value]()
-        for prepare in self._handlers(0):
-            if summaries.relevant[prepare]:
-                held |= prepared_by(summaries, prepare)[0]
-        return held
+        handlers = [prepare for prepare in self._handlers(0) if summaries.relevant[prepare]]
+        held = frozenset[Value]().union(*(prepared_by(summaries, prepare)[0] for prepare in handlers))
+        return held - self.tried
+
+    @cached_property
+    def tried(self) -> Held:
+        """What they try to take, and go on without: a thread may have it."""
+        summaries = self.others.summaries
+        handlers = [prepare for prepare in self._handlers(0) if summaries.relevant[prepare]]
+        return frozenset[Value]().union(*(tried_by(summaries, prepare) for prepare in handlers))
 
     def _is_quiesced(self, address: Value, request: _Request) -> bool:
         if any(self.same(address, p) is not Match.NO for p in self.prepared) or self._is_renewed(address):
@@ -303,8 +308,10 @@ class _Window:
 
     def _is_renewed(self, address: Value) -> bool:
         """A child handler of the lock's object lets the lock go, or makes it new."""
-        begin = root(address.base)
-        reach = self.graph.distances(self._handlers(2), blocked=self.dying)
+        begin, handlers = root(address.base), self._handlers(2)
+        if address in self.tried:  # they may let it go only if the try succeeded
+            return any(surely_lets_go(self.others.summaries, handler, address) for handler in handlers)
+        reach = self.graph.distances(handlers, blocked=self.dying)
         near = np.flatnonzero((reach >= 0) & (reach <= _HANDLER_DEPTH)).tolist()
         return isinstance(begin, Object) and any(
             address in self.others.let_go_by(Function(f))

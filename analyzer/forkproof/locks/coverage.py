@@ -103,6 +103,30 @@ def prepared_by(summaries: Summaries, prepare: Function) -> tuple[Held, bool]:
     return summaries.prepared[prepare]
 
 
+def tried_by(summaries: Summaries, prepare: Function) -> Held:
+    """What a prepare handler only tries to take, and goes on without: it may hold that at its exit, or not."""
+    run, taken = summaries.run(prepare), summaries.of(prepare).taken
+    waited_for = {t.address for t in taken if t.blocking}
+    tried = {t.address for t in taken if not t.blocking} | run.touched
+    undone = waited_for | run.releases | run.let_go | set(run.stores)
+    return frozenset(a for a in tried - undone if any(a not in e.held for e in run.exits))
+
+
+def surely_lets_go(summaries: Summaries, function: Function, address: Value) -> bool:
+    """Every way through a function leads over a call that releases a lock or makes it new, if it has it."""
+    run = summaries.interpreted_run(function, frozenset({address}), frozenset({address}))
+    edges = summaries.flow.outgoing(function)
+    sites = [
+        int(summaries.graph.site[e]) for e in edges if _releases(summaries, Function(int(summaries.graph.target[e])))
+    ]
+    return address in run.let_go and run.blocks.surely_reaches({run.block_of(site) for site in sites})
+
+
+def _releases(summaries: Summaries, callee: Function) -> bool:
+    lock = summaries.library.get(callee)
+    return bool(summaries.of(callee).releases) if lock is None else lock.op in ("release", "init")
+
+
 def coverage(
     summaries: Summaries,
     entries: Iterable[Function],
