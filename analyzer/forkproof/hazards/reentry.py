@@ -34,8 +34,9 @@ def _of_one(facts: Facts, allocator: AllocatorFacts) -> list[Finding]:
     addresses = [lock.taken.address for lock in locks.coverage.locks]
     occasions = Occasions(facts.summaries, allocator.entries)
     search = Reentries(facts.summaries, lambda step: occasions.rare((step,)) != "")
-    found = [(each, occasions.rare(each.path)) for each in search.of(addresses, among)]
-    kept = [(each, rare or _door(facts, search, each)) for each, rare in found if not rare or _stays(facts, each)]
+    found = [each for each in search.of(addresses, among) if not _is_doubtful(facts, occasions, each)]
+    rarely = [(each, occasions.rare(each.path)) for each in found]
+    kept = [(each, rare or _door(facts, search, each)) for each, rare in rarely if not rare or _stays(facts, each)]
     return [_finding(facts, allocator, *each) for each in _folded(kept, occasions)]
 
 
@@ -45,6 +46,13 @@ def _door(facts: Facts, search: Reentries, reentry: Reentry) -> str:
         if search.is_of_libc(step, after.function):
             return f"only when libc allocates for itself, in {facts.flow.name(step.function)}"
     return ""
+
+
+def _is_doubtful(facts: Facts, occasions: Occasions, reentry: Reentry) -> bool:
+    """The way leaves the allocator, and is rare before it does: then nothing outside of it need be looked into."""
+    program, home = facts.flow.program, facts.summaries.objects
+    inside = [step for step in reentry.path if program.object_of(step.function) in home]
+    return len(inside) < len(reentry.path) and any(occasions.rare_step(step) for step in inside)
 
 
 def _stays(facts: Facts, reentry: Reentry) -> bool:

@@ -54,9 +54,6 @@ from forkproof.locks.values import (
     stepped,
 )
 
-Step = Callable[[Instruction, Any, State], None]
-
-
 THREAD: Final = Value(Thread(None), 0)
 """The thread pointer."""
 
@@ -76,20 +73,6 @@ class Data:
         self.calls, self.attempts = calls, attempts
         self.object = Object(obj)
         self.stack = Entry(convention.stack)
-        self.steps: Mapping[type, Step] = {
-            Set: self._set,
-            Address: self._address,
-            Add: self._add,
-            Sum: self._add_values,
-            Forget: self._forget,
-            Insert: self._insert,
-            SetIf: self._set_if,
-            Compare: self._compare,
-            Test: self._compare,
-            CompareIf: self._compare_if,
-            ForgetFlags: self._forget_flags,
-            Reserve: self._reserve,
-        }
 
     def is_frame(self, base: Base) -> bool:
         return base == self.stack or (isinstance(base, Named) and base.register == self.stack.register)
@@ -183,7 +166,7 @@ class Data:
             return Value(Thread(Content(*argument)), 0)
         return Value(Named(site, "segment"), 0)
 
-    def _set(self, instruction: Instruction, operation: Set, state: State) -> None:
+    def set(self, instruction: Instruction, operation: Set, state: State) -> None:
         value = self.read(instruction, operation.source, state)
         bits = operation.bits
         if bits < 64 and value.base is None:
@@ -194,36 +177,36 @@ class Data:
             value = Value(Word(*value.base), 0)
         state.registers[operation.destination.name] = value  # type: ignore[union-attr]
 
-    def _address(self, instruction: Instruction, operation: Address, state: State) -> None:
+    def address(self, instruction: Instruction, operation: Address, state: State) -> None:
         cell = self.cell(instruction, operation.source, state)
         state.registers[operation.destination.name] = cell
 
-    def _add(self, _: Instruction, operation: Add, state: State) -> None:
+    def add(self, _: Instruction, operation: Add, state: State) -> None:
         old = state.register(operation.left.name)
         value = Value(old.base, old.offset + operation.value)
         if value.base is None and operation.bits < 64:
             value = Value(None, value.offset & ((1 << operation.bits) - 1))
         state.registers[operation.destination.name] = stepped(value)
 
-    def _add_values(self, instruction: Instruction, operation: Sum, state: State) -> None:
+    def add_values(self, instruction: Instruction, operation: Sum, state: State) -> None:
         left = self.read(instruction, operation.left, state)
         right = Value(Named(instruction.address, "step"), 0)
         if operation.right is not None:
             right = self.read(instruction, operation.right, state)
         state.registers[operation.destination.name] = self._sum(left, right, instruction.address)
 
-    def _forget(self, instruction: Instruction, operation: Forget, state: State) -> None:
+    def forget(self, instruction: Instruction, operation: Forget, state: State) -> None:
         name = operation.destination.name
         state.registers[name] = Value(Named(instruction.address, name), 0)
 
-    def _insert(self, instruction: Instruction, operation: Insert, state: State) -> None:
+    def insert(self, instruction: Instruction, operation: Insert, state: State) -> None:
         old = state.register(operation.destination.name)
         value = Value(Named(instruction.address, operation.destination.name), 0)
         if old.base is None:
             value = Value(None, old.offset & ~(0xFFFF << operation.shift) | operation.value << operation.shift)
         state.registers[operation.destination.name] = value
 
-    def _set_if(self, instruction: Instruction, operation: SetIf, state: State) -> None:
+    def set_if(self, instruction: Instruction, operation: SetIf, state: State) -> None:
         flags = state.flags
         value = Value(Named(instruction.address, operation.destination.name), 0)
         if flags is not None and operation.condition in EQUALITY:
@@ -241,21 +224,38 @@ class Data:
             value = Value(Won(flags.site, True), 0)
         state.registers[operation.destination.name] = value
 
-    def _compare(self, instruction: Instruction, operation: Compare | Test, state: State) -> None:
+    def compare(self, instruction: Instruction, operation: Compare | Test, state: State) -> None:
         left = self.read(instruction, operation.left, state)
         right = self.read(instruction, operation.right, state)
         state.flags = Flags("cmp" if isinstance(operation, Compare) else "test", left, right, operation.bits)
 
-    def _compare_if(self, instruction: Instruction, operation: CompareIf, state: State) -> None:
+    def compare_if(self, instruction: Instruction, operation: CompareIf, state: State) -> None:
         left = self.read(instruction, operation.left, state)
         right = self.read(instruction, operation.right, state)
         before, condition, zero = state.flags, operation.condition, operation.zero
         state.flags = Flags("both", left, right, operation.bits, 0, before, condition, zero)
 
-    def _forget_flags(self, _: Instruction, __: Operation, state: State) -> None:
+    def forget_flags(self, _: Instruction, __: Operation, state: State) -> None:
         state.flags = None
 
-    def _reserve(self, instruction: Instruction, operation: Reserve, state: State) -> None:
+    def reserve(self, instruction: Instruction, operation: Reserve, state: State) -> None:
         state.reserved = instruction.address
         state.known.pop(instruction.address, None)
         state.registers[operation.destination.name] = Value(Old(instruction.address), 0)
+
+
+STEPS: Final[Mapping[type, Callable[[Data, Instruction, Any, State], None]]] = {
+    Set: Data.set,
+    Address: Data.address,
+    Add: Data.add,
+    Sum: Data.add_values,
+    Forget: Data.forget,
+    Insert: Data.insert,
+    SetIf: Data.set_if,
+    Compare: Data.compare,
+    Test: Data.compare,
+    CompareIf: Data.compare_if,
+    ForgetFlags: Data.forget_flags,
+    Reserve: Data.reserve,
+}
+"""Of the class, not of each instance: one that holds its own methods is freed by the collector only."""

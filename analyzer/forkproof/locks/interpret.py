@@ -46,7 +46,7 @@ from forkproof.code.operations import (
     Syscall,
 )
 from forkproof.locks.branches import EQ, EQUALITY, Attempts, Outcome, compared, decided, equate, exclusive, shown
-from forkproof.locks.data import Data, Step
+from forkproof.locks.data import STEPS, Data
 from forkproof.locks.ledger import Ledger
 from forkproof.locks.runs import NOTHING, Acquire, Blocks, Calls, CallSite, Exit, Held, Run, Turn, in_order, told_exits
 from forkproof.locks.state import Attempt, Flags, Joins, State
@@ -138,7 +138,6 @@ class _Interpreter:
         self.stores: dict[Value, set[Value]] = {}
         self.turns: dict[int, dict[Turn, None]] = {}
         self.complete = True
-        self.steps: Mapping[type, Step] = {**self.data.steps, Syscall: self._syscall, Pause: self._pause}
 
     def run(self, held: Held) -> Run:
         self.ledger.on_entry = held
@@ -163,12 +162,12 @@ class _Interpreter:
             frozenset(s for s, b in self.split_calls.items() if self._waits(s, b, may_repeat=True)),
             Blocks(
                 start or 0,
-                {b: frozenset(t) for b, t in self.successors.items()},
+                {b: tuple(sorted(t)) for b, t in self.successors.items()},
                 frozenset(self.ends),
                 {b: tuple(t) for b, t in self.turns.items()},
             ),
             {address: frozenset(constants) for address, constants in self.stores.items()},
-            {name: frozenset(values) for name, values in self.joins.met.items()},
+            self.joins.met(v for turns in self.turns.values() for turn in turns for v in (turn.value, turn.other)),
             self._touched(),
             self.body,
             self.complete,
@@ -285,11 +284,15 @@ class _Interpreter:
             if kind is Set and type(operation.destination) is Memory:  # type: ignore[union-attr]
                 held = self._store(instruction, operation, held, state)  # type: ignore[arg-type]
                 continue
-            step = self.steps.get(kind)
+            step = STEPS.get(kind)
             if step is not None:
-                step(instruction, operation, state)
-                continue
-            return self._control(instruction, operation, here, held, state, onward)
+                step(self.data, instruction, operation, state)
+            elif kind is Syscall:
+                self._syscall(instruction, state)
+            elif kind is Pause:
+                self.waiting.add(self.block)
+            else:
+                return self._control(instruction, operation, here, held, state, onward)
         onward.append((held, state))
         return []
 
@@ -628,10 +631,7 @@ class _Interpreter:
             held = self.ledger.acquired(outcome[0], attempt.address, attempt.kind, held, blocking=False)
         return held, after
 
-    def _syscall(self, instruction: Instruction, _: Operation, state: State) -> None:
+    def _syscall(self, instruction: Instruction, state: State) -> None:
         if self.calls.enters_wait():
             self.waiting.add(self.block)
         state.registers[self.convention.result] = Value(Named(instruction.address, "syscall"), 0)
-
-    def _pause(self, *_: object) -> None:
-        self.waiting.add(self.block)

@@ -40,6 +40,8 @@ _Way = tuple[Step, ...]
 _Node = tuple[Function, tuple[Value, ...]]
 """A function, and what is held when it is entered; of another library, when it was left for."""
 _Cost = tuple[int, int, int, int]
+_Came = tuple[_Node, Step, bool]
+"""What a node was reached from, by which call, and whether that is one through a pointer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,6 @@ class Reentries:
         """`is_rare` tells whether a call is made only when something is the case that seldom is."""
         self.summaries, self.flow, self.is_rare = summaries, summaries.flow, is_rare
         self.chosen = Chosen(summaries)
-        self._calls: dict[Function, _Following] = {}
         self.graph = self.flow.graph
         self.back: Reach = np.zeros(0, np.int32)
         self.leads_back: npt.NDArray[np.bool_] = np.zeros(0, bool)
@@ -144,16 +145,21 @@ class Reentries:
         1. begin with the calls that a holder makes under the lock;
         2. follow a function of the allocator with what is held; it ends where the lock is waited for again;
         3. follow one of another library along its edges.
+
+        Whether a call is seldom made is asked when its turn has come: of most it need not be known.
         """
-        came: dict[_Node, tuple[_Node, Step, bool]] = {}
-        queue: list[tuple[_Cost, int, _Node, tuple[_Node, Step, bool] | None]] = []
+        came: dict[_Node, _Came] = {}
+        queue: list[tuple[_Cost, int, _Node, _Came | None, bool]] = []
         done: set[_Node] = set()
         for holder in holders:
-            heappush(queue, ((0, 0, 0, 0), len(queue), (holder, ()), None))
+            heappush(queue, ((0, 0, 0, 0), len(queue), (holder, ()), None, False))
         order = len(queue)
         while queue:
-            cost, _, node, before = heappop(queue)
+            cost, place, node, before, is_open = heappop(queue)
             if node in done:
+                continue
+            if is_open and before is not None and self.is_rare(before[1]):
+                heappush(queue, ((cost[0] + 1, *cost[1:]), place, node, before, False))
                 continue
             done.add(node)
             if before is not None:
@@ -165,14 +171,14 @@ class Reentries:
             for onward, after, is_chosen in ways:
                 is_inside = self._is_followed(onward.function)
                 more = (
-                    self.is_rare(onward) if is_inside else self.is_of_libc(onward, after[0]),
+                    not is_inside and self.is_of_libc(onward, after[0]),
                     is_chosen,
                     not is_inside and after[0] in self.freeing,
                     1,
                 )
                 order += 1
                 total = cost[0] + more[0], cost[1] + more[1], cost[2] + more[2], cost[3] + 1
-                heappush(queue, (total, order, after, (node, onward, is_chosen)))
+                heappush(queue, (total, order, after, (node, onward, is_chosen), is_inside))
         return None
 
     def _is_followed(self, function: Function) -> bool:
@@ -219,7 +225,7 @@ class Reentries:
         return self._watched(function, held, self.lock) if self.lock in shared.touched else shared
 
     def _watched(self, function: Function, held: Held, lock: Value) -> Run:
-        calls = self._calls.setdefault(function, _Following(self, function))
+        calls = _Following(self, function)  # not kept: each holds the search that would hold it
         return self.summaries.interpreted_run(function, held, frozenset([lock]), calls=calls)
 
     def _locks_what_it_is_given(self, callee: Function, arguments: tuple[Value, ...]) -> bool:
@@ -240,8 +246,7 @@ class Reentries:
         if function not in self._flags:
             self._flags[function] = None
             if self.summaries.program.object_of(function) in self.summaries.objects and self._uses_thread(function):
-                calls = self._calls.setdefault(function, _Following(self, function))
-                run = self.summaries.interpreted_run(function, NOTHING, NOTHING, calls=calls)
+                run = self.summaries.interpreted_run(function, NOTHING, NOTHING, calls=_Following(self, function))
                 cells = frozenset(r for r in run.releases if isinstance(r.base, Thread))
                 self._flags[function] = Effect(run.exits, cells) if cells else None
         return self._flags[function]
@@ -260,7 +265,7 @@ def _is_of_thread(operation: Operation) -> bool:
     return any(isinstance(operand, Memory) and operand.thread for operand in operation)
 
 
-def _back(came: dict[_Node, tuple[_Node, Step, bool]], end: _Node) -> list[tuple[Step, bool]]:
+def _back(came: dict[_Node, _Came], end: _Node) -> list[tuple[Step, bool]]:
     steps = []
     while end in came:
         end, step, is_chosen = came[end]

@@ -128,7 +128,7 @@ class Blocks:
     """The feasible control flow of one function, by positions of blocks."""
 
     entry: int
-    successors: Mapping[int, frozenset[int]]
+    successors: Mapping[int, tuple[int, ...]]
     ends: frozenset[int]
     """Blocks from which the function returns."""
     turns: Mapping[int, tuple[Turn, ...]]
@@ -145,7 +145,7 @@ class Blocks:
         while changed:
             changed = False
             for block in blocks - sure:
-                after = self.successors.get(block, frozenset())
+                after = self.successors.get(block, ())
                 if block in self.ends or not after:
                     continue
                 if (all if block in self.turns else any)(a in sure for a in after):
@@ -167,7 +167,7 @@ class Blocks:
             for block in self._before.get(frontier.pop(), ()):
                 if block in found or block in goals:
                     continue
-                if block in self.turns or self.successors[block] <= found:
+                if block in self.turns or found.issuperset(self.successors[block]):
                     found.add(block)
                     frontier.append(block)
         return found
@@ -187,6 +187,15 @@ class Blocks:
         Compilers test one condition in several places, each on a way of its own: all ways lead through one of them.
         Where the other side ends the program, nothing that goes on is left to choose.
         """
+        if goal not in self._required:
+            self._required[goal] = self._find_required(goal)
+        return self._required[goal]
+
+    @cached_property
+    def _required(self) -> dict[int, tuple[Turn, ...]]:
+        return {}
+
+    def _find_required(self, goal: int) -> tuple[Turn, ...]:
         way = self._way(goal, frozenset())
         if way is None:
             return ()
@@ -196,7 +205,63 @@ class Blocks:
             for turn in self.turns.get(block, ())
             if turn.target == after and self._is_choice(block, after)
         }
-        return tuple(turn for block, turn in steps.values() if self._way(goal, self._showing(block, turn)) is None)
+        if not steps:
+            return ()
+        leading = self._leading_to(goal)
+        bridges = self._bridges(way, leading)
+        found = []
+        for block, turn in steps.values():
+            edges = {edge for edge in self._showing(block, turn) if edge[0] in leading and edge[1] in leading}
+            if edges <= bridges if len(edges) == 1 else not self._is_reached(goal, edges, leading):
+                found.append(turn)
+        return tuple(found)
+
+    def _leading_to(self, goal: int) -> set[int]:
+        """Blocks from which a block can be reached, itself included."""
+        found, frontier = {goal}, [goal]
+        while frontier:
+            for block in self._before.get(frontier.pop(), ()):
+                if block not in found:
+                    found.add(block)
+                    frontier.append(block)
+        return found
+
+    def _bridges(self, way: list[int], among: set[int]) -> set[tuple[int, int]]:
+        """The edges of a way that every way to its end uses, in one walk.
+
+        From each block on the way, in order, go everywhere but along the way: an edge of it is a bridge if no block
+        beyond was met by then.
+        """
+        place = {block: i for i, block in enumerate(way)}
+        found, seen, farthest = set(), set(way), 0
+        for here, (block, after) in enumerate(pairwise(way)):
+            frontier = [block]
+            while frontier:
+                each = frontier.pop()
+                for onward in self.successors.get(each, ()):
+                    if each == block and onward == after:
+                        continue
+                    if onward in place:
+                        farthest = max(farthest, place[onward])
+                    elif onward in among and onward not in seen:
+                        seen.add(onward)
+                        frontier.append(onward)
+            if farthest <= here:
+                found.add((block, after))
+        return found
+
+    def _is_reached(self, goal: int, without: Collection[tuple[int, int]], among: set[int]) -> bool:
+        """A block is reached from the entry through these blocks, without using these edges."""
+        seen, frontier = {self.entry}, [self.entry]
+        while frontier:
+            here = frontier.pop()
+            if here == goal:
+                return True
+            for after in self.successors.get(here, ()):
+                if after in among and after not in seen and (here, after) not in without:
+                    seen.add(after)
+                    frontier.append(after)
+        return False
 
     def asks_again(self, block: int, required: Iterable[Turn]) -> bool:
         """Beyond a block, a word is looked at that had to be 0 on the way to it: double-checked initialisation.
@@ -226,11 +291,18 @@ class Blocks:
             frontier += more
         return frozenset(found)
 
-    def _showing(self, block: int, turn: Turn) -> frozenset[tuple[int, int]]:
+    def _showing(self, block: int, turn: Turn) -> set[tuple[int, int]]:
         """The edges on which a side of a branch shows the same as this one."""
-        if not turn.tells:
-            return frozenset({(block, turn.target)})
-        return frozenset((b, t.target) for b, turns in self.turns.items() for t in turns if t[1:] == turn[1:])
+        return self._shown[turn[1:]] if turn.tells else {(block, turn.target)}
+
+    @cached_property
+    def _shown(self) -> dict[object, set[tuple[int, int]]]:
+        """The edges by what they show."""
+        found: dict[object, set[tuple[int, int]]] = {}
+        for block, turns in self.turns.items():
+            for turn in turns:
+                found.setdefault(turn[1:], set()).add((block, turn.target))
+        return found
 
     def _way(self, goal: int, without: frozenset[tuple[int, int]]) -> list[int] | None:
         """Blocks of a shortest way from the entry to a block that uses none of these edges."""
@@ -267,8 +339,8 @@ class Run:
     blocks: Blocks
     stores: Mapping[Value, frozenset[Value]]
     """What it stores into words of objects: constants, addresses, and names for what is not known."""
-    met: Mapping[Value, frozenset[Value]]
-    """The values that a name stands for which was given where ways meet."""
+    met: Mapping[Value, tuple[Value, ...]]
+    """The values that a name stands for which was given where ways meet, of those that turns look at."""
     touched: frozenset[Value]
     """Addresses of which it matters here whether they are held: to take, release or try them, or to store there."""
     body: Body

@@ -7,6 +7,7 @@ Must never: keep a value where two ways disagree: it gets the name of the block,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -83,31 +84,70 @@ class State:
         return copied
 
 
+class _Phi(NamedTuple):
+    """A name that was given where ways meet."""
+
+    value: Value
+    met: set[Value]
+    """What it was given to."""
+
+
 class Joins:
     """Meeting of states, by one machine's convention."""
 
     def __init__(self, convention: Convention) -> None:
         self.arguments = frozenset(convention.arguments)
-        self.names: dict[tuple[int, str], Value] = {}
-        self.met: dict[Value, set[Value]] = {}
-        """What each of the names was given to."""
+        self.names: dict[int, dict[str, _Phi]] = {}
+
+    def met(self, wanted: Iterable[Value]) -> dict[Value, tuple[Value, ...]]:
+        """What each of the names that these values lead to was given to."""
+        known = {phi.value: phi.met for names in self.names.values() for phi in names.values() if phi.met}
+        found: dict[Value, tuple[Value, ...]] = {}
+        pending = [value for value in wanted if value in known]
+        while pending:
+            each = pending.pop()
+            if each not in found:
+                found[each] = tuple(known[each])
+                pending += [value for value in found[each] if value in known]
+        return found
 
     def is_pointer(self, base: Base) -> bool:
         """What may point to an array: a word of memory, or a parameter."""
         return isinstance(base, Content) or (isinstance(base, Entry) and base.register in self.arguments)
 
     def join(self, old: State, new: State, position: int, *, keep: bool) -> bool:
-        """Let `old` know only what `new` knows too; whether that changes it. Without `keep` all is named anew."""
+        """Let `old` know only what `new` knows too; whether that changes it. Without `keep` all is named anew.
+
+        The inner loop of the interpretation: most arrivals teach nothing, and what has its name already keeps it.
+        """
         changed = False
         mine, theirs = old.registers, new.registers
-        for name in mine.keys() | theirs.keys():
-            a = mine.get(name) or entry(name)
-            b = theirs.get(name) or entry(name)
-            if not keep or (a is not b and a != b):
+        if not (keep and mine == theirs):
+            names = self.names.setdefault(position, {})
+            for name in mine.keys() | theirs.keys():
+                a = mine.get(name) or entry(name)
+                b = theirs.get(name) or entry(name)
+                if a is b or a == b:
+                    if keep or _is_settled(a.base):
+                        continue
+                elif (phi := names.get(name)) is not None and phi.value is a:
+                    phi.met.add(b)
+                    continue
                 joined = self._joined(a, b, position, name, keep=keep)
                 if joined != a:
                     mine[name] = joined
                     changed = True
+        if old.frame != new.frame:
+            changed |= self._join_frames(old, new, position, keep=keep)
+        if old.flags is not None and old.flags != new.flags:
+            old.flags = None
+            changed = True
+        if old.known != new.known:
+            old.known = {k: v for k, v in old.known.items() if new.known.get(k) == v}
+        return changed
+
+    def _join_frames(self, old: State, new: State, position: int, *, keep: bool) -> bool:
+        changed = False
         for cell, a in list(old.frame.items()):
             other = new.frame.get(cell)
             if other is None:
@@ -118,23 +158,20 @@ class Joins:
                 if joined != a:
                     old.frame[cell] = joined
                     changed = True
-        if old.flags is not None and old.flags != new.flags:
-            old.flags = None
-            changed = True
-        if old.known != new.known:
-            old.known = {k: v for k, v in old.known.items() if new.known.get(k) == v}
         return changed
 
     def _joined(self, a: Value, b: Value, position: int, name: str, *, keep: bool) -> Value:
         """What two values have in common: themselves, an array that both are elements of, or a new name."""
         if a == b and (keep or _is_settled(a.base)):
             return a
-        phi = self.names.get((position, name))
-        if phi is None:
-            phi = self.names[position, name] = Value(Named(-1 - position, name), 0)
+        names = self.names.setdefault(position, {})
+        found = names.get(name)
+        if found is None:
+            found = names[name] = _Phi(Value(Named(-1 - position, name), 0), set())
+        phi = found.value
         joined = phi if not keep or a == phi else self._in_common(a, b, phi, position, name)
         if joined is phi:
-            self.met.setdefault(phi, set()).update({a, b} - {phi})
+            found.met.update({a, b} - {phi})
         return joined
 
     def _in_common(self, a: Value, b: Value, phi: Value, position: int, name: str) -> Value:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forkproof.locks.runs import Blocks, Turn
 from forkproof.locks.values import ZERO, Named, Value
@@ -15,7 +19,7 @@ def blocks(edges: dict[int, tuple[int, ...]], ends: tuple[int, ...], *turns: tup
     by_block: dict[int, tuple[Turn, ...]] = {}
     for block, turn in turns:
         by_block[block] = (*by_block.get(block, ()), turn)
-    return Blocks(0, {b: frozenset(t) for b, t in edges.items()}, frozenset(ends), by_block)
+    return Blocks(0, edges, frozenset(ends), by_block)
 
 
 def is_zero(block: int, target: int, value: Value = STATE) -> tuple[int, Turn]:
@@ -69,6 +73,33 @@ def test_in_a_function_that_never_returns_all_conditions_count() -> None:
 
 def test_what_cannot_be_reached_requires_nothing() -> None:
     assert blocks(DIAMOND, (3,), is_zero(0, 1)).requires(77) == ()
+
+
+@given(
+    st.dictionaries(st.integers(0, 7), st.lists(st.integers(0, 7), max_size=3, unique=True).map(tuple)),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.sampled_from([STATE, OTHER]), st.booleans())),
+    st.integers(0, 7),
+)
+def test_what_is_required_is_what_no_way_does_without(
+    edges: dict[int, tuple[int, ...]], sides: list[tuple[int, int, Value, bool]], goal: int
+) -> None:
+    turns = [(b, Turn(t, value, ZERO, equal)) for b, t, value, equal in sides if t in edges.get(b, ())]
+    graph = blocks(edges, (), *turns)
+    shown: dict[object, set[tuple[int, int]]] = {}
+    for block, turn in turns:
+        shown.setdefault(turn[1:], set()).add((block, turn.target))
+    needed = {side for side, cut in shown.items() if is_way(edges, goal) and not is_way(edges, goal, cut)}
+    assert {turn[1:] for turn in graph.requires(goal)} == needed
+
+
+def is_way(edges: dict[int, tuple[int, ...]], goal: int, without: Collection[tuple[int, int]] = ()) -> bool:
+    seen, frontier = {0}, [0]
+    while frontier:
+        here = frontier.pop()
+        more = {after for after in edges.get(here, ()) if (here, after) not in without} - seen
+        seen |= more
+        frontier += more
+    return goal in seen
 
 
 # ---- passes ----------------------------------------------------------------------------------

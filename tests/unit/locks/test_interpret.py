@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from forkproof.elf.image import Machine
@@ -473,3 +475,16 @@ def test_a_condition_on_one_of_two_ways_to_a_lock_is_not_required() -> None:
 def test_a_function_tells_what_locks_it_has_to_do_with() -> None:
     run = follow("mov edi, 0x4000\ncall lock\nmov edi, 0x4040\ncall unlock\nret", Callees(library=MUTEXES))
     assert {LOCK, OTHER} <= run.touched
+
+
+def test_following_leaves_nothing_for_the_collector() -> None:
+    """It is off during a scan: states that only it could free would all be kept to the end."""
+    follow(SPIN + "mov dword ptr [0x4000], 0\nret")
+    gc.collect()
+    gc.disable()
+    try:
+        run = follow(SPIN + "mov dword ptr [0x4000], 0\nret")
+        assert run.acquires
+        assert not [o for o in gc.get_objects() if type(o).__name__ in ("_Interpreter", "State")]
+    finally:
+        gc.enable()
