@@ -134,7 +134,11 @@ class Facts:
                 base = program.base
                 owned |= {Function(f) for f in range(int(base[allocator.object]), int(base[allocator.object + 1]))}
         using = self.libc_locks.using() if self.libc.core is not None and len(program.codes) > 1 else {}
-        return OtherLocks(self.flow, self.libc.objects, owned, self.given.arguments, using)
+        given = dict(self.given.arguments)
+        for function in {w.window.function for w in self.windows if w.threads is not Answer.NO and w.is_own}:
+            if values := self.given.by_callers(function):
+                given[function] = given.get(function, frozenset()) | values
+        return OtherLocks(self.flow, self.libc.objects, owned, given, using)
 
     @cached_property
     def may_run(self) -> npt.NDArray[np.bool_]:

@@ -3,8 +3,8 @@
 Owns: exit handlers (atexit, destructors), and the data that a start of a thread or a registration passes along.
 Takes: `Flow`. Gives: `ExitHandler`s, and arguments by function.
 Must never: give an argument that one caller of several passes as the only one.
-Wrong where: the data is made at run time (then nothing is given); where a handler is registered by a function that
-      passes it on from further away than one call.
+Wrong where: data is made again and again at one place (then all of it is one); where a handler is registered by a
+      function that passes it on from further away than one call.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Final
 import numpy as np
 
 from forkproof.callgraph import CALLS, EdgeKind, Function, address_arguments, data_arguments
+from forkproof.code.explore import Entry, Result, State
+from forkproof.code.explore import Value as KnownValue
 from forkproof.flow import Flow
-from forkproof.locks.values import Content, Object, Value
+from forkproof.locks.values import Content, Made, Object, Value
 
 _REGISTRARS: Final = ("atexit", "__cxa_atexit", "on_exit")
 _DATA: Final = 1
@@ -53,7 +55,7 @@ class Given:
 
     @cached_property
     def arguments(self) -> Mapping[Function, frozenset[Value]]:
-        """The first arguments of threads and exit handlers that code passes as constants, or from variables."""
+        """The first arguments of threads and exit handlers that code passes as constants, from variables, or made."""
         found: dict[Function, set[Value]] = {}
         for handler, value in self._registered:
             if value is not None:
@@ -100,9 +102,34 @@ class Given:
             site, function = int(graph.site[edge]), self.flow.whole(Function(int(graph.source[edge])))
             state = self.flow.states(function, [site]).get(site) if site not in found else None
             value = state.register(self.flow.convention.arguments[argument]) if state is not None else None
-            if value is not None and value.base is None and self.program.image(obj).is_writable(value.offset):
+            if state is None or value is None:
+                continue
+            if value.base is None and self.program.image(obj).is_writable(value.offset):
                 found[site] = Value(place, value.offset)
+            elif isinstance(value.base, Result) or value.base == Entry(self.flow.convention.stack):
+                found[site] = self._kept_in(obj, state, value) or _made(function, value)
         return found
+
+    def _kept_in(self, obj: int, state: State, value: KnownValue) -> Value | None:
+        """A variable that holds the same: what the function has stored there before."""
+        image = self.program.image(obj)
+        cells = (
+            a
+            for (base, a), held in state.cells.items()
+            if base is None and held is not None and held.value.base == value.base and held.value.offset == 0
+        )
+        kept = min((a for a in cells if image.is_writable(a)), default=None)
+        return None if kept is None else Value(Content(Object(obj), kept), value.offset)
+
+    def by_callers(self, function: Function) -> frozenset[Value]:
+        """What callers pass first, where each passes a variable, or an object that it has made."""
+        found = set[Value]()
+        for obj, edges in self._by_object(self._calls_of(function)).items():
+            data = self._data(obj, edges, 0)
+            if len(data) < len(edges):
+                return frozenset()
+            found.update(data.values())
+        return frozenset(found)
 
     def _calls_of(self, function: Function) -> list[int]:
         return [e for e in self.graph.edges_to(function) if self.graph.kind[e] in CALLS]
@@ -121,6 +148,10 @@ class Given:
         for edge in edges:
             found.setdefault(self.program.object_of(Function(int(self.graph.source[edge]))), []).append(edge)
         return {obj: sorted(found[obj], key=lambda e: int(self.graph.site[e])) for obj in sorted(found)}
+
+
+def _made(function: Function, value: KnownValue) -> Value:
+    return Value(Made(function, value.base.site if isinstance(value.base, Result) else -1), value.offset)
 
 
 _SMALL: Final = 64

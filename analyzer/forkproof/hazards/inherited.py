@@ -39,7 +39,7 @@ from forkproof.locks.ordinary import Occasions
 from forkproof.locks.others import Functions, Place
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import step_frames
-from forkproof.locks.values import Content, Object, Value, root
+from forkproof.locks.values import Content, Made, Object, Value, root
 from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
 from forkproof.threads import constructor_functions
 
@@ -347,16 +347,17 @@ class _Window:
         """The child first makes locks of that object's new which are not known; a field may be one by another way."""
         if isinstance(address.base, Object):
             return False
-        begin = root(address.base)
+        home = self._home(address)
         makers = [Function(f) for f in np.flatnonzero(self.by_child & self.others.makers).tolist()]
-        making = [
-            f
-            for f in makers
-            if isinstance(begin, Object)
-            and self.flow.program.object_of(f) == begin.number
-            and self.others.makes_another(f)
-        ]
+        making = [f for f in makers if self.flow.program.object_of(f) == home and self.others.makes_another(f)]
         return bool(making) and (position := self._first(making)) is not None and position <= first
+
+    def _home(self, address: Value) -> int:
+        """The object whose code a lock belongs to."""
+        begin = root(address.base)
+        if isinstance(begin, Made):
+            return self.flow.program.object_of(Function(begin.function))
+        return begin.number if isinstance(begin, Object) else -1
 
     def _cleared(self, level: Level) -> list[tuple[int, Value]]:
         return self.others.cleared_in(level.function)
@@ -475,6 +476,8 @@ class _Window:
             doubt = "the child makes locks new whose addresses are not known"
         elif isinstance(begin, Object) and looks_up_registrar(self.flow, begin.number):
             doubt = "its object looks pthread_atfork up by name, and what it registers is not known"
+        elif isinstance(begin, Made) and self._handlers(0):
+            doubt = "fork handlers may reach it by another way"
         elif is_common is Answer.UNKNOWN:
             doubt = "the program makes locks that processes share, whose addresses are not known"
         return None if holder is None else self._told(address, request, holder, doubt)

@@ -15,11 +15,11 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import Program
+from forkproof.callgraph import Function, Program
 from forkproof.columns import unique
 from forkproof.elf.demangle import demangle
 from forkproof.elf.image import I64
-from forkproof.locks.values import TELLING, Content, Element, Entry, Foreign, Object, Value, chain, root
+from forkproof.locks.values import TELLING, Content, Element, Entry, Foreign, Made, Object, Value, chain, root
 from forkproof.model import Lock
 
 _ARRAY_REACH: Final = 1 << 20
@@ -36,8 +36,11 @@ class Match(IntEnum):
 
 
 def is_resolved(value: Value) -> bool:
-    """The lock can be found from a global: it is one, an element of an array, or a field that a global leads to."""
-    return isinstance(root(value.base), Object) and not _is_anywhere(value)
+    """The lock can be found from a global: it is one, an element of an array, or a field that a global leads to.
+
+    An object that a function hands to others counts as one.
+    """
+    return isinstance(root(value.base), Object | Made) and not _is_anywhere(value)
 
 
 def _is_anywhere(value: Value) -> bool:
@@ -154,6 +157,11 @@ def lock_of(program: Program, value: Value, home: int) -> Lock:
         return Lock(name, f"{_symbol(program, owner, array[1])}[]", array[1], "array")
     if isinstance(begin, Object):
         return Lock(name, _chain_name(program, owner, value), None, "field")
+    if isinstance(begin, Made):
+        maker = demangle(program.name_of(Function(begin.function)) or "a function")
+        if begin.site < 0:
+            return Lock(name, f"a local variable of {maker}", None, "field")
+        return Lock(name, f"{_field_name(value)} of an object that {maker} makes", None, "field")
     if isinstance(begin, Entry | Foreign):
         return Lock(name, _field_name(value), None, "field")
     return Lock(name, "a lock whose address is not known", None, "unknown")

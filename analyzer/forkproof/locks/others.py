@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, CERTAIN, Columns, Function, data_arguments
 from forkproof.code import aarch64
-from forkproof.code.explore import State, Word
+from forkproof.code.explore import Entry as KnownEntry
+from forkproof.code.explore import Result, State, Word
 from forkproof.code.explore import Value as KnownValue
 from forkproof.code.index import CodeIndex
 from forkproof.code.operations import Atomic, Const, Memory, Register, Set
@@ -31,7 +32,7 @@ from forkproof.locks.evidence import address_of
 from forkproof.locks.identity import is_resolved
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import Step, Summaries
-from forkproof.locks.values import Content, Element, Entry, Object, Value, root
+from forkproof.locks.values import Content, Element, Entry, Made, Named, Object, Value, root, substituted
 from forkproof.model import Answer
 from forkproof.signature_values import LockFunction
 
@@ -45,6 +46,9 @@ _SHIFT: Final = 48
 _CLOSE: Final = 4096
 """Bytes around an address that code forms within which it may go on to a lock: so far reach AArch64's anchors."""
 _PAGE: Final = 4096
+_NOWHERE: Final = 0x7FFF << _SHIFT
+_APART: Final = 14
+"""Where cells lie that stand for what functions make: in no object, and not near each other."""
 _FEW: Final = 40
 """Functions that are sooner interpreted than compared with others first."""
 _LARGE: Final = 1000
@@ -93,6 +97,9 @@ class OtherLocks:
         and handlers get. `using`: functions of libc that take the lock of an object that they are given."""
         self.flow, self.graph = flow, flow.graph
         self.given, self.using = given or {}, using or {}
+        self.made = frozenset(
+            begin for values in self.given.values() for v in values if isinstance(begin := root(v.base), Made)
+        )
         self.usable = np.ones(flow.graph.size, bool)
         self.usable[list(owned)] = False
         base = flow.program.base
@@ -225,23 +232,36 @@ class OtherLocks:
         summaries, found = self.summaries, []
         run = summaries.run(function)
         for acquire in run.acquires:
-            step = Step(function, acquire.site)
-            if acquire.kind in KINDS and is_resolved(acquire.address):
-                place = Place(function, (step,), acquire.blocking, self._is_shared(step), acquire.held)
-                found.append((acquire.address, place))
+            step, address = Step(function, acquire.site), self._told(function, acquire.address)
+            if acquire.kind in KINDS and is_resolved(address):
+                held = self._all_told(function, acquire.held)
+                found.append((address, Place(function, (step,), acquire.blocking, self._is_shared(step), held)))
         for call in run.calls:
             callee = Function(call.target)
             for taken in summaries.of(callee).taken:
                 if taken.kind not in KINDS or not isinstance(root(taken.address.base), Entry):
                     continue
-                address = summaries.replaced(callee, call.arguments, taken.address)
+                address = self._told(function, summaries.replaced(callee, call.arguments, taken.address))
                 if is_resolved(address):
                     steps = (Step(function, call.site), *taken.path)
                     blocking = taken.blocking or call.site in run.waiting_calls
-                    found.append((address, Place(function, steps, blocking, self._is_shared(steps[-1]), call.held)))
+                    held = self._all_told(function, call.held)
+                    found.append((address, Place(function, steps, blocking, self._is_shared(steps[-1]), held)))
         for value in sorted(self.given.get(function, ()), key=repr):
             found += self._taken_of(function, value)
         return found
+
+    def _told(self, function: Function, value: Value) -> Value:
+        """A value of one function's, where it begins at something that the function hands to a thread as well."""
+        begin, convention = root(value.base), self.flow.convention
+        is_result = isinstance(begin, Named) and begin.register == convention.result
+        made = Made(function, begin.site if is_result and isinstance(begin, Named) else -1)
+        if not self.made or made not in self.made or not (is_result or begin == Entry(convention.stack)):
+            return value
+        return substituted(value, lambda base: Value(made if base == begin else base, 0))
+
+    def _all_told(self, function: Function, held: Held) -> Held:
+        return frozenset(self._told(function, h) for h in held) if self.made else held
 
     def _taken_of(self, function: Function, first: Value) -> Iterator[tuple[Value, Place]]:
         """The locks that a thread or a handler takes by way of its first argument."""
@@ -266,7 +286,7 @@ class OtherLocks:
                 return frozenset()
             self.summaries.add(function)
         held = [call.held for call in self.summaries.run(function).calls if call.site == site]
-        return frozenset.intersection(*held) if held else frozenset()
+        return self._all_told(function, frozenset.intersection(*held)) if held else frozenset()
 
     @cached_property
     def makers(self) -> Functions:
@@ -310,7 +330,7 @@ class OtherLocks:
     def _first_of(self, function: Function, state: State) -> list[Value]:
         """What is passed first, as addresses."""
         value = state.register(self.flow.convention.arguments[0])
-        return self._addresses(self.flow.program.object_of(function), value)
+        return self._addresses(function, value)
 
     def made_by(self, function: Function) -> set[Value]:
         """The locks that a function makes new by a call."""
@@ -340,7 +360,7 @@ class OtherLocks:
         found = []
         for site, state in flow.states(function, arguments).items():
             value = state.register(flow.convention.arguments[arguments[site]])
-            addresses = self._addresses(flow.program.object_of(function), value)
+            addresses = self._addresses(function, value)
             if self.summaries.library[targets[site]].op == "release" and self.summaries.relevant[function]:
                 own = {address for address, _ in self.taken_in(function)}
                 addresses = [address for address in addresses if address not in own]
@@ -370,14 +390,20 @@ class OtherLocks:
         for site, state in flow.states(function, stores).items():
             for cell in stores[site]:
                 value = address_of(cell, state, body.instructions[body.index[site]].end)
-                addresses = self._addresses(flow.program.object_of(function), value)
+                addresses = self._addresses(function, value)
                 found += [(site, address) for address in addresses if address not in own]
         return found
 
-    def _addresses(self, obj: int, value: KnownValue | None) -> list[Value]:
+    def _addresses(self, function: Function, value: KnownValue | None) -> list[Value]:
         """A value of `explore` as an address: through a pointer that the loader fills, both ways to write it."""
+        obj = self.flow.program.object_of(function)
         if value is None:
             return []
+        made = Made(function, value.base.site if isinstance(value.base, Result) else -1)
+        if made in self.made and (
+            isinstance(value.base, Result) or value.base == KnownEntry(self.flow.convention.stack)
+        ):
+            return [Value(made, value.offset)]
         if value.base is None:
             return [Value(Object(obj), value.offset)]
         if not isinstance(value.base, Word):
@@ -414,6 +440,8 @@ class _Cells:
         given: Mapping[Function, Collection[Value]],
     ) -> None:
         self.flow, self.library, self.spinning, self.given = flow, library, spinning, given
+        values = {v for values in given.values() for v in values}
+        self.makers = {begin.function for v in values if isinstance(begin := root(v.base), Made)}
         self._known: dict[Function, tuple[Columns, bool]] = {}
         self._tables: dict[int, _References] = {}
 
@@ -428,7 +456,7 @@ class _Cells:
     def _look(self, function: Function) -> tuple[Columns, bool]:
         known = self._known.get(function)
         if known is None:
-            is_given = function in self.given
+            is_given = function in self.given or function in self.makers
             exact = None if function in self.spinning or is_given else self._passed(function)
             known = (self._referred(function), False) if exact is None else (exact, True)
             self._known[function] = known
@@ -478,6 +506,7 @@ class _Cells:
                 if any(low <= slot < high for low, high in writable):
                     found.update(self._targets(obj, slot))
         found.update(begin for value in self.given.get(function, ()) if (begin := _begin(value)) >= 0)
+        found.update([_begin(Value(Made(function, -1), 0))] if function in self.makers else [])
         more = self._operands(function) if self.flow.machine is Machine.X86_64 else self._pages(function)
         found.update(obj << _SHIFT | a for a in more if any(low - _PAGE < a < high for low, high in writable))
         return np.array(sorted(found), np.int64)
@@ -531,6 +560,8 @@ def _begin(address: Value) -> int:
     while isinstance(base, Content | Element):
         offset = base.offset
         base = base.base
+    if isinstance(base, Made):  # by function, and far from each other
+        return _NOWHERE | base.function << _APART
     return base.number << _SHIFT | offset if isinstance(base, Object) and offset >= 0 else -1
 
 

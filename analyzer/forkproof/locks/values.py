@@ -90,6 +90,14 @@ class Named(NamedTuple):
     register: str
 
 
+class Made(NamedTuple):
+    """What a function got from a call at a site, or its frame (site -1), where it hands that to others: as good as a
+    variable."""
+
+    function: int
+    site: int
+
+
 class Foreign(NamedTuple):
     """A value that means nothing outside of a function; -1: of any function."""
 
@@ -97,7 +105,7 @@ class Foreign(NamedTuple):
 
 
 Base: TypeAlias = (
-    "Object | Entry | Content | Word | Thread | Flag | Element | Old | Status | Won | Named | Foreign | None"
+    "Object | Entry | Content | Word | Thread | Flag | Element | Old | Status | Won | Named | Made | Foreign | None"
 )
 DEEPEST: Final = 4
 
@@ -148,7 +156,7 @@ Substitution = Callable[[Base], Value]
 def substituted(value: Value, replace: Substitution) -> Value:
     """A callee's value as the caller sees it."""
     base = value.base
-    if base is None or isinstance(base, Object) or isinstance(root(base), Object | Foreign):
+    if base is None or isinstance(base, Object) or isinstance(root(base), Object | Made | Foreign):
         return value
     if isinstance(base, Content):
         inner = substituted(Value(base.base, base.offset), replace)
