@@ -30,7 +30,7 @@ from forkproof.closure import Bindings, Closure, Sysroot, TypeClass
 from forkproof.code.decode import decode, keep_register
 from forkproof.code.explore import CONVENTIONS
 from forkproof.code.index import SCANNERS, CodeIndex, index_code
-from forkproof.code.register_calls import arguments_at, calls_through
+from forkproof.code.register_calls import arguments_at
 from forkproof.columns import position_in, spans, unique
 from forkproof.elf.image import I64, Image
 from forkproof.elf.names import FunctionNames
@@ -75,7 +75,7 @@ CALLS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind
 _BLOCKED: Final = -2
 _NO_REGISTER: Final = -2
 _FOLLOWED_BYTES: Final = 1 << 15
-"""Bytes of a function that is followed for calls through registers."""
+"""Bytes of a function that is followed for what it passes."""
 _CALLBACK_REACH: Final = 160
 """Bytes before a call in which its function argument is looked for."""
 
@@ -399,20 +399,30 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
     1. direct branches, and branches to stubs;
     2. calls through GOT slots;
     3. IFUNC resolvers to what they choose from;
-    4. calls through registers, of the few functions on which all depends;
+    4. calls through registers, of the few functions on which all depends, and of what leads to those;
     5. callbacks: address arguments of functions that call them;
+    6. what is handed over in closures, and by way of wrappers of what starts threads.
     Table edges are left to `forkproof.tables`: most questions do not need them.
     """
+    # Imported here, since they take what this module makes.
+    from forkproof.handed import handed_edges
+    from forkproof.registers import edges_leading_on, register_edges
+
     parts: list[EdgeColumns] = []
     imports: list[ImportCalls] = []
     for obj in range(len(program.codes)):
         edges, calls = _object_edges(program, obj)
         parts += edges
         imports.append(calls)
-    parts += _register_edges(program, signatures)
+    parts += register_edges(program, signatures)
     joined = ImportCalls(*(np.concatenate([getattr(c, n) for c in imports]) for n in ImportCalls.__dataclass_fields__))
-    callbacks = _callback_edges(program, concatenated(parts), signatures)
-    return sorted_graph(program, [*parts, *callbacks], joined)
+    parts += _callback_edges(program, concatenated(parts), signatures)
+    graph = sorted_graph(program, parts, joined)
+    for more in (edges_leading_on, handed_edges):
+        if new := more(graph, signatures):
+            parts += new
+            graph = sorted_graph(program, parts, joined)
+    return graph
 
 
 def concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
@@ -482,37 +492,6 @@ def _resolver_edges(program: Program, obj: int) -> list[EdgeColumns]:
     target = np.searchsorted(code.start, code.sites.taken_target[chosen])
     kind = np.full(len(target), EdgeKind.IFUNC)
     return [known_edges(code.taken_owner[chosen] + base, target + base, code.sites.taken_site[chosen], kind)]
-
-
-def _register_edges(program: Program, signatures: Signatures) -> list[EdgeColumns]:
-    """Calls of forkers, starters of threads and what registers fork handlers through a register, loaded from the
-    GOT before. A function that loads one, and calls something through a register, is followed for it."""
-    names = {forker.name for forker in signatures.forkers} | {*signatures.thread_starters}
-    names |= {name for name, callback in signatures.callbacks.items() if "prepare" in callback.when}
-    wanted = np.zeros(int(program.base[-1]) + 1, bool)
-    wanted[list(program.called(sorted(names)))] = True
-    parts = []
-    for obj, code in enumerate(program.codes):
-        owner, word = code.loaded_owner, code.sites.loaded_address
-        chosen = np.flatnonzero((owner >= 0) & (code.unknown_calls[owner] > 0))
-        target = slot_columns(program, obj, word[chosen])[1]
-        is_wanted = (target >= 0) & wanted[target]
-        slots = dict(zip(word[chosen][is_wanted].tolist(), target[is_wanted].tolist(), strict=True))
-        found = [
-            (caller, slots[slot], site)
-            for caller in unique(owner[chosen][is_wanted]).tolist()
-            if int(code.size[caller]) <= _FOLLOWED_BYTES
-            for site, slot in _register_calls(program.image(obj), code, caller, slots)
-        ]
-        if found:
-            source, callee, site = (np.array(column, np.int64) for column in zip(*found, strict=True))
-            parts.append(known_edges(source + program.base[obj], callee, site, np.full(len(found), EdgeKind.GOT)))
-    return parts
-
-
-def _register_calls(image: Image, code: CodeIndex, caller: int, slots: Mapping[int, int]) -> Iterator[tuple[int, int]]:
-    body = decode(image, [(int(code.start[caller]), int(code.size[caller]))])
-    return calls_through(body, image.machine, slots)
 
 
 # ---- callbacks --------------------------------------------------------------------------------

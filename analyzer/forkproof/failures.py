@@ -23,10 +23,13 @@ from forkproof.flow import Flow
 
 _SUCCEEDS = CallEffect(succeeds=True)
 _ENDS = CallEffect(returns=False)
+_GIVES_ZERO = CallEffect(result=0)
 _ERRNO = "__errno_location"
 """The address of errno, in glibc and musl (Linux Standard Base, baselib---errno-location)."""
 _SOON = 3
 """Instructions after a call of it in which errno is read, if it is."""
+_NEAR = 2
+"""Calls between a function and the exec that it is there for, at most."""
 _LARGEST = 20_000
 """Instructions of a function that is looked at; in larger ones, every call counts as ordinary."""
 
@@ -39,6 +42,7 @@ class Failures:
         self._libc = frozenset(libc_objects)
         self._sites: dict[Function, frozenset[int]] = {}
         self._entering: dict[Function, bool] = {}
+        self._execing: dict[Function, bool] = {}
 
     def among(self, edges: Iterable[int]) -> list[int]:
         """Those of some call edges that are taken only after a failure."""
@@ -73,11 +77,33 @@ class Failures:
         flow, assumed = self.flow, {}
         for edge in flow.outgoing(function):
             site, target = int(flow.graph.site[edge]), Function(int(flow.graph.target[edge]))
-            if target in flow.execs or (flow.program.name_of(target) == _ERRNO and self._reads_errno(body, site)):
+            if self._ends_in_exec(target) or (flow.program.name_of(target) == _ERRNO and self._reads_errno(body, site)):
                 assumed[site] = _ENDS
             elif self._enters_kernel(target):
                 assumed[site] = _SUCCEEDS
         return assumed
+
+    def _ends_in_exec(self, function: Function) -> bool:
+        """An exec, or what comes back only if one has failed."""
+        if function in self.flow.execs:
+            return True
+        known = self._execing.get(function)
+        if known is None:
+            self._execing[function] = False  # what calls itself on the way
+            known = self._execing[function] = 0 <= self.flow.to_exec[function] <= _NEAR and self._fails_back(function)
+        return known
+
+    def _fails_back(self, function: Function) -> bool:
+        """It does not return if all that it calls does well, and gives 0."""
+        flow, body = self.flow, self.flow.body(function)
+        assumed = self._assumed(function, body) if len(body.instructions) <= _LARGEST else {}
+        ordinary = _with(assumed, flow.effects(function))
+
+        def effect(site: int) -> CallEffect:
+            usual = ordinary(site)
+            return _GIVES_ZERO if usual.returns else usual
+
+        return not explore(body, flow.machine, flow.program.rva_of(function), effects=effect).returns
 
     def _reads_errno(self, body: Body, site: int) -> bool:
         """The first use of the address that a call returned is a load: errno is not set to 0, or kept for later."""

@@ -12,6 +12,7 @@ Wrong where: a function returns only through a computed jump; where a noreturn f
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -255,6 +256,28 @@ class Flow:
             known = self._returning[function] = self._decide_returns(function, depth)
         return known
 
+    def loops(self, function: Function, site: int | None) -> bool:
+        """A loop of the function goes through an instruction, or through any where none is named."""
+        whole = self.whole(function)
+        following = self.explored(whole).successors
+        blocks = sorted(following)
+        if site is None:
+            return any(first in self._onward(following, first) for first in blocks)
+        position = bisect_right(blocks, site)
+        return position > 0 and blocks[position - 1] in self._onward(following, blocks[position - 1])
+
+    @staticmethod
+    def _onward(following: Mapping[int, tuple[int, ...]], first: int) -> set[int]:
+        """The blocks that control can come to from the end of a block."""
+        found: set[int] = set()
+        pending = [*following.get(first, ())]
+        while pending:
+            block = pending.pop()
+            if block not in found:
+                found.add(block)
+                pending += following.get(block, ())
+        return found
+
     def _decide_returns(self, function: Function, depth: int) -> bool:
         obj, rva = self.program.object_of(function), self.program.rva_of(function)
         names = self.program.names[obj].aliases(rva)
@@ -343,6 +366,15 @@ class Flow:
             watch=watch,
             within=body.leading_to(watch),
         ).states
+
+    def kept_constants(self, function: Function, site: int) -> dict[str, int]:
+        """The registers that hold constants at a call, and keep them over it."""
+        state = self.states(function, [site]).get(site)
+        return {
+            name: value.offset
+            for name, value in (state.registers if state is not None else {}).items()
+            if value is not None and value.base is None and name not in self.convention.destroyed
+        }
 
     def constant_before(self, function: Function, site: int, register: str) -> int | None:
         """The constant that the nearest earlier instruction puts into a register, if it does.

@@ -35,6 +35,8 @@ from forkproof.signature_values import Forker, ForkerKind
 from forkproof.signatures import Signatures
 
 _CLONE_VM: Final = 0x100
+_FLAGS_BITS: Final = 64
+"""Of struct clone_args.flags."""
 _PARENT_RESULT: Final = 0x5A5A
 _MAX_LEVELS: Final = 24
 """Callers followed for one window; beyond, the rest of the child's life is unknown."""
@@ -216,7 +218,7 @@ def _raw_sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
         if call is None or (function, site) in seen or function in flow.forkers or _starts_thread(flow, function):
             continue
         seen.add((function, site))
-        flags = flow.constant_before(function, site, flags_register) if call.flags == "argument-0" else None
+        flags = _flags(flow, function, site, flags_register, call.flags)
         creates = call.creates(flags)
         if creates != "thread":
             shared = {"shared": Answer.YES, "process": Answer.NO}.get(creates, Answer.UNKNOWN)
@@ -225,6 +227,16 @@ def _raw_sites(flow: Flow, libc_objects: frozenset[int]) -> Iterator[_Site]:
             kind: ForkerKind = "vfork" if shared is Answer.YES else "fork"
             runs_handlers &= kind == "fork"
             yield _Site(call.name, kind, runs_handlers, shared, function, site, is_jump=False)
+
+
+def _flags(flow: Flow, function: Function, site: int, register: str, where: str) -> int | None:
+    """The CLONE_ flags that a system call is given: as an argument, or in front of the structure that one points to."""
+    if where == "argument-0":
+        return flow.constant_before(function, site, register)
+    state = flow.states(function, [site]).get(site) if where == "struct-0" else None
+    pointer = state.register(register) if state is not None else None
+    held = state.cells.get((pointer.base, pointer.offset)) if state is not None and pointer is not None else None
+    return held.value.offset if held is not None and held.value.base is None and held.bits == _FLAGS_BITS else None
 
 
 def _system_calls(flow: Flow, libc_objects: frozenset[int]) -> Iterator[tuple[Function, int, str, str]]:
@@ -340,7 +352,7 @@ class _Follower:
             return Level(function, site, (), frozenset({"unknown"}), False, False, (), (), 0, frozenset(), parent)
         start = body.instructions[position].end
         error = golang.ERRORS[self.flow.machine]
-        rest = {error: 0} if self._is_go_call(function, site) else {}
+        rest = self.flow.kept_constants(function, site) | ({error: 0} if self._is_go_call(function, site) else {})
         known_child = [{**rest, register: value} for value in child] or [rest]
         return self.level(function, start, site, known_child, [{**rest, register: value} for value in parent])
 

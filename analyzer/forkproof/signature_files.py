@@ -411,6 +411,8 @@ KINDS: Final[Mapping[str, Kind]] = {
             "structure": Field(_index, required=False),
             "word": Field(_number, required=False),
             "equals": Field(_number, required=False),
+            "function": Field(_number, required=False),
+            "parameter": Field(_number, required=False),
         },
         lambda starter: f"name {starter.name!r}",
     ),

@@ -409,7 +409,8 @@ class ThreadStarter:
 
     ``callback`` is None when the entry is hidden in an object (std::thread's state and its virtual table).
     ``structure``, ``word``, ``equals``: it does so only if the structure that this argument points to has this
-    32-bit number at this offset; a null pointer has not.
+    32-bit number at this offset; a null pointer has not. ``function``, ``parameter``: where in it the function is, and
+    what that is given.
     """
 
     name: str
@@ -419,6 +420,8 @@ class ThreadStarter:
     structure: int | None = None
     word: int = 0
     equals: int = 0
+    function: int | None = None
+    parameter: int | None = None
 
 
 When = Literal["during", "later", "exit", "thread-exit", "new-thread", "new-process", "prepare", "parent", "child"]

@@ -11,7 +11,7 @@ Wrong where: a path exists in the code but never runs with the program's real in
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
@@ -217,6 +217,20 @@ class Threads:
         if self.are_hidden or self.may_clone or self.may_ask or self._may_come_first(window, roots, from_roots):
             return Answer.UNKNOWN, None
         return Answer.NO, None
+
+    @cached_property
+    def early(self) -> frozenset[int]:
+        """Calls that main makes only before it starts the first thread: no other thread runs meanwhile."""
+        main = self.flow.main
+        calls = [e for e in self.flow.outgoing(main) if self.graph.kind[e] != EdgeKind.THREAD] if main else []
+        starts = (
+            {int(self.graph.site[e]) for e in self.flow.outgoing(main) if self._starts_something(e)} if main else ()
+        )
+        if main is None or not starts or self.constructors:
+            return frozenset()
+        comes_after = _can_come_after(self.flow.explored(main).successors, starts)
+        sites = {e: int(self.graph.site[e]) for e in calls}
+        return frozenset(e for e, site in sites.items() if site not in starts and not comes_after(site))
 
     def is_later(self, window: ForkWindow, site: int) -> bool:
         """What main does at this site it does only after the fork: main runs once."""
@@ -492,6 +506,25 @@ def _constant(value: Value, image: Image) -> int | None:
 def _with_result(effects: Effects, site: int, value: int) -> Effects:
     """The same calls, one of which returns a constant."""
     return lambda place: CallEffect(result=value) if place == site else effects(place)
+
+
+def _can_come_after(successors: Mapping[int, tuple[int, ...]], sites: Collection[int]) -> Callable[[int], bool]:
+    """A test whether control can come to an address from one of `sites`, given the block graph."""
+    blocks = sorted(successors)
+    begins = {site: blocks[bisect_right(blocks, site) - 1] for site in sites}
+    seen: set[int] = set()
+    pending = [b for block in begins.values() for b in successors.get(block, ())]
+    while pending:
+        block = pending.pop()
+        if block not in seen:
+            seen.add(block)
+            pending += successors.get(block, ())
+
+    def after(site: int) -> bool:
+        block = blocks[bisect_right(blocks, site) - 1]
+        return block in seen or any(site > start for start, begin in begins.items() if begin == block)
+
+    return after
 
 
 def _can_come_before(successors: Mapping[int, tuple[int, ...]], sites: set[int]) -> Callable[[int], bool]:

@@ -24,6 +24,8 @@ from forkproof.elf.image import I64, U8
 
 ARGUMENT_REGISTERS: Final = (0, 1, 2, 3, 4, 5, 6, 7)
 """x0 to x7 (AAPCS64 6.8.2)."""
+BEFORE: Final = 0
+"""Bytes before a site that tell which register it goes through."""
 _PAIR_WINDOW: Final = 24
 _DERIVED_WINDOW: Final = 24
 _CALL_WINDOW: Final = 96
@@ -313,3 +315,10 @@ def mentions(code: bytes, numbers: Iterable[int]) -> bool:
     words = np.frombuffer(code[: len(code) // 4 * 4], "<u4")
     moved = words[words & 0x7FE00000 == 0x52800000] >> 5 & 0xFFFF
     return not set(numbers).isdisjoint(moved.tolist())
+
+
+def called_registers(around: U8) -> I64:
+    """The register that each of these calls or jumps goes through, given its bytes; -1 for none."""
+    words = around.astype(np.int64) @ np.array([1, 1 << 8, 1 << 16, 1 << 24])
+    is_plain = (words & 0xFFFFFC1F == 0xD63F0000) | (words & 0xFFFFFC1F == 0xD61F0000)
+    return np.where(is_plain, words >> 5 & 31, -1)

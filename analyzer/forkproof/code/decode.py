@@ -169,10 +169,10 @@ class Body:
         return dict(zip(self.leaders, (*self.leaders[1:], len(self.instructions)), strict=True))
 
 
-def decode(image: Image, parts: Iterable[tuple[int, int]]) -> Body:
-    """Disassemble the ranges of one function, the first of which holds its entry."""
+def decode(image: Image, parts: Iterable[tuple[int, int]], *, vectors: bool = False) -> Body:
+    """Disassemble the ranges of one function, the first of which holds its entry; moves of vectors too, if asked."""
     ranges = tuple(parts)
-    lift = _lifter(image.machine)
+    lift = _vector_lifter(image.machine) if vectors else _lifter(image.machine)
     found: list[Instruction] = []
     prefixed: dict[int, int] = {}
     for start, size in sorted(ranges):
@@ -199,6 +199,20 @@ def _lifter(machine: Machine) -> Callable[[bytes, bytes], tuple[Operation, ...]]
     """Operations of one instruction, remembered by its text: compilers repeat themselves."""
     lift = lift_x86_64.lift if machine is Machine.X86_64 else lift_aarch64.lift
     return lru_cache(maxsize=1 << 16)(lambda mnemonic, operands: lift(mnemonic.decode(), operands.decode()))
+
+
+@cache
+def _vector_lifter(machine: Machine) -> Callable[[bytes, bytes], tuple[Operation, ...]]:
+    """The same, and what moves vector registers."""
+    from forkproof.code import vectors
+
+    ordinary = _lifter(machine)
+
+    def lift(mnemonic: bytes, operands: bytes) -> tuple[Operation, ...]:
+        found = vectors.lift(machine, mnemonic.decode(), operands.decode())
+        return ordinary(mnemonic, operands) if found is None else found
+
+    return lru_cache(maxsize=1 << 14)(lift)
 
 
 _BATCH: Final = 512

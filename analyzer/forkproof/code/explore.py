@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
-from forkproof.code import lift_aarch64, lift_x86_64
+from forkproof.code import lift_aarch64, lift_x86_64, vectors
 from forkproof.code.decode import Body, Instruction
 from forkproof.code.operations import (
     Add,
@@ -50,6 +50,10 @@ from forkproof.code.operations import (
 )
 from forkproof.elf.image import Machine
 
+_POINTER: Final = 64
+"""Bits of one."""
+_DEEPEST: Final = 4
+"""Loads that lead to a value, at most."""
 _VISITS: Final = 12
 """Joins at one block before everything there is forgotten, which ends any loop's refinement."""
 
@@ -78,7 +82,14 @@ class Success(NamedTuple):
     site: int
 
 
-Base = Entry | Word | Result | Success | None
+class Behind(NamedTuple):
+    """What memory held behind a pointer that is not known itself: a field of a parameter, of what a call returned."""
+
+    base: Base
+    offset: int
+
+
+Base = Entry | Word | Result | Success | Behind | None
 
 
 class Value(NamedTuple):
@@ -192,14 +203,18 @@ def explore(
     effects: Effects | None = None,
     watch: Collection[int] = (),
     within: Collection[int] | None = None,
+    fields: bool = False,
 ) -> Exploration:
     """Run all feasible paths from the instruction at `start`.
 
     `known` gives registers that hold a constant there. O(blocks · _VISITS). `within`: only these blocks are run, by
     position; the states before watched instructions are the same if they are all that `Body.leading_to` names.
+    `fields`: loads behind pointers have values too (`Behind`), which costs time and decides no branch.
     """
     explorer = _Explorer(body, machine, effects or (lambda _: CallEffect()), frozenset(watch))
-    explorer.within = within
+    explorer.within, explorer.fields = within, fields
+    if fields:
+        explorer.destroyed |= dict.fromkeys(vectors.NAMES)
     return explorer.run(start, known or {})
 
 
@@ -221,6 +236,8 @@ class _Explorer:
         self.states: dict[int, State] = {}
         self.successors: dict[int, set[int]] = {}
         self.within: Collection[int] | None = None
+        self.fields = False
+        self.frame = _entry(self.convention.stack).base
         self.pending: list[tuple[int, int]] = []
         self.ranks = body.ranks
         self.queued: set[int] = set()
@@ -439,7 +456,13 @@ class _Explorer:
         if cell in state.cells:
             held = state.cells[cell]
             return held.value if held is not None and held.bits >= bits else None
-        return Value(Word(cell[1]), 0) if cell[0] is None else None
+        if cell[0] is None:
+            return Value(Word(cell[1]), 0)
+        return self._field(*cell) if self.fields and bits == _POINTER else None
+
+    def _field(self, base: Base, offset: int) -> Value | None:
+        """What a field held before anything was stored there; the frame's own cells hold nothing then."""
+        return None if base == self.frame or _depth(base) >= _DEEPEST else Value(Behind(base, offset), 0)
 
     def _cell(self, instruction: Instruction, memory: Memory, state: State) -> Cell | None:
         if memory.indexed:
@@ -548,7 +571,7 @@ def _holds(condition: Condition, state: State) -> bool | None:
 
 def _compare(condition: Condition, left: Value | None, right: Value | None, bits: int) -> bool | None:
     """The outcome of a comparison, or None when the values do not decide it."""
-    if left is None or right is None or condition not in _TESTS:
+    if left is None or right is None or condition not in _TESTS or isinstance(left.base, Behind):
         return None
     if isinstance(left.base, Success) and left.offset == 0 and right.base is None:
         return _compare_success(condition, _signed(right.offset, bits))
@@ -595,6 +618,13 @@ def _signed(value: int, bits: int) -> int:
     sign = 1 << (bits - 1)
     value &= (1 << bits) - 1
     return (value & (sign - 1)) - (value & sign)
+
+
+def _depth(base: Base) -> int:
+    depth = 0
+    while isinstance(base, Behind):
+        base, depth = base.base, depth + 1
+    return depth
 
 
 _UNREAD: Final = Held(Value(None, 0), 0)

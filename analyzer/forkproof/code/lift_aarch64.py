@@ -56,7 +56,7 @@ _CONDITIONS: Final = {
     "cs": Condition.ABOVE_EQ, "hi": Condition.ABOVE, "ls": Condition.BELOW_EQ,
     "mi": Condition.NEGATIVE, "pl": Condition.NOT_NEGATIVE,
 }  # fmt: skip
-_SPLIT: Final = re.compile(r",\s*(?![^\[]*\])")
+SPLIT: Final = re.compile(r",\s*(?![^\[]*\])")
 _NO_EFFECT: Final = frozenset({"nop", "bti", "dmb", "dsb", "paciasp", "autiasp", "pacibsp", "autibsp", "prfm", "hint"})
 
 
@@ -82,6 +82,11 @@ def _operand(text: str) -> tuple[Operand | None, int]:
     return _register(text)
 
 
+def operand(text: str) -> Operand | None:
+    """One operand, for who lifts what this module does not; None for vector registers."""
+    return _operand(text)[0]
+
+
 def _memory(text: str) -> Memory:
     parts = [p.strip() for p in text.strip("[]!").split(",")]
     base, _ = _register(parts[0])
@@ -100,7 +105,7 @@ def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
         return ()
     if mnemonic in ("yield", "wfe", "isb", "sevl"):
         return (Pause(),)
-    parts = _SPLIT.split(text) if text else []
+    parts = SPLIT.split(text) if text else []
     control = _control(mnemonic, parts)
     if control is not None:
         return control

@@ -102,6 +102,11 @@ def _operand(text: str) -> tuple[Operand | None, int]:
     return None, 0
 
 
+def operand(text: str) -> Operand | None:
+    """One operand, for who lifts what this module does not; None for vector registers."""
+    return _operand(text)[0]
+
+
 def _memory(inside: str, segment: str) -> Memory:
     base: str | None = None
     index: str | None = None

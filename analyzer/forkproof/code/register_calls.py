@@ -3,8 +3,8 @@
 Owns: following a word from where it is loaded to the calls that are made through it: compilers load the address of a
       function once that they call several times without a PLT (`mov fork@GOT(%rip), %r14; ...; call *%r14`). And an
       address to the calls that pass it: one that is passed several times is formed once.
-Takes: a decoded function, addresses of words, sites of calls. Gives: sites of calls, each with the word that it goes
-      through, or the address that it passes.
+Takes: a decoded function, addresses of words and functions, sites of calls. Gives: sites of calls, each with the
+      one that it goes through, or the address that it passes.
 Must never: name a call through a register that holds something else on another way.
 Wrong where: the register is kept in memory other than the stack in between.
 """
@@ -20,7 +20,7 @@ from forkproof.elf.image import Machine
 
 
 def calls_through(body: Body, machine: Machine, words: Container[int]) -> Iterator[tuple[int, int]]:
-    """(site, word) of the calls and tail calls that go to what one of these words holds."""
+    """(site, word) of the calls and tail calls that go to what one of these words holds, or to one itself."""
     registers = {
         instruction.address: operation.through.name
         for instruction in body.instructions
@@ -32,7 +32,11 @@ def calls_through(body: Body, machine: Machine, words: Container[int]) -> Iterat
     states = explore(body, machine, body.entry, watch=registers, within=body.leading_to(registers)).states
     for site, register in sorted(registers.items()):
         value = states[site].register(register) if site in states else None
-        if value is not None and isinstance(value.base, Word) and value.offset == 0 and value.base.address in words:
+        if value is None:
+            continue
+        if value.base is None and value.offset in words:
+            yield site, value.offset
+        elif isinstance(value.base, Word) and value.offset == 0 and value.base.address in words:
             yield site, value.base.address
 
 

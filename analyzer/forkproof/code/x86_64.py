@@ -23,6 +23,8 @@ ARGUMENT_REGISTERS: Final = (7, 6, 2, 1, 8, 9)
 """rdi, rsi, rdx, rcx, r8, r9 by their encoding (psABI 3.2.3)."""
 SHORT_JUMP: Final = 0xEB
 """Opcode of `jmp rel8`."""
+BEFORE: Final = 1
+"""Bytes before a site that tell which register it goes through: the prefix that makes eight of sixteen."""
 _LEA_SIZE: Final = 7
 _ENDBR64: Final = (0xF3, 0x0F, 0x1E, 0xFA)
 
@@ -226,3 +228,10 @@ def find_references(code: U8, base: int, address: int) -> I64:
 def mentions(code: bytes, numbers: Iterable[int]) -> bool:
     """One of these numbers stands in the code as a 32-bit immediate: a cheap test before decoding."""
     return any(number.to_bytes(4, "little") in code for number in numbers)
+
+
+def called_registers(around: U8) -> I64:
+    """The register that each of these calls or jumps goes through, given bytes from the one before; -1 for none."""
+    before, opcode, operand = (around[:, i].astype(np.int64) for i in range(3))
+    is_plain = (opcode == 0xFF) & ((operand & 0xF8 == 0xD0) | (operand & 0xF8 == 0xE0))
+    return np.where(is_plain, (operand & 7) + 8 * (before & 0xF1 == 0x41), -1)

@@ -299,6 +299,10 @@ def _rank(
 ) -> tuple[Severity, Verdict]:
     """High needs all four conditions, on paths that a program takes while it runs normally."""
     unknown = sum(a is Answer.UNKNOWN for a in answers)
+    if window.window.kind is WindowKind.EXEC and requester is not None and requester.rare:
+        # The child is there to exec, and asks for the lock only if something does not work.
+        is_known = not unknown and window.reachable is Answer.YES
+        return Severity.LOW, Verdict.REACHABLE if is_known else Verdict.SUSPECTED
     if window.reachable is not Answer.YES:
         # The program's own code is there to be run, and when it runs is one question, not two; most code
         # of a library is not run by this program.

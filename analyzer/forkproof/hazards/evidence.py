@@ -35,6 +35,12 @@ def existing_threads(facts: Facts, source: ThreadSource | None) -> list[Function
     return list(dict.fromkeys(found))
 
 
+def too_early(facts: Facts, source: ThreadSource | None) -> frozenset[int]:
+    """Calls by which main holds nothing when another thread forks: it makes them before it starts the first."""
+    is_other = source is not None and source.why == "forks from a thread"
+    return facts.threads.early if is_other else frozenset()
+
+
 def other_threads(facts: Facts) -> list[Function]:
     """What any other thread of the program begins in; helper threads of libc's own exist only if asked for."""
     objects, libc = facts.flow.program.object_of, facts.libc.objects
@@ -157,9 +163,20 @@ def _of_objects(facts: Facts, objects: Collection[int]) -> npt.NDArray[np.bool_]
 
 
 def dead_end(facts: Facts, edges: Iterable[int]) -> Function | None:
-    """The first function on a way that never comes back: a failed assertion, an error handler that exits."""
-    targets = (Function(int(facts.flow.graph.target[e])) for e in edges)
-    return next((t for t in targets if not facts.flow.returns(t)), None)
+    """The first function on a way that never comes back: a failed assertion, an error handler that exits.
+
+    One that goes round in a loop, as threads do, does not come back either, but the way goes on from there again and
+    again.
+    """
+    way = list(edges)
+    graph = facts.flow.graph
+    for place, edge in enumerate(way):
+        following = way[place + 1] if place + 1 < len(way) else None
+        target = Function(int(graph.target[edge]))
+        site = None if following is None else int(graph.site[following])
+        if not facts.flow.returns(target) and not facts.flow.loops(target, site):
+            return target
+    return None
 
 
 def frames_along(facts: Facts, edges: Iterable[int], start: Function) -> tuple[Frame, ...]:

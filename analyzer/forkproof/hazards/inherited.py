@@ -32,6 +32,7 @@ from forkproof.hazards.evidence import (
     rank,
     starts_near,
     threads_sentence,
+    too_early,
 )
 from forkproof.locks.coverage import prepared_by, surely_lets_go, tried_by
 from forkproof.locks.identity import Match, lock_of
@@ -428,16 +429,19 @@ class _Window:
 
     def _holder(self, places: list[Place]) -> tuple[_Way, Function, Answer] | None:
         """The shortest way of a thread to the lock: of one that surely exists, or else of another."""
+        early = too_early(self.facts, self.window.source)
         for answer in (Answer.YES, Answer.UNKNOWN):
             starts = [f for f, a in self.threads.items() if a is answer]
             for _ in range(_TRIES):
                 by_function = {p.function: p for p in reversed(places)}
-                reach = self.graph.distances(by_function, backward=True, blocked=[*self.dying, *self.dead])
+                reach = self.graph.distances(
+                    by_function, backward=True, blocked=[*self.dying, *self.dead], without=early
+                )
                 found = [(int(reach[f]), f) for f in starts if reach[f] >= 0]
                 if not found:
                     break
                 start = min(found)[1]
-                edges = self.graph.path(start, reach) or []
+                edges = self.graph.path(start, reach, without=early) or []
                 end = dead_end(self.facts, edges)
                 if end is None or end in self.dead:
                     last = Function(int(self.graph.target[edges[-1]])) if edges else start

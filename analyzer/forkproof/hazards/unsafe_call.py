@@ -31,6 +31,7 @@ from forkproof.hazards.evidence import (
     rank,
     starts_near,
     threads_sentence,
+    too_early,
 )
 from forkproof.libc_code import LibcLock
 from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
@@ -117,7 +118,7 @@ class _Window:
         self.flow, self.graph, self.locks = facts.flow, facts.flow.graph, facts.libc_locks
         self.core = facts.libc.core if facts.libc.core is not None else -1
         self.dead: set[Function] = set()
-        self.failing: set[int] = set()
+        self.failing: set[int] = set(too_early(facts, window.source))
         self.calls = self._calls()
         self.ordinary = self._ordinary_calls()
         self.fork = fork_frame(facts, window)
@@ -253,16 +254,16 @@ class _Window:
         """By how ordinary the ways of the child and of the thread are.
 
         What programs hardly ever take is low; so is what they seldom call, but medium where the thread itself calls it
-        in a loop. What needs a thread that may not exist yet is low, too: most daemons fork before they start theirs,
-        in an order that tables and event loops hide.
+        in a loop. What needs a thread to go a long way, or one that may not exist yet, is low, too: most daemons fork
+        before they start theirs, in an order that tables and event loops hide.
         """
         near, far = _LIVES if self.window.window.kind is WindowKind.DAEMONIZE else _LEAVES
         outside = [
             e for e in holder.edges if self.flow.program.object_of(Function(int(self.graph.source[e]))) != self.core
         ]
-        is_ordinary = request.call.depth <= near and len(outside) <= _HELD_NEAR and starts_near(self.window)
+        is_ordinary = request.call.depth <= near and starts_near(self.window)
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
-        is_doubtful = request.call.depth > far or Answer.UNKNOWN in answers
+        is_doubtful = request.call.depth > far or len(outside) > _HELD_NEAR or Answer.UNKNOWN in answers
         if is_doubtful or request.lock.rare:
             most = Severity.LOW
         elif request.lock.seldom:
