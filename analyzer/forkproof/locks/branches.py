@@ -8,6 +8,7 @@ Must never: take an attempt for a success because one value looks like it: a tic
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Final
 
@@ -20,6 +21,8 @@ _BESIDE: Final = 64
 _LOW_BITS: Final = {0xFF: 8, 0xFFFF: 16, 0xFFFFFFFF: 32}
 _FAR: Final = 64
 """Blocks after a failed attempt in which its wait is looked for."""
+_RETURN_ERRORS: Final = ("mutex", "rwlock")
+"""What a try of these returns is EBUSY where somebody else has the lock; other errors are those of broken programs."""
 EQ: Final = Condition.EQ
 NE: Final = Condition.NE
 EQUALITY: Final = (EQ, NE)
@@ -166,6 +169,8 @@ class Attempts:
             return None if equal else (base.site, False)
         if other.offset == attempt.expected:
             return base.site, equal
+        if not equal and other.offset == errno.EBUSY and attempt.kind in _RETURN_ERRORS:
+            return base.site, True
         return (base.site, False) if equal else None
 
     def waits_after_failure(

@@ -15,17 +15,16 @@ The evidence for an atomic operation being an acquire, strongest first:
 2. it calls a lock method: a function of kind 1 whose atomic operation works on its own first parameter;
 3. the operation repeats itself, on the same word, until it succeeds: it exchanges and looks at what it
    got, it sets a bit and looks whether that was clear, or it is a compare-and-swap that expects 0 every
-   time. A lock-free retry expects what it has just read; a search for a free slot goes on to the next
-   word; an atomic store (`xchg` on x86-64) does not look at what it got. The loop in which AArch64
-   repeats a store-exclusive that failed is none of these.
+   time, or what it has looked at until it was 0. A lock-free retry expects what it has just read; a
+   search for a free slot goes on to the next word; an atomic store (`xchg` on x86-64) does not look at
+   what it got. The loop in which AArch64 repeats a store-exclusive that failed is none of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -49,16 +48,15 @@ from forkproof.code.operations import (
     JumpUnknown,
     Memory,
     Operand,
-    Operation,
     Register,
     Return,
     Set,
     Sum,
-    Syscall,
     Test,
 )
 from forkproof.elf.image import I64, Machine
 from forkproof.flow import Flow
+from forkproof.locks.looks import LOOP_BLOCKS, expects_what_was_0, waits_for_memory
 from forkproof.signature_values import WaitSyscall
 
 _BLOCKING_KINDS: Final = frozenset({"mutex", "rwlock", "spin", "sem"})
@@ -320,7 +318,7 @@ class ObjectEvidence:
         )
         return any(
             (state := run.states.get(a.site)) is not None
-            and _is_acquire(a, state)
+            and (_is_acquire(a, state) or expects_what_was_0(body, run, a.site, a.expects))
             and _in_small_loop(run, a)
             and self._is_same_word(function, a, state)
             for a in found
@@ -516,10 +514,6 @@ def _value(operand: Operand | None, state: State) -> Value | None:
     return state.register(operand.name) if isinstance(operand, Register) else None
 
 
-_LOOP_BLOCKS: Final = 6
-"""Blocks in a loop that does nothing but try again."""
-
-
 def _in_small_loop(run: Exploration, attempt: _Attempt) -> bool:
     """The operation can be reached from itself within a few blocks, its own repetition left out."""
     begin = max((b for b in run.successors if b <= attempt.begin), default=None)
@@ -530,38 +524,8 @@ def _in_small_loop(run: Exploration, attempt: _Attempt) -> bool:
     frontier = set(run.successors[end])
     if attempt.begin != attempt.site:
         frontier = (frontier - {begin}) | (set(run.successors[begin]) - {end} if begin != end else set())
-    for _ in range(_LOOP_BLOCKS):
+    for _ in range(LOOP_BLOCKS):
         if begin in frontier:
             return True
         frontier = {n for b in frontier for n in run.successors.get(b, ())}
     return False
-
-
-def waits_for_memory(body: Body, stack: str) -> bool:
-    """Some block that jumps back to itself can end only when another thread changes a word that it loads.
-
-    It stores nothing, calls nothing and advances no register; the address that it loads from stays.
-    """
-    starts = [*body.leaders, len(body.instructions)]
-    for first, last in pairwise(starts):
-        block = body.instructions[first:last]
-        operations = [o for instruction in block for o in instruction.operations]
-        ends = operations[-1] if operations else None
-        if isinstance(ends, Branch) and ends.target == block[0].address and _only_loads(operations[:-1], stack):
-            return True
-    return False
-
-
-def _only_loads(operations: Sequence[Operation], stack: str) -> bool:
-    written = {o.destination.name for o in operations if isinstance(o, Set) and isinstance(o.destination, Register)}
-    read: list[Memory] = []
-    for operation in operations:
-        if isinstance(operation, Add | Sum | Call | Atomic | Syscall):
-            return False
-        if isinstance(operation, Set):
-            if isinstance(operation.destination, Memory):
-                return False
-            read += [operation.source] if isinstance(operation.source, Memory) else []
-        if isinstance(operation, Compare | Test):
-            read += [o for o in (operation.left, operation.right) if isinstance(o, Memory)]
-    return any(not c.indexed and c.base != stack and c.base not in written for c in read)

@@ -45,6 +45,12 @@ class Rank(IntEnum):
     """Only out of memory, once at start, behind a switch that is off, while something is reported."""
 
 
+def _looks_at(turn: Turn, locks: set[Value]) -> bool:
+    """A branch on the lock's own word: whoever waits until it is free takes it on each call."""
+    words = (v.base for v in (turn.value, turn.other) if v.offset == 0)
+    return any(Value(w.base, w.offset) in locks for w in words if isinstance(w, Content | Word))
+
+
 @dataclass(frozen=True, slots=True)
 class Occasion:
     """When a lock is taken."""
@@ -170,7 +176,8 @@ class Occasions:
         """What must be the case for a function to get to an instruction, if it is something rare."""
         if step not in self._steps:
             run = self.summaries.run(step.function)
-            turns = run.blocks.requires(run.block_of(step.site))
+            locks = {a.address for a in run.acquires if a.site == step.site}
+            turns = [t for t in run.blocks.requires(run.block_of(step.site)) if not _looks_at(t, locks)]
             reason = next((r for turn in turns if (r := self._reason(step, turn))), "")
             if not reason and self._is_once(step):
                 reason = "only once"

@@ -13,6 +13,9 @@ _FREE = ""
 
 _BITS = "a lock of one bit in a word: what is stored and expected depends on the other bits"
 _TICKET = "waits with plain loads and no pause, after an addition"
+_CLAIM = (
+    "the compiler makes the 0 that was read a constant, and that the loop is left when it is another is not looked at"
+)
 _BYTE = "the byte that is exchanged, or what is got, is not followed"
 
 LOCKS = (
@@ -152,6 +155,16 @@ LOCKS = (
         wrong=_TICKET,
     ),
     Case(
+        "look_then_cas",
+        _LOCK,
+        """
+        static int @w; void @take(void) {
+            int zero;
+            do { while (__atomic_load_n(&@w, __ATOMIC_RELAXED)) {} zero = 0; }
+            while (!__atomic_compare_exchange_n(&@w, &zero, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));
+        }""",
+    ),
+    Case(
         "ticket_pausing",
         _LOCK,
         """
@@ -212,6 +225,29 @@ LOCK_FREE = (
             while (n < 63 && (__atomic_fetch_or(&@w[n], 1, __ATOMIC_ACQUIRE) & 1)) n++;
             return n;
         }""",
+    ),
+    Case(
+        "claimed_if_free",
+        _FREE,
+        """
+        static int @w; bool @claim(void) {
+            int old = __atomic_load_n(&@w, __ATOMIC_RELAXED);
+            while (old == 0)
+                if (__atomic_compare_exchange_n(&@w, &old, 1, 1, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) return true;
+            return false;
+        }""",
+        wrong=_CLAIM,
+        wrong_in=(
+            "x86_64-O1",
+            "aarch64-O1",
+            "aarch64-O2",
+            "aarch64-Os",
+            *(
+                f"aarch64-{level}-{how}"
+                for level in ("O1", "O2", "Os")
+                for how in ("mno-outline-atomics", "march=armv8.1-a")
+            ),
+        ),
     ),
     Case("count", _FREE, "static long @n; void @hit(void) { __atomic_fetch_add(&@n, 1, __ATOMIC_RELAXED); }"),
     Case(
