@@ -33,6 +33,8 @@ _RARE: Final = 0.5
 """A lock is taken as a matter of course when less than this part of a function can run without it."""
 _CHECKS: Final = 1
 """Calls that a check of arguments may need."""
+_LARGE: Final = 600
+"""Instructions of a function beyond which it has more results than one kind of failure."""
 _SIGN: Final = 1 << 31
 _RECURSIVE: Final = 16
 """Bytes of glibc's lock that its owner may take again (sysdeps/nptl/stdio-lock.h): a word, a count, the owner."""
@@ -133,13 +135,13 @@ class Usual:
             return False
         start = blocks.of(self.program.rva_of(function))
         ways = blocks.reached([start], cut) & blocks.reached(self._exits(function, run), cut, backward=True)
-        if not ways or self._only_fails(function, run, cut):
+        if not ways:
             return True
         before = blocks.dominators(start, cut)
         calls = sum(not t.is_jump and blocks.of(t.site) in before - cut for t in run.transfers)
-        if len(run.visited) <= _WRAPPER:
-            ways -= before
-        return calls <= _CHECKS and sum(blocks.size(b) for b in ways) < _RARE * len(run.visited)
+        rest = ways - before if len(run.visited) <= _WRAPPER else ways
+        is_most = calls <= _CHECKS and sum(blocks.size(b) for b in rest) < _RARE * len(run.visited)
+        return is_most or self._only_fails(function, run, cut)
 
     def _only_fails(self, function: Function, run: Exploration, cut: set[int]) -> bool:
         """Whoever gets no lock gets nothing else either: those ways return NULL, or a negative number.
@@ -147,6 +149,8 @@ class Usual:
         The function must return something else on its other ways: of one that returns 0 only, it is a success.
         """
         body = self.flow.body(function)
+        if len(run.visited) > _LARGE:
+            return False
         within = frozenset(p for p in body.leaders if body.instructions[p].address not in cut)
         start = self.program.rva_of(function)
         effects = self.flow.effects(function)
