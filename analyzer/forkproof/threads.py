@@ -68,6 +68,7 @@ class Threads:
         self.registrations = tuple(registrations)
         self.may_clone = False
         self.windows: tuple[ForkWindow, ...] = ()
+        self._told: dict[int, bool] = {}
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
 
     @cached_property
@@ -325,7 +326,7 @@ class Threads:
                 continue
             following = self.flow.explored(function).successors
             before = _can_come_before(following, forks)
-            starts = [e for e in starts if before(int(graph.site[e]))]
+            starts = [e for e in starts if before(int(graph.site[e])) and not self._is_told_not_to(e)]
             ended = self.joins.ended(function, starts, forks)
             is_once = window.kind is WindowKind.DAEMONIZE
             for edge in starts:
@@ -338,6 +339,27 @@ class Threads:
     def _starts_something(self, edge: int) -> bool:
         """The edge is the start of a thread, or a call that leads to one."""
         return bool(self.graph.kind[edge] == EdgeKind.THREAD or self.to_start[self.graph.target[edge]] >= 0)
+
+    def _is_told_not_to(self, edge: int) -> bool:
+        """The call passes constants with which its target starts no thread, as in `reload(false)`."""
+        if edge not in self._told:
+            self._told[edge] = self._starts_nothing(edge)
+        return self._told[edge]
+
+    def _starts_nothing(self, edge: int) -> bool:
+        flow, graph = self.flow, self.graph
+        caller, target = flow.whole(Function(int(graph.source[edge]))), flow.whole(Function(int(graph.target[edge])))
+        starts = {int(graph.site[e]) for e in flow.outgoing(target) if self._starts_something(e)}
+        site = int(graph.site[edge])
+        state = flow.states(caller, [site]).get(site) if starts and graph.kind[edge] in CERTAIN else None
+        if state is None or target in self.starters:
+            return False
+        passed = {name: state.register(name) for name in flow.convention.arguments}
+        constants = {name: value.offset for name, value in passed.items() if value is not None and value.base is None}
+        if not constants:
+            return False
+        run = flow.explore_from(target, flow.program.rva_of(target), constants)
+        return run.complete and run.visited.isdisjoint(starts)
 
     def _may_come_first(self, window: ForkWindow, roots: tuple[Function, ...], from_roots: Reach) -> bool:
         """A thread may be started, or the fork be made, by code whose time is not known.
@@ -446,7 +468,7 @@ class Threads:
             return None
         following = self.flow.explored(function).successors
         before = _can_come_before(following, forks)
-        ordered = [e for e in starts if before(int(graph.site[e]))]
+        ordered = [e for e in starts if before(int(graph.site[e])) and not self._is_told_not_to(e)]
         if strictly:
             ordered = [e for e in ordered if not any(map(_can_come_before(following, {int(graph.site[e])}), forks))]
         ended = self.joins.ended(function, ordered, forks)

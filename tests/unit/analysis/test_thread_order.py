@@ -67,6 +67,24 @@ ORDER = (
         "int @main(void) { @split(); @begin(); return ask(); }",
     ),
     Case(
+        "told_not_to",
+        "no",
+        _RUN + "NOINLINE void @load(int how) { work(how); if (how) {" + _START + "} }"
+        "int @main(void) { @load(0); if (fork() == 0) _exit(0); @load(ask()); return ask(); }",
+    ),
+    Case(
+        "told_to",
+        "yes",
+        _RUN + "NOINLINE void @load(int how) { work(how); if (how) {" + _START + "} }"
+        "int @main(void) { @load(1); if (fork() == 0) _exit(0); @load(ask()); return ask(); }",
+    ),
+    Case(
+        "not_told",
+        "yes",
+        _RUN + "NOINLINE void @load(int how) { work(how); if (how) {" + _START + "} }"
+        "int @main(void) { @load(ask()); if (fork() == 0) _exit(0); @load(0); return ask(); }",
+    ),
+    Case(
         "fork_then_thread_in_one_callee",
         "no",
         _RUN + "NOINLINE void @both(void) { if (fork() == 0) _exit(0); " + _START + "}"
