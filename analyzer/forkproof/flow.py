@@ -458,12 +458,17 @@ class Flow:
         return found
 
     def explore_from(
-        self, function: Function, start: int, known: Mapping[str, int], ending: frozenset[Function] = frozenset()
+        self,
+        function: Function,
+        start: int,
+        known: Mapping[str, int],
+        ending: frozenset[Function] = frozenset(),
+        *,
+        fields: bool = False,
     ) -> Exploration:
         """Run a function from an instruction on, with registers that hold constants there."""
-        return explore(
-            self.body(function), self.machine, start, known=known, effects=self.effects(function, ending=ending)
-        )
+        effects = self.effects(function, ending=ending)
+        return explore(self.body(function), self.machine, start, known=known, effects=effects, fields=fields)
 
 
 def _holds_ret(code: bytes) -> bool:

@@ -365,8 +365,8 @@ class _Follower:
         self, function: Function, start: int, site: int, child: Sequence[Known], parent: Sequence[Known]
     ) -> Level:
         """Explore from `start` as the child, and as the parent where its result is known."""
-        run = _Merged([self.flow.explore_from(function, start, known, self.flow.execs) for known in child])
-        other = _Merged([self.flow.explore_from(function, start, known, self.flow.execs) for known in parent])
+        run = _Merged([self._explored(function, start, known) for known in child])
+        other = _Merged([self._explored(function, start, known) for known in parent])
         told_apart = bool(parent) and any(child)
         edges = tuple(dict.fromkeys(e for t in run.sites for e in self.flow.edges_at(function, t)))
         register = self.flow.convention.result
@@ -384,6 +384,10 @@ class _Follower:
             frozenset(run.sites) - other.visited if told_apart else frozenset(),
             values,
         )
+
+    def _explored(self, function: Function, start: int, known: Known) -> Exploration:
+        """With fields: the result of a fork may be kept in one behind a pointer that is loaded again."""
+        return self.flow.explore_from(function, start, known, self.flow.execs, fields=True)
 
     def _outcomes(self, returns: bool, edges: tuple[int, ...]) -> frozenset[str]:
         flow, graph = self.flow, self.flow.graph

@@ -27,10 +27,10 @@ from forkproof.callgraph import (
     sorted_graph,
 )
 from forkproof.closure import TypeClass
-from forkproof.columns import position_in, spans, unique
+from forkproof.columns import among, position_in, spans, unique
 from forkproof.elf.headers import ObjectKind
 from forkproof.elf.image import Image
-from forkproof.elf.tables import RelocationKind
+from forkproof.elf.tables import STT_OBJECT, RelocationKind
 
 _TABLE_LIMIT: Final = 4096
 """A constant table ends here at the latest (bytes)."""
@@ -137,7 +137,8 @@ def _data_blocks(program: Program, obj: int) -> _DataBlocks:
 
 def with_tables(graph: CallGraph) -> CallGraph:
     """The same graph with edges from functions that refer to constant tables to what the tables hold."""
-    parts = [_table_edges(graph.program, obj) for obj in range(len(graph.program.codes))]
+    objects = range(len(graph.program.codes))
+    parts = [edges(graph.program, obj) for obj in objects for edges in (_table_edges, _named_table_edges)]
     return sorted_graph(
         graph.program,
         [(graph.source.astype(np.int64), graph.target.astype(np.int64), graph.site, graph.kind), *parts],
@@ -157,8 +158,10 @@ def addresses_held(program: Program, obj: int) -> frozenset[Function]:
 
 def table_targets(program: Program, function: Function) -> list[Function]:
     """The functions in constant tables that a function refers to: the virtual functions of what it makes."""
-    source, target, _, _ = _table_edges(program, program.object_of(function))
-    return [Function(f) for f in unique(target[source == function]).tolist()]
+    obj = program.object_of(function)
+    tables = (_table_edges(program, obj), _named_table_edges(program, obj))
+    found = np.concatenate([target[source == function] for source, target, _, _ in tables])
+    return [Function(f) for f in unique(found).tolist()]
 
 
 def _table_edges(program: Program, obj: int) -> EdgeColumns:
@@ -183,6 +186,33 @@ def _table_edges(program: Program, obj: int) -> EdgeColumns:
     site = np.repeat(code.sites.data_site[held], count)
     del image
     return known_edges(source, functions[entries], site, np.full(len(entries), EdgeKind.TABLE))
+
+
+def _named_table_edges(program: Program, obj: int) -> EdgeColumns:
+    """The same for tables that a word of the GOT names: the virtual table of an exported class.
+
+    Such a table reaches as far as its symbol does.
+    """
+    code, base, image = program.codes[obj], int(program.base[obj]), program.image(obj)
+    words = code.sites.loaded_address
+    symbols = image.symbols_at(words)
+    known = np.flatnonzero((symbols >= 0) & (code.loaded_owner >= 0))
+    known = known[among(image.dynamic_symbols.type[symbols[known]], (STT_OBJECT,))]
+    held: dict[int, list[tuple[int, int, int]]] = {}
+    for row in known.tolist():
+        binding = program.bindings.resolve(obj, int(symbols[row]))
+        size = 0 if binding is None else int(program.image(binding.object).dynamic_symbols.size[binding.symbol])
+        if binding is not None and size:
+            held.setdefault(binding.object, []).append((row, binding.rva, min(size, _TABLE_LIMIT)))
+    found: list[tuple[int, int, int]] = []
+    for owner, rows in held.items():
+        slots, functions = _function_pointers(program, owner)
+        for row, rva, size in rows:
+            first, last = slots.searchsorted([rva, rva + size])
+            site, source = int(code.sites.loaded_site[row]), int(code.loaded_owner[row]) + base
+            found += [(source, function, site) for function in functions[first:last].tolist()]
+    columns = np.array(found, np.int64).reshape(-1, 3)
+    return known_edges(columns[:, 0], columns[:, 1], columns[:, 2], np.full(len(found), EdgeKind.TABLE))
 
 
 def _mapped(image: Image) -> tuple[int, int]:

@@ -237,7 +237,6 @@ class _Explorer:
         self.successors: dict[int, set[int]] = {}
         self.within: Collection[int] | None = None
         self.fields = False
-        self.frame = _entry(self.convention.stack).base
         self.pending: list[tuple[int, int]] = []
         self.ranks = body.ranks
         self.queued: set[int] = set()
@@ -458,11 +457,8 @@ class _Explorer:
             return held.value if held is not None and held.bits >= bits else None
         if cell[0] is None:
             return Value(Word(cell[1]), 0)
-        return self._field(*cell) if self.fields and bits == _POINTER else None
-
-    def _field(self, base: Base, offset: int) -> Value | None:
-        """What a field held before anything was stored there; the frame's own cells hold nothing then."""
-        return None if base == self.frame or _depth(base) >= _DEEPEST else Value(Behind(base, offset), 0)
+        is_followed = self.fields and bits == _POINTER and _depth(cell[0]) < _DEEPEST
+        return Value(Behind(*cell), 0) if is_followed else None
 
     def _cell(self, instruction: Instruction, memory: Memory, state: State) -> Cell | None:
         if memory.indexed:
