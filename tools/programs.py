@@ -48,7 +48,8 @@ PROGRAMS: Mapping[str, str] = {
     "/usr/lib/systemd/systemd": (
         "safe_fork_full makes raw clone calls where a namespace is asked for: no fork handler runs and glibc quiesces "
         "nothing, while threads of asynchronous_job may exist. Its flags are computed, and CLONE_VM cannot be ruled "
-        "out; in fact it is never given: suspected, low. The same for the clone of the crash handler."
+        "out; in fact it is never given: suspected, `medium`, since those threads are seen where they are started. The "
+        "same for the clone of the crash handler."
     ),
     "/usr/sbin/apache2": (
         "The modules that fork (mpm_prefork, mpm_event) are opened with dlopen; what is seen are APR's functions, "
