@@ -47,6 +47,9 @@ _ABOUT = 2
 """Calls by which a way may be longer than the shortest and still be preferred for coming first."""
 _ROUNDS = 12
 """How often a way around what only happens after a failure is looked for."""
+_FAILED = "only after something has failed"
+_DYING = "only on its way out (exit, abort, assertion)"
+_FAILING = (_FAILED, _DYING)
 _NEAR = 1
 """A child that is about to exec allocates, as a matter of course, in its own function or one call below (a
 string copied, a directory opened). Deeper ways are mostly what it does when a call fails. A child that
@@ -299,7 +302,7 @@ def _rank(
 ) -> tuple[Severity, Verdict]:
     """High needs all four conditions, on paths that a program takes while it runs normally."""
     unknown = sum(a is Answer.UNKNOWN for a in answers)
-    if window.window.kind is WindowKind.EXEC and requester is not None and requester.rare:
+    if window.window.kind is WindowKind.EXEC and requester is not None and requester.rare in _FAILING:
         # The child is there to exec, and asks for the lock only if something does not work.
         is_known = not unknown and window.reachable is Answer.YES
         return Severity.LOW, Verdict.REACHABLE if is_known else Verdict.SUSPECTED
@@ -338,9 +341,9 @@ def _requester(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowF
     if handled := _from_handlers(facts, active, goal, window):
         return _Requester(goal.frames(handled.edges, handled.start), _condition(facts, handled), 0)
     if found is not None:
-        return made(found[0], "only after something has failed")
+        return made(found[0], _FAILED)
     dying = _child_way(facts, window, goal.to_lock_dying, ())
-    return made(dying, "only on its way out (exit, abort, assertion)") if dying is not None else None
+    return made(dying, _DYING) if dying is not None else None
 
 
 class _Way(NamedTuple):
