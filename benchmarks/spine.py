@@ -15,11 +15,12 @@ def main(sysroot: str, target: str, *preload: str) -> None:
     gc.disable()  # as a scan does
     from forkproof import callgraph, closure, facts, signatures
     from forkproof.allocators import find_libc
+    from forkproof.program import link
 
     known = signatures.load()
     world = closure.DirectorySysroot(Path(sysroot))
     loaded = closure.load(closure.LoadRequest(sysroot=world, target=target, preload=preload))
-    graph = callgraph.build(callgraph.link(loaded, world), known)
+    graph = callgraph.build(link(loaded, world), known)
     found = facts.gather(target, graph, known, find_libc(graph.program, known))
     print(len(found.windows), len(found.registrations), [allocator.hooks.value for allocator in found.allocators])
     gc.freeze()

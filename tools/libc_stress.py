@@ -20,10 +20,10 @@ from typing import Final
 
 from forkproof import facts, signatures
 from forkproof.allocators import find_libc
-from forkproof.callgraph import Function
 from forkproof.facts import Facts
 from forkproof.options import ScanOptions
 from forkproof.pipeline import call_graph
+from forkproof.program import Function
 
 SOURCE: Final = Path(__file__).with_suffix(".c")
 _TIME: Final = 60.0

@@ -19,12 +19,14 @@ from typing import Final
 
 import numpy as np
 
+from forkproof.arguments import string_arguments
 from forkproof.atfork import REGISTRARS, Registration
-from forkproof.callgraph import CERTAIN, EdgeKind, Function, Program, Reach, string_arguments
+from forkproof.callgraph import CERTAIN, EdgeKind, Reach
 from forkproof.elf.image import Image, ObjectKind
 from forkproof.flow import Flow
 from forkproof.locks import NO_LOCKS, LockFunctions, lock_functions
 from forkproof.model import Hooks
+from forkproof.program import Function, Program
 from forkproof.signature_values import AllocatorSignature, Contains
 from forkproof.signatures import Signatures
 from forkproof.threads import constructor_functions

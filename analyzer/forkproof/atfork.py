@@ -18,10 +18,11 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import CALLS, Function, Reach
+from forkproof.callgraph import CALLS, Reach
 from forkproof.columns import position_in, unique
 from forkproof.elf.tables import STB_WEAK
 from forkproof.flow import Flow, Passed
+from forkproof.program import Function
 
 REGISTRARS: Final = ("__register_atfork", "pthread_atfork")
 """Functions whose first three arguments are prepare, parent and child."""

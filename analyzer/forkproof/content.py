@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forkproof.callgraph import CallGraph, Function
+from forkproof.callgraph import CallGraph
+from forkproof.program import Function
 
 if TYPE_CHECKING:
     from forkproof.flow import Flow

@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 
 from forkproof.allocators import AllocatorFacts
-from forkproof.callgraph import CERTAIN, Function, string_arguments
+from forkproof.arguments import string_arguments
+from forkproof.callgraph import CERTAIN
 from forkproof.facts import Facts, WindowFacts, unknown_calls
 from forkproof.locks.coverage import Cover
 from forkproof.locks.identity import lock_of
@@ -28,6 +29,7 @@ from forkproof.model import (
     Window,
 )
 from forkproof.options import ScanOptions
+from forkproof.program import Function
 from forkproof.threads import ThreadSource
 
 _MAX_SOURCES: Final = 16

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from forkproof import golang
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
 from forkproof.atfork import Registration, find_registrations
-from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Reach
 from forkproof.failures import Failures
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
 from forkproof.model import Answer, Hooks, Lock
+from forkproof.program import Function, Program
 from forkproof.signatures import Signatures
 from forkproof.tables import addresses_held, table_targets
 from forkproof.threads import Threads, ThreadSource, constructor_functions

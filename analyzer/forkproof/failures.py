@@ -15,11 +15,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from forkproof.callgraph import Function
 from forkproof.code.decode import Body
 from forkproof.code.explore import CallEffect, Effects, explore
 from forkproof.code.operations import Memory, Set
 from forkproof.flow import Flow
+from forkproof.program import Function
 
 _SUCCEEDS = CallEffect(succeeds=True)
 _ENDS = CallEffect(returns=False)

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 
 from forkproof import golang
-from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Function, Program, Reach
+from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Reach
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CONVENTIONS, CallEffect, Convention, Effects, Exploration, State, explore
 from forkproof.code.operations import Call, Const, Operation, Register, Set
@@ -29,6 +29,7 @@ from forkproof.columns import unique
 from forkproof.elf.demangle import demangle
 from forkproof.elf.image import I64, Machine
 from forkproof.model import Frame
+from forkproof.program import Function, Program
 from forkproof.signature_values import Forker, NameSet
 from forkproof.signatures import Signatures
 

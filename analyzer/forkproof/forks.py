@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof import golang
-from forkproof.callgraph import CALLS, Function, Program, Reach
+from forkproof.callgraph import CALLS, Reach
 from forkproof.code.explore import Exploration
 from forkproof.code.index import SCANNERS
 from forkproof.columns import among
@@ -31,6 +31,7 @@ from forkproof.elf.image import Machine
 from forkproof.elf.names import plainness
 from forkproof.flow import Flow
 from forkproof.model import Answer, WindowKind
+from forkproof.program import Function, Program
 from forkproof.signature_values import Forker, ForkerKind
 from forkproof.signatures import Signatures
 

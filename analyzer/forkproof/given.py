@@ -16,11 +16,13 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import CALLS, EdgeKind, Function, address_arguments, data_arguments
+from forkproof.arguments import address_arguments, data_arguments
+from forkproof.callgraph import CALLS, EdgeKind
 from forkproof.code.explore import Entry, Result, State
 from forkproof.code.explore import Value as KnownValue
 from forkproof.flow import Flow
 from forkproof.locks.values import Content, Made, Object, Value
+from forkproof.program import Function
 
 _REGISTRARS: Final = ("atexit", "__cxa_atexit", "on_exit")
 _DATA: Final = 1

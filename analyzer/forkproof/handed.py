@@ -23,11 +23,12 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, Function, callback_roles, known_edges
+from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, callback_roles, known_edges
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CONVENTIONS, Behind, Cell, Entry, State, Value, Word, explore
 from forkproof.code.operations import Call, Jump, JumpUnknown, Memory, Operand, Register
 from forkproof.elf.image import Image
+from forkproof.program import Function
 from forkproof.signature_values import ThreadStarter
 from forkproof.signatures import Signatures
 

@@ -13,12 +13,13 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Final
 
-from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
+from forkproof.callgraph import CERTAIN, EdgeKind, Reach
 from forkproof.code.decode import Body
 from forkproof.code.explore import Exploration
 from forkproof.code.operations import Return
 from forkproof.flow import Flow
 from forkproof.model import Answer
+from forkproof.program import Function
 
 _NEAR: Final = 2
 """Calls between a function and the join, at most, where its callers may take it to be there for that."""

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from forkproof.callgraph import CALLS, CERTAIN, Function, data_arguments
+from forkproof.arguments import data_arguments
+from forkproof.callgraph import CALLS, CERTAIN
 from forkproof.code.explore import Entry, State, Value, Word
 from forkproof.code.index import SCANNERS
 from forkproof.code.operations import Memory, Register, Set
 from forkproof.elf.names import plainness
+from forkproof.program import Function
 
 if TYPE_CHECKING:
     from forkproof.allocators import LibcFacts

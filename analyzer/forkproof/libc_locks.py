@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from forkproof.callgraph import Function, Reach
+from forkproof.callgraph import Reach
 from forkproof.content import Part, part_of
 from forkproof.libc_code import Address, Catalogue, LibcLock, Method, derive
 from forkproof.libc_usual import Usual
+from forkproof.program import Function
 from forkproof.signature_values import LockFunction, Origin
 
 if TYPE_CHECKING:

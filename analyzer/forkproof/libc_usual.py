@@ -17,11 +17,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from forkproof.callgraph import CERTAIN, Function
+from forkproof.callgraph import CERTAIN
 from forkproof.code.decode import Instruction
 from forkproof.code.explore import Exploration, explore
 from forkproof.code.operations import Atomic, Memory, Return
 from forkproof.locks.evidence import address_of
+from forkproof.program import Function
 
 if TYPE_CHECKING:
     from forkproof.flow import Flow

@@ -34,6 +34,7 @@ from forkproof.hazards import (
 )
 from forkproof.model import Diagnostic, Finding, Report, Target
 from forkproof.options import QUIET, Progress, ScanOptions
+from forkproof.program import link
 from forkproof.report.json import in_order
 from forkproof.shared import SharedImages
 
@@ -212,7 +213,7 @@ def scan_one(
     """Analyse one program that has been loaded."""
     name = loaded.program.path
     # What every object's code calls.
-    graph = callgraph.build(callgraph.link(loaded, sysroot, threads=min(options.jobs, 2)), known)
+    graph = callgraph.build(link(loaded, sysroot, threads=min(options.jobs, 2)), known)
     # Forks, threads, handlers and allocators of that program.
     progress.stage(f"{name}: following forks", 1, _STAGES)
     libc = find_libc(graph.program, known)
@@ -247,7 +248,7 @@ def load(
 def call_graph(name: str, options: ScanOptions, known: signatures.Signatures) -> CallGraph:
     """Load, index and bind one program, and join its calls."""
     sysroot = closure.DirectorySysroot(options.sysroot or Path("/"))
-    return callgraph.build(callgraph.link(load(name, options, sysroot), sysroot), known)
+    return callgraph.build(link(load(name, options, sysroot), sysroot), known)
 
 
 __all__ = ["ForkproofError", "call_graph", "scan", "scan_one"]

@@ -17,12 +17,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CallGraph, Columns, EdgeColumns, EdgeKind, Program, known_edges, slot_columns
+from forkproof.callgraph import CallGraph, EdgeColumns, EdgeKind, known_edges
 from forkproof.code.decode import decode
 from forkproof.code.index import SCANNERS, CodeIndex
 from forkproof.code.register_calls import calls_through
 from forkproof.columns import position_in, unique
 from forkproof.elf.image import Image
+from forkproof.program import Columns, Program, slot_columns
 from forkproof.signatures import Signatures
 
 _FOLLOWED_BYTES: Final = 1 << 15

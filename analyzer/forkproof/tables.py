@@ -15,22 +15,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import (
-    CallGraph,
-    Columns,
-    EdgeColumns,
-    EdgeKind,
-    Function,
-    Program,
-    known_edges,
-    slot_columns,
-    sorted_graph,
-)
+from forkproof.callgraph import CallGraph, EdgeColumns, EdgeKind, known_edges, sorted_graph
 from forkproof.closure import TypeClass
 from forkproof.columns import among, position_in, spans, unique
 from forkproof.elf.headers import ObjectKind
 from forkproof.elf.image import Image
 from forkproof.elf.tables import STT_OBJECT, RelocationKind
+from forkproof.program import Columns, Function, Program, slot_columns
 
 _TABLE_LIMIT: Final = 4096
 """A constant table ends here at the latest (bytes)."""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.atfork import Registration
-from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Reach
 from forkproof.code.explore import CallEffect, Cell, Effects, State, Value, Word, explore
 from forkproof.columns import unique
 from forkproof.elf.image import Image
@@ -28,6 +28,7 @@ from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, Level
 from forkproof.joins import Joins
 from forkproof.model import Answer, WindowKind
+from forkproof.program import Function
 from forkproof.signature_values import ThreadStarter
 from forkproof.tables import reached_loosely
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import NamedTuple
 
 from forkproof.allocators import AllocatorFacts
-from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
+from forkproof.callgraph import CERTAIN, EdgeKind, Reach
 from forkproof.code.explore import CallEffect, explore
 from forkproof.facts import Facts, WindowFacts
 from forkproof.hazards.evidence import (
@@ -41,6 +41,7 @@ from forkproof.model import (
     Verdict,
     WindowKind,
 )
+from forkproof.program import Function
 from forkproof.threads import ThreadSource
 
 _ABOUT = 2

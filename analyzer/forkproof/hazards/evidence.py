@@ -14,10 +14,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CERTAIN, Function, Reach
+from forkproof.callgraph import CERTAIN, Reach
 from forkproof.columns import among
 from forkproof.facts import Facts, WindowFacts
 from forkproof.model import Answer, Finding, Frame, Severity, Verdict, WindowKind
+from forkproof.program import Function
 from forkproof.threads import JOINED, ThreadSource
 
 FOLLOWED = frozenset({WindowKind.DAEMONIZE, WindowKind.EXEC, WindowKind.EXIT, WindowKind.UNKNOWN})

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from forkproof.callgraph import Function, Reach
+from forkproof.callgraph import Reach
 from forkproof.facts import Facts, WindowFacts
 from forkproof.hazards.evidence import FOLLOWED, folded, fork_frame, nearest, threads_sentence
 from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict
+from forkproof.program import Function
 
 _LOCKS: Final = ("runtime.lock2", "runtime.lock")
 _THREADS: Final = ("runtime.sysmon", "runtime.gcBgMarkWorker", "runtime.schedule")

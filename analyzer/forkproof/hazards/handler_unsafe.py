@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from forkproof.atfork import REGISTRARS, Registration
-from forkproof.callgraph import Function
 from forkproof.facts import Facts
 from forkproof.hazards import handlers_keep
 from forkproof.hazards.evidence import dead_end, folded, frames_along
 from forkproof.model import Finding, Hooks, Severity, Verdict
+from forkproof.program import Function
 
 _ROLES: Final = ("prepare", "parent", "child")
 _NEAR: Final = 3

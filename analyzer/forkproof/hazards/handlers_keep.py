@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from forkproof.atfork import Registration
-from forkproof.callgraph import Function
 from forkproof.facts import Facts
 from forkproof.locks.chosen import Stores
 from forkproof.locks.coverage import prepared_by
@@ -24,6 +23,7 @@ from forkproof.locks.runs import Held
 from forkproof.locks.summary import Summaries, step_frames
 from forkproof.locks.values import Object, Value
 from forkproof.model import Answer, Finding, Severity, Verdict
+from forkproof.program import Function
 
 _SIDES: Final = ("parent", 1), ("child", 2)
 _WAITS: Final = {

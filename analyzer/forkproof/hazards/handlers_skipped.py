@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from forkproof.atfork import Registration
-from forkproof.callgraph import Function
 from forkproof.facts import Facts, WindowFacts
 from forkproof.hazards.evidence import FOLLOWED, ChildCall, ChildCalls, dead_end, folded, fork_frame, frames_along
 from forkproof.locks import lock_functions
 from forkproof.model import Answer, Finding, Severity, Verdict, WindowKind
+from forkproof.program import Function
 
 _NEAR: Final = 1
 """A child that execs or exits soon goes no deeper as a matter of course."""

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from forkproof.allocators import looks_up_registrar
-from forkproof.callgraph import CALLS, EdgeKind, Function, Reach
+from forkproof.callgraph import CALLS, EdgeKind, Reach
 from forkproof.facts import Facts, WindowFacts
 from forkproof.forks import Level
 from forkproof.hazards.evidence import (
@@ -42,6 +42,7 @@ from forkproof.locks.runs import Held
 from forkproof.locks.summary import step_frames
 from forkproof.locks.values import Content, Made, Object, Value, root
 from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
+from forkproof.program import Function
 from forkproof.threads import constructor_functions
 
 _LEAVES: Final = 1, 2

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from forkproof.atfork import Registration
-from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Function
+from forkproof.callgraph import CALLS, CERTAIN, EdgeKind
 from forkproof.facts import Facts, WindowFacts
 from forkproof.forks import Level
 from forkproof.locks.chosen import Stores
@@ -30,6 +30,7 @@ from forkproof.locks.identity import Match, is_resolved, lock_of
 from forkproof.locks.summary import Taken, step_frames
 from forkproof.locks.values import Object, Value
 from forkproof.model import Answer, Finding, Lock, Severity, Verdict
+from forkproof.program import Function
 
 _MOST_FUNCTIONS: Final = 500
 """Functions with locks below a thread's entry; what does more is not followed for the order of its locks."""

@@ -17,10 +17,12 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import CERTAIN, EdgeKind, Function, data_arguments
+from forkproof.arguments import data_arguments
+from forkproof.callgraph import CERTAIN, EdgeKind
 from forkproof.facts import Facts, WindowFacts
 from forkproof.hazards.evidence import ChildCall, ChildCalls, existing_threads, folded, fork_frame, frames_along
 from forkproof.model import Answer, Finding, Frame, Severity, Verdict, WindowKind
+from forkproof.program import Function
 from forkproof.threads import ThreadSource
 
 _WAKES: Final = ("pthread_cond_signal", "pthread_cond_broadcast", "cnd_signal", "cnd_broadcast", "sem_post")

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from forkproof.callgraph import Function
 from forkproof.facts import Facts, WindowFacts
 from forkproof.hazards.evidence import (
     FOLLOWED,
@@ -35,6 +34,7 @@ from forkproof.hazards.evidence import (
 )
 from forkproof.libc_code import LibcLock
 from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
+from forkproof.program import Function
 
 _LEAVES: Final = 1, 3
 """Calls below a child's own code. A child that execs or exits soon does, as a matter of course, what stands in

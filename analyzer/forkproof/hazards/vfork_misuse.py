@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from forkproof.callgraph import Function
 from forkproof.code.decode import Body, Instruction
 from forkproof.code.explore import Exploration
 from forkproof.code.operations import Compare, Memory, Set, Test
 from forkproof.facts import Facts, WindowFacts
 from forkproof.hazards.evidence import ChildCalls, dead_end, folded, fork_frame, frames_along
 from forkproof.model import Answer, Finding, Frame, Severity, Verdict
+from forkproof.program import Function
 
 _NEAR: Final = 1
 """Calls below the function that calls vfork which its child makes as a matter of course."""

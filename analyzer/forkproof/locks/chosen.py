@@ -15,12 +15,12 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import Function
 from forkproof.code.index import SCANNERS
 from forkproof.columns import unique
 from forkproof.locks.runs import Run
 from forkproof.locks.summary import Summaries
 from forkproof.locks.values import Content, Element, Object, Value
+from forkproof.program import Function
 
 _TABLE: Final = 4096
 """Bytes after which a table of pointers ends at the latest."""

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from forkproof.callgraph import Function
 from forkproof.locks.identity import Match, is_resolved
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import Summaries, Taken, openness
 from forkproof.locks.values import Entry, Object, Value, chain, root
+from forkproof.program import Function
 
 Same = Callable[[Value, Value], Match]
 

@@ -29,7 +29,7 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import CALLS, Function
+from forkproof.callgraph import CALLS
 from forkproof.code import aarch64
 from forkproof.code.decode import Body, Instruction
 from forkproof.code.explore import Entry, Exploration, State, Value, Word, explore
@@ -57,6 +57,7 @@ from forkproof.code.operations import (
 from forkproof.elf.image import I64, Machine
 from forkproof.flow import Flow
 from forkproof.locks.looks import LOOP_BLOCKS, expects_what_was_0, waits_for_memory
+from forkproof.program import Function
 from forkproof.signature_values import WaitSyscall
 
 _BLOCKING_KINDS: Final = frozenset({"mutex", "rwlock", "spin", "sem"})

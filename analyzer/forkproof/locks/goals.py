@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from forkproof.callgraph import CERTAIN, EdgeKind, Function, Reach
+from forkproof.callgraph import CERTAIN, EdgeKind, Reach
 from forkproof.flow import Flow
 from forkproof.locks.coverage import AllocatorLock, Cover, Coverage, coverage, taken_by
 from forkproof.locks.identity import lock_of
@@ -21,6 +21,7 @@ from forkproof.locks.ordinary import Occasion, Occasions, Rank
 from forkproof.locks.summary import Step, Summaries, step_frames
 from forkproof.locks.values import Value
 from forkproof.model import Frame, Lock
+from forkproof.program import Function
 
 _MANY_CONDITIONS: Final = 8
 """Conditions of state on the way to a lock, beyond which it is taken rarely."""

@@ -15,12 +15,12 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.callgraph import Function, Program
 from forkproof.columns import unique
 from forkproof.elf.demangle import demangle
 from forkproof.elf.image import I64
 from forkproof.locks.values import TELLING, Content, Element, Entry, Foreign, Made, Object, Value, chain, root
 from forkproof.model import Lock
+from forkproof.program import Function, Program
 
 _ARRAY_REACH: Final = 1 << 20
 """Bytes after the start of an array within which a lock a whole number of steps away is one of its elements."""

@@ -16,12 +16,13 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Final
 
-from forkproof.callgraph import CALLS, Function, Reach
+from forkproof.callgraph import CALLS, Reach
 from forkproof.code.operations import Call, Const, Memory, Set
 from forkproof.locks.runs import Turn
 from forkproof.locks.summary import Step, Summaries, Taken
 from forkproof.locks.switches import Switches
 from forkproof.locks.values import Content, Named, Object, Value, Word, root
+from forkproof.program import Function
 
 _DEEPEST: Final = 12
 _REPORTING: Final = frozenset({"write", "writev", "abort", "fprintf", "vfprintf", "perror", "syslog"})

@@ -18,7 +18,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CALLS, CERTAIN, Columns, Function, data_arguments
+from forkproof.arguments import data_arguments
+from forkproof.callgraph import CALLS, CERTAIN
 from forkproof.code import aarch64
 from forkproof.code.explore import Entry as KnownEntry
 from forkproof.code.explore import Result, State, Word
@@ -34,6 +35,7 @@ from forkproof.locks.runs import Held
 from forkproof.locks.summary import Step, Summaries
 from forkproof.locks.values import Content, Element, Entry, Made, Named, Object, Value, root, substituted
 from forkproof.model import Answer
+from forkproof.program import Columns, Function
 from forkproof.signature_values import LockFunction
 
 Functions = npt.NDArray[np.bool_]

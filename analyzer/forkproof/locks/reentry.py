@@ -24,12 +24,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Function, Reach, sorted_graph
+from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Reach, sorted_graph
 from forkproof.code.operations import Call, Memory, Operation
 from forkproof.locks.chosen import Chosen
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
 from forkproof.locks.summary import FunctionCalls, Step, Summaries
 from forkproof.locks.values import Element, Object, Thread, Value
+from forkproof.program import Function
 
 _ROUNDS: Final = 3
 """How often a call through a pointer may lead to functions that call through pointers themselves."""

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CALLS, EdgeKind, Function
+from forkproof.callgraph import CALLS, EdgeKind
 from forkproof.code.operations import Atomic, Call
 from forkproof.elf.tables import RelocationKind
 from forkproof.flow import Flow
@@ -28,6 +28,7 @@ from forkproof.locks.interpret import interpret
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
 from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
 from forkproof.model import Frame
+from forkproof.program import Function
 from forkproof.signature_values import LockFunction
 
 _FOLLOWED: Final = CALLS | {EdgeKind.IFUNC, EdgeKind.CALLBACK}

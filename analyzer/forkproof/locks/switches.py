@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from forkproof.callgraph import Function, Reach
+from forkproof.callgraph import Reach
 from forkproof.code.explore import Value as KnownValue
 from forkproof.locks.chosen import Stores
 from forkproof.locks.runs import NOTHING, Effect, Exit, Run
 from forkproof.locks.summary import FunctionCalls, Summaries
 from forkproof.locks.values import ZERO, Object, Value
+from forkproof.program import Function
 
 _ENVIRONMENT: Final = ("getenv", "secure_getenv", "__secure_getenv")
 """What asks the environment, and is told nothing."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from forkproof.callgraph import Function
 from forkproof.code.decode import listing
 from forkproof.elf.image import Machine
 from forkproof.flow import Flow
+from forkproof.program import Function
 
 _DEPTH: Final = 4
 _COPIES: Final = re.compile(r"mov|movabs|movs?x|movsxd|movz[wx]?|lea|pop|set\w+")

@@ -17,7 +17,6 @@ from typing import Final
 
 from forkproof.allocators import AllocatorFacts
 from forkproof.atfork import Registration
-from forkproof.callgraph import Function
 from forkproof.elf.tables import STT_FUNC, STV_DEFAULT
 from forkproof.facts import Facts
 from forkproof.locks.coverage import Cover, coverage, prepared_by
@@ -26,6 +25,7 @@ from forkproof.locks.identity import is_resolved, lock_of
 from forkproof.locks.runs import NOTHING, Held
 from forkproof.mitigate.parameters import read_arguments
 from forkproof.model import Finding
+from forkproof.program import Function
 
 RULES: Final = frozenset({"atfork-unbound", "atfork-absent"})
 _REGISTRARS: Final = ("__register_atfork", "pthread_atfork")

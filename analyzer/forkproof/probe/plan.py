@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from forkproof.allocators import AllocatorFacts
-from forkproof.callgraph import CALLS, Function
+from forkproof.callgraph import CALLS
 from forkproof.code import aarch64
 from forkproof.code.decode import listing
 from forkproof.code.operations import Atomic
@@ -30,6 +30,7 @@ from forkproof.flow import Flow
 from forkproof.locks.identity import is_resolved, lock_of
 from forkproof.model import Finding, Frame, Lock
 from forkproof.probe.sites import AcquireSite
+from forkproof.program import Function
 
 _PAIR_BYTES: Final = 48
 _MOST_CALLS: Final = 400

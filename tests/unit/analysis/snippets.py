@@ -27,12 +27,12 @@ import pytest
 from forkproof import facts, signatures
 from forkproof.allocators import find_libc
 from forkproof.cache import Parts
-from forkproof.callgraph import Function
 from forkproof.facts import Facts, WindowFacts
 from forkproof.locks import LockFunctions, lock_functions
 from forkproof.model import Finding
 from forkproof.options import ScanOptions
 from forkproof.pipeline import RULES, call_graph
+from forkproof.program import Function
 
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet

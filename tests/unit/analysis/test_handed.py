@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from forkproof.callgraph import EdgeKind, Function
+from forkproof.callgraph import EdgeKind
 from forkproof.facts import Facts
 from forkproof.model import Answer
+from forkproof.program import Function
 from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, findings_of, parameters, program
 
 _RUN = "static void *run(void *p) { work(1); return p; } static void *other(void *p) { work(2); return p; }"

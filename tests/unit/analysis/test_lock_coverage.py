@@ -6,7 +6,6 @@ from functools import cache
 
 import pytest
 
-from forkproof.callgraph import Function
 from forkproof.facts import Facts
 from forkproof.locks.coverage import Cover, Coverage, coverage, prepared_by, taken_by
 from forkproof.locks.goals import AllocatorLocks, allocator_locks
@@ -14,6 +13,7 @@ from forkproof.locks.identity import lock_of
 from forkproof.locks.ordinary import Occasion, Occasions, Rank
 from forkproof.locks.summary import Summaries, Taken
 from forkproof.locks.values import Object, Value
+from forkproof.program import Function
 from tests.unit.analysis.snippets import MACHINES, PRELUDE, Build, Plan, analysed, function
 
 pytestmark = pytest.mark.together("build")

@@ -1,0 +1,148 @@
+"""What calls pass: the addresses, strings and data that an argument register holds at call sites.
+
+Owns: the search backwards from a call, vectorised, and by following the function where that finds nothing.
+Takes: a `Program`, the sites of calls in one object, an argument's number. Gives: columns or mappings by site.
+Must never: give an address of which it is not sure.
+Wrong where: an address comes to the call through memory (then nothing is told).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from forkproof.code.decode import decode, keep_register
+from forkproof.code.explore import CONVENTIONS
+from forkproof.code.index import SCANNERS, CodeIndex
+from forkproof.code.register_calls import arguments_at
+from forkproof.columns import position_in, unique
+from forkproof.elf.image import Image
+from forkproof.program import Columns, Program, slot_columns
+
+_NO_REGISTER: Final = -2
+_FOLLOWED_BYTES: Final = 1 << 15
+"""Bytes of a function that is followed for what it passes."""
+_CALLBACK_REACH: Final = 160
+"""Bytes before a call in which its function argument is looked for."""
+
+
+def address_arguments(program: Program, obj: int, sites: Columns, argument: int) -> Columns:
+    """Function numbers whose address the nearest earlier instruction puts into an argument register.
+
+    The instruction must lie in the same function, within `_CALLBACK_REACH` bytes, and no other call may
+    come in between (calls destroy argument registers). -1 where none is found.
+    """
+    result = np.full(len(sites), -1, np.int64)
+    passed = _addresses_passed(program, obj, sites, argument)
+    function = program.functions(np.full(len(passed.row), obj), passed.word)
+    stubs = program.codes[obj].stubs
+    stub = position_in(stubs.start, passed.word)
+    slot = np.where(passed.is_load, passed.word, stubs.slot[stub] if len(stubs.slot) else -1)
+    through = passed.is_load | (stub >= 0)
+    function[through] = slot_columns(program, obj, slot[through])[1]
+    found = passed.kept(np.flatnonzero(function >= 0))
+    result[passed.row[found]] = function[found]
+    return result
+
+
+def followed_arguments(program: Program, obj: int, sites: Columns, argument: int, passed: Columns) -> Columns:
+    """`passed`, and where that has none what functions that form addresses hold in the argument's register.
+
+    Two threads that begin in one function get its address from a register that is kept.
+    """
+    code, image = program.codes[obj], program.image(obj)
+    names = CONVENTIONS[image.machine].arguments
+    owner = code.owners(sites)
+    missing = np.flatnonzero((passed < 0) & (owner >= 0) & np.isin(owner, code.taken_owner))
+    if argument >= len(names) or not len(missing):
+        return passed
+    found = passed.copy()
+    for caller in unique(owner[missing]).tolist():
+        if int(code.size[caller]) > _FOLLOWED_BYTES:
+            continue
+        rows = missing[owner[missing] == caller]
+        body = decode(image, [(int(code.start[caller]), int(code.size[caller]))])
+        for site, address in arguments_at(body, image.machine, sites[rows].tolist(), names[argument]):
+            function = program.function(obj, address)
+            found[rows[sites[rows] == site]] = -1 if function is None else function
+    return found
+
+
+def string_arguments(program: Program, obj: int, sites: Columns, argument: int) -> dict[int, str]:
+    """Site to the constant string whose address is passed there, found in the same way."""
+    image = program.image(obj)
+    passed = _addresses_passed(program, obj, sites, argument)
+    result = {}
+    for found in passed.kept(np.flatnonzero(~passed.is_load)).tolist():
+        text = image.read_string(int(passed.word[found]))
+        if text and text.isprintable():
+            result[int(sites[passed.row[found]])] = text
+    return result
+
+
+def data_arguments(program: Program, obj: int, sites: Columns, argument: int) -> dict[int, tuple[int, bool]]:
+    """Site to the address that is passed there, and whether it is loaded from there, found in the same way."""
+    passed = _addresses_passed(program, obj, sites, argument)
+    return {
+        int(sites[passed.row[found]]): (int(passed.word[found]), bool(passed.is_load[found]))
+        for found in passed.kept(np.arange(len(passed.row))).tolist()
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Passed:
+    """Instructions that put an address into an argument register shortly before a call, as parallel columns."""
+
+    image: Image
+    register: str
+    row: Columns
+    """Which of the call sites that were asked about."""
+    call: Columns
+    place: Columns
+    word: Columns
+    """The address, or where the argument is loaded from."""
+    is_load: npt.NDArray[np.bool_]
+
+    def kept(self, rows: Columns) -> Columns:
+        """Those of these rows whose register nothing sets again before the call.
+
+        The columns of sites hold only some of the instructions that write registers; a plain move is not
+        among them. So what lies between is decoded.
+        """
+        between = list(zip(self.place[rows].tolist(), (self.call - self.place)[rows].tolist(), strict=True))
+        return rows[keep_register(self.image, between, self.register)]
+
+
+def _addresses_passed(program: Program, obj: int, sites: Columns, argument: int) -> _Passed:
+    """The nearest earlier instruction of each call that forms or loads an address for the argument."""
+    code, image = program.codes[obj], program.image(obj)
+    names = CONVENTIONS[image.machine].arguments
+    numbers = SCANNERS[image.machine].ARGUMENT_REGISTERS
+    register = numbers[argument] if argument < len(numbers) else _NO_REGISTER
+    place, address, is_load = _register_writes(code, register)
+    position = place.searchsorted(sites) - 1
+    row = np.flatnonzero(position >= 0)
+    position, call = position[row], sites[row]
+    at, calls = place[position], code.all_calls
+    before = calls.searchsorted(call) - 1
+    previous_call = np.where(before >= 0, calls[before], -1) if len(calls) else np.full(len(row), -1)
+    good = (at > previous_call) & (call - at <= _CALLBACK_REACH) & (code.owners(at) == code.owners(call))
+    row, call, position = row[good], call[good], position[good]
+    name = names[argument] if argument < len(names) else ""
+    return _Passed(image, name, row, call, at[good], address[position], is_load[position])
+
+
+def _register_writes(code: CodeIndex, register: int) -> tuple[Columns, Columns, npt.NDArray[np.bool_]]:
+    """(site, address, whether it is loaded from there) of what puts an address into a register, by site."""
+    sites = code.sites
+    columns = []
+    for prefix, address in (("taken", "target"), ("data", "target"), ("loaded", "address")):
+        mine = getattr(sites, f"{prefix}_register") == register
+        place = getattr(sites, f"{prefix}_site")[mine]
+        columns.append((place, getattr(sites, f"{prefix}_{address}")[mine], np.full(len(place), prefix == "loaded")))
+    place, value, is_load = (np.concatenate(column) for column in zip(*columns, strict=True))
+    order = np.argsort(place, kind="stable")
+    return place[order], value[order], is_load[order]
