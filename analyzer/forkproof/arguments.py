@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import decode, keep_register
-from forkproof.code.explore import CONVENTIONS
 from forkproof.code.index import SCANNERS, CodeIndex
 from forkproof.code.register_calls import arguments_at
 from forkproof.columns import position_in, unique

@@ -22,8 +22,9 @@ import numpy as np
 
 from forkproof import golang
 from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Reach
+from forkproof.code.conventions import CONVENTIONS, Convention
 from forkproof.code.decode import Body, decode
-from forkproof.code.explore import CONVENTIONS, CallEffect, Convention, Effects, Exploration, State, explore
+from forkproof.code.explore import CallEffect, Effects, Exploration, State, explore
 from forkproof.code.operations import Call, Const, Operation, Register, Set
 from forkproof.columns import unique
 from forkproof.elf.demangle import demangle

@@ -18,8 +18,9 @@ import numpy as np
 
 from forkproof.arguments import address_arguments, data_arguments
 from forkproof.callgraph import CALLS, EdgeKind
-from forkproof.code.explore import Entry, Result, State
-from forkproof.code.explore import Value as KnownValue
+from forkproof.code.explore import State
+from forkproof.code.values import Entry, Result
+from forkproof.code.values import Value as KnownValue
 from forkproof.flow import Flow
 from forkproof.locks.values import Content, Made, Object, Value
 from forkproof.program import Function

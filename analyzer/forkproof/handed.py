@@ -24,9 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, callback_roles, known_edges
+from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, decode
-from forkproof.code.explore import CONVENTIONS, Behind, Cell, Entry, State, Value, Word, explore
+from forkproof.code.explore import State, explore
 from forkproof.code.operations import Call, Jump, JumpUnknown, Memory, Operand, Register
+from forkproof.code.values import Behind, Cell, Entry, Value, Word
 from forkproof.elf.image import Image
 from forkproof.program import Function
 from forkproof.signature_values import ThreadStarter

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from forkproof.atfork import Registration
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Reach
-from forkproof.code.explore import CallEffect, Cell, Effects, State, Value, Word, explore
+from forkproof.code.explore import CallEffect, Effects, State, explore
+from forkproof.code.values import Cell, Value, Word
 from forkproof.columns import unique
 from forkproof.elf.image import Image
 from forkproof.flow import Flow

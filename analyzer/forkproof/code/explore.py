@@ -6,9 +6,6 @@ Gives: an `Exploration`: which instructions can run, how the function ends, valu
 Must never: claim that a path cannot run unless the values on it decide the branch.
 Wrong where: a callee or a pointer changes a cell that is followed here (cells are kept across calls,
       which is what lets a fork's result be found again in a local, a global or a field).
-
-Values are affine: a base and an offset. The base is None for constants, or names where the value came
-from: a register or parameter at entry, a word in memory, the result of a call.
 """
 
 from __future__ import annotations
@@ -18,7 +15,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
-from forkproof.code import lift_aarch64, lift_x86_64, vectors
+from forkproof.code import vectors
+from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, Instruction
 from forkproof.code.operations import (
     Add,
@@ -48,6 +46,7 @@ from forkproof.code.operations import (
     Syscall,
     Test,
 )
+from forkproof.code.values import Behind, Cell, Entry, Held, Result, Success, Value, Word, as_signed, depth
 from forkproof.elf.image import Machine
 
 _POINTER: Final = 64
@@ -56,64 +55,6 @@ _DEEPEST: Final = 4
 """Loads that lead to a value, at most."""
 _VISITS: Final = 12
 """Joins at one block before everything there is forgotten, which ends any loop's refinement."""
-
-
-class Entry(NamedTuple):
-    """What a register held when the exploration began; argument registers are the parameters."""
-
-    register: str
-
-
-class Word(NamedTuple):
-    """What memory holds at a link-time address (a GOT slot, a global)."""
-
-    address: int
-
-
-class Result(NamedTuple):
-    """What the call at a site returned."""
-
-    site: int
-
-
-class Success(NamedTuple):
-    """What the call at a site returned, which is assumed not to have failed: a number that is not negative."""
-
-    site: int
-
-
-class Behind(NamedTuple):
-    """What memory held behind a pointer that is not known itself: a field of a parameter, of what a call returned."""
-
-    base: Base
-    offset: int
-
-
-Base = Entry | Word | Result | Success | Behind | None
-
-
-class Value(NamedTuple):
-    """base + offset; a constant when base is None."""
-
-    base: Base
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Convention:
-    """The registers that a machine's calling convention gives a role."""
-
-    arguments: tuple[str, ...]
-    result: str
-    stack: str
-    destroyed: frozenset[str]
-    syscall_number: str
-
-
-CONVENTIONS: Final[Mapping[Machine, Convention]] = {
-    machine: Convention(m.ARGUMENTS, m.RESULT, m.STACK, m.CALL_DESTROYS, m.SYSCALL_NUMBER)
-    for machine, m in ((Machine.X86_64, lift_x86_64), (Machine.AARCH64, lift_aarch64))
-}
 
 
 class CallEffect(NamedTuple):
@@ -126,16 +67,6 @@ class CallEffect(NamedTuple):
 
 Effects = Callable[[int], CallEffect]
 """Gives the effect of the call (or tail call) at a site."""
-
-
-class Held(NamedTuple):
-    """What a cell holds, and how wide the store was."""
-
-    value: Value
-    bits: int
-
-
-Cell = tuple[Base, int]
 
 
 class FlagKind(NamedTuple):
@@ -457,7 +388,7 @@ class _Explorer:
             return held.value if held is not None and held.bits >= bits else None
         if cell[0] is None:
             return Value(Word(cell[1]), 0)
-        is_followed = self.fields and bits == _POINTER and _depth(cell[0]) < _DEEPEST
+        is_followed = self.fields and bits == _POINTER and depth(cell[0]) < _DEEPEST
         return Value(Behind(*cell), 0) if is_followed else None
 
     def _cell(self, instruction: Instruction, memory: Memory, state: State) -> Cell | None:
@@ -501,7 +432,7 @@ def _narrow(value: Value | None, bits: int, *, signed: bool = False) -> Value | 
     if value is None or bits >= 64:
         return value
     if value.base is None:
-        return Value(None, _signed(value.offset, bits) if signed else value.offset & ((1 << bits) - 1))
+        return Value(None, as_signed(value.offset, bits) if signed else value.offset & ((1 << bits) - 1))
     return value if bits == 32 else None
 
 
@@ -531,8 +462,8 @@ _TESTS: Final[Mapping[Condition, Callable[[int, int, int], bool]]] = {
     Condition.ABOVE_EQ: lambda a, b, _: a >= b,
     Condition.ABOVE: lambda a, b, _: a > b,
     Condition.BELOW_EQ: lambda a, b, _: a <= b,
-    Condition.NEGATIVE: lambda a, b, bits: _signed(a - b, bits) < 0,
-    Condition.NOT_NEGATIVE: lambda a, b, bits: _signed(a - b, bits) >= 0,
+    Condition.NEGATIVE: lambda a, b, bits: as_signed(a - b, bits) < 0,
+    Condition.NOT_NEGATIVE: lambda a, b, bits: as_signed(a - b, bits) >= 0,
 }
 _UNSIGNED: Final = Condition.BELOW, Condition.ABOVE_EQ, Condition.ABOVE, Condition.BELOW_EQ
 
@@ -570,12 +501,12 @@ def _compare(condition: Condition, left: Value | None, right: Value | None, bits
     if left is None or right is None or condition not in _TESTS or isinstance(left.base, Behind):
         return None
     if isinstance(left.base, Success) and left.offset == 0 and right.base is None:
-        return _compare_success(condition, _signed(right.offset, bits))
+        return _compare_success(condition, as_signed(right.offset, bits))
     if left.base != right.base:
         return None
     if left.base is not None and condition not in _EQUALITY:
         return None
-    a, b = _signed(left.offset, bits), _signed(right.offset, bits)
+    a, b = as_signed(left.offset, bits), as_signed(right.offset, bits)
     if condition in _UNSIGNED:
         mask = (1 << bits) - 1
         a, b = a & mask, b & mask
@@ -608,19 +539,6 @@ def _compare_success(condition: Condition, constant: int) -> bool | None:
     if constant > 0:
         return None
     return (_NOT_BELOW_ZERO if constant == 0 else _ABOVE_NEGATIVE).get(condition)
-
-
-def _signed(value: int, bits: int) -> int:
-    sign = 1 << (bits - 1)
-    value &= (1 << bits) - 1
-    return (value & (sign - 1)) - (value & sign)
-
-
-def _depth(base: Base) -> int:
-    depth = 0
-    while isinstance(base, Behind):
-        base, depth = base.base, depth + 1
-    return depth
 
 
 _UNREAD: Final = Held(Value(None, 0), 0)

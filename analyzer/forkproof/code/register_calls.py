@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 
 from forkproof.code.decode import Body
-from forkproof.code.explore import Word, explore
+from forkproof.code.explore import explore
 from forkproof.code.operations import Call, JumpUnknown, Register
+from forkproof.code.values import Word
 from forkproof.elf.image import Machine
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from forkproof.code.conventions import Convention
 from forkproof.code.decode import Instruction
-from forkproof.code.explore import Convention
 from forkproof.code.operations import (
     Add,
     Address,

@@ -32,7 +32,7 @@ import numpy as np
 from forkproof.callgraph import CALLS
 from forkproof.code import aarch64
 from forkproof.code.decode import Body, Instruction
-from forkproof.code.explore import Entry, Exploration, State, Value, Word, explore
+from forkproof.code.explore import Exploration, State, explore
 from forkproof.code.index import SCANNERS
 from forkproof.code.operations import (
     Add,
@@ -54,6 +54,7 @@ from forkproof.code.operations import (
     Sum,
     Test,
 )
+from forkproof.code.values import Entry, Value, Word
 from forkproof.elf.image import I64, Machine
 from forkproof.flow import Flow
 from forkproof.locks.looks import LOOP_BLOCKS, expects_what_was_0, waits_for_memory

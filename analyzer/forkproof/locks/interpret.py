@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import Final
 
+from forkproof.code.conventions import Convention
 from forkproof.code.decode import Body, Instruction
-from forkproof.code.explore import Convention
 from forkproof.code.operations import (
     Atomic,
     AtomicKind,

@@ -21,11 +21,12 @@ import numpy.typing as npt
 from forkproof.arguments import data_arguments
 from forkproof.callgraph import CALLS, CERTAIN
 from forkproof.code import aarch64
-from forkproof.code.explore import Entry as KnownEntry
-from forkproof.code.explore import Result, State, Word
-from forkproof.code.explore import Value as KnownValue
+from forkproof.code.explore import State
 from forkproof.code.index import CodeIndex
 from forkproof.code.operations import Atomic, Const, Memory, Register, Set
+from forkproof.code.values import Entry as KnownEntry
+from forkproof.code.values import Result, Word
+from forkproof.code.values import Value as KnownValue
 from forkproof.columns import unique
 from forkproof.elf.image import Machine
 from forkproof.flow import Flow

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
-from forkproof.code.explore import Convention
+from forkproof.code.conventions import Convention
 from forkproof.code.operations import Condition
 from forkproof.locks.values import DEEPEST, Base, Content, Element, Entry, Named, Object, Thread, Value, depth
 

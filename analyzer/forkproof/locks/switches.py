@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from forkproof.callgraph import Reach
-from forkproof.code.explore import Value as KnownValue
+from forkproof.code.values import Value as KnownValue
 from forkproof.locks.chosen import Stores
 from forkproof.locks.runs import NOTHING, Effect, Exit, Run
 from forkproof.locks.summary import FunctionCalls, Summaries

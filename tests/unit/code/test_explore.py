@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pytest
 
-from forkproof.code.explore import CallEffect, Entry, Exploration, Result, Value, Word, explore
+from forkproof.code.explore import CallEffect, Exploration, explore
+from forkproof.code.values import Entry, Result, Value, Word
 from forkproof.elf.image import Machine
 from tests.unit.code.conftest import Assemble, Assembled
 

@@ -18,7 +18,8 @@ import pytest
 
 from fixtures.build import Toolchain
 from forkproof.code.decode import decode
-from forkproof.code.explore import Value, explore
+from forkproof.code.explore import explore
+from forkproof.code.values import Value
 from forkproof.elf.image import load
 from tests.support.machines import runner
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from forkproof.code import lift_aarch64, lift_x86_64
+from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, Instruction
-from forkproof.code.explore import CONVENTIONS
 from forkproof.code.operations import Atomic
 from forkproof.elf.image import Machine
 from forkproof.locks.interpret import interpret

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkproof.code.explore import CONVENTIONS
+from forkproof.code.conventions import CONVENTIONS
 from forkproof.elf.image import Machine
 from forkproof.locks.identity import Match, is_resolved, same
 from forkproof.locks.state import Joins, State
