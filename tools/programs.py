@@ -97,9 +97,9 @@ PROGRAMS: Mapping[str, str] = {
 }
 
 
-def scan(sysroot: Path, program: str, *preload: str) -> dict[str, Any]:
+def scan(sysroot: Path, program: str, *preload: str, cache: Path | None = None) -> dict[str, Any]:
     """The report of one program, as the command would print it."""
-    report = forkproof.scan(program, sysroot=sysroot, preload=preload)
+    report = forkproof.scan(program, sysroot=sysroot, preload=preload, cache=cache)
     document: dict[str, Any] = json.loads(report_json.render(report))
     return document
 

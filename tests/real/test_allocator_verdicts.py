@@ -26,6 +26,7 @@ import pytest
 
 import forkproof
 from forkproof.report import json as report_json
+from tests.support import kept
 from tools.sysroot import find
 
 pytestmark = [pytest.mark.real, pytest.mark.together("case")]
@@ -127,7 +128,7 @@ def verdict(case: Case, root: Path) -> dict[str, Any]:
     preload = [case.path] if case.library else []
     if case.hooks == "incomplete":
         program, preload = case.path, []
-    report = forkproof.scan(program, sysroot=root, preload=preload, also=case.also)
+    report = forkproof.scan(program, sysroot=root, preload=preload, also=case.also, cache=kept.directory())
     (target,) = json.loads(report_json.render(report))["targets"]
     (active,) = [a for a in target["allocators"] if a["active"]]
     assert isinstance(active, dict)

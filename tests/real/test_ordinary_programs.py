@@ -14,13 +14,18 @@ from typing import Any
 
 import pytest
 
+from tests.support import kept
 from tools.programs import PROGRAMS, SYSROOTS, scan
 
 pytestmark = [pytest.mark.real, pytest.mark.together("program")]
 
 Sysroot = Callable[[str], Path]
 AMD64, ARM64 = SYSROOTS
-scan_once = cache(scan)
+
+
+@cache
+def scan_once(root: Path, program: str, *preload: str) -> dict[str, Any]:
+    return scan(root, program, *preload, cache=kept.directory())
 
 
 def _found(sysroot: Sysroot, name: str, program: str) -> dict[str, Any]:
