@@ -264,6 +264,8 @@ class ProbeRecord:
     """What the child did in the control run, in which the same thread was stopped before it had the lock."""
     census: tuple[str, ...] = ()
     """Which locks the program took in a run without steering, and by which threads."""
+    scan_severity: Severity | None = None
+    """What the scan had ranked the finding, where the probe raised it: a hang that was shown is high."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,14 @@ class TestFixtures:
             assert bool(record.waiters) == (verdict is Verdict.CONFIRMED)
             assert record.why
 
+    def test_a_milder_finding_that_is_confirmed_fails_a_gate(self, built_fixtures: object) -> None:
+        """The scan ranks this one medium, and the default gate is high."""
+        path = str(_path(built_fixtures, "relocks_hangs"))
+        command = [*COMMAND, "probe", "--rule", "lock-reentry", "--format", "json", "--", path]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = next(f for f in json.loads(ran.stdout)["findings"] if f["verdict"] == "confirmed")
+        assert (found["severity"], found["probe"]["scan_severity"], ran.returncode) == ("high", "medium", 1)
+
     @pytest.mark.parametrize(
         ("name", "expected"), [("own_mutex", Verdict.CONFIRMED), ("own_mutex_hooked", Verdict.REFUTED)]
     )

@@ -74,6 +74,16 @@ def probe_command(
       confirmed     the child was seen waiting for the lock whose owner it lacks, and did not hang in the control run
       refuted       the forking thread has the lock itself at the fork: protected
       inconclusive  neither; says what was reached instead
+
+    A confirmed finding is high, whatever the scan ranked it: it makes the exit code 1 unless --fail-on never.
+
+    \b
+    Exit codes:
+      0  nothing was confirmed, and no finding that was not refuted is at or above --fail-on
+      1  confirmed, or findings at or above --fail-on that the probe did not refute
+      2  the command line asks for something impossible
+      3  something could not be analysed, or the program not be run or traced
+      4  internal error: a bug in forkproof
     """
     request = Request(**asked)
     request.check()

@@ -151,12 +151,7 @@ class Prover:
     # ---- one finding -----------------------------------------------------------------------
 
     def _proven(self, finding: Finding) -> Finding:
-        return self._with(finding, self._record(finding))
-
-    @staticmethod
-    def _with(finding: Finding, record: ProbeRecord) -> Finding:
-        decided = record.verdict in (Verdict.CONFIRMED, Verdict.REFUTED)
-        return replace(finding, probe=record, verdict=record.verdict if decided else finding.verdict)
+        return judged(finding, self._record(finding))
 
     def _record(self, finding: Finding) -> ProbeRecord:
         assert self.census is not None
@@ -181,7 +176,7 @@ class Prover:
         seen = self._reenter(findings) if len(findings) > 1 else None
         if seen is not None and seen.outcome is not reenter.Outcome.NEVER:
             seen = None
-        return {id(f): self._with(f, self._reentered(f, seen or self._reenter([f]))) for f in findings}
+        return {id(f): judged(f, self._reentered(f, seen or self._reenter([f]))) for f in findings}
 
     def _reenter(self, findings: Sequence[Finding]) -> reenter.Reentered:
         """A run in which a thread, all others standing still, takes such a lock and comes back for it, or does not."""
@@ -324,6 +319,20 @@ class Prover:
         )
 
 
+def judged(finding: Finding, record: ProbeRecord) -> Finding:
+    """The finding with what its probe said.
+
+    A confirmed one is high: the scan's rank says how likely a hang is, and this one has been seen. That gates need no
+    second rule for it, and that every format shows it, is why the rank is raised rather than the exit code.
+    """
+    if record.verdict is Verdict.INCONCLUSIVE:
+        return replace(finding, probe=record)
+    if record.verdict is Verdict.CONFIRMED and finding.severity is not Severity.HIGH:
+        record = replace(record, scan_severity=finding.severity)
+        finding = replace(finding, severity=Severity.HIGH)
+    return replace(finding, probe=record, verdict=record.verdict)
+
+
 _ARRAY_REACH: Final = 1 << 20
 """Bytes after the start of an array of locks within which its elements lie."""
 _LARGEST: Final = 64
@@ -461,5 +470,5 @@ def as_covered(finding: Finding) -> Finding:
     """What the probe of a covered lock says: protection shown, or an error in the scan."""
     if finding.verdict is Verdict.CONFIRMED:
         message = f"{finding.message.rstrip(',')}, are not: this is an error in forkproof's analysis; please report it"
-        return replace(finding, severity=Severity.HIGH, message=message)
+        return replace(finding, message=message)
     return finding

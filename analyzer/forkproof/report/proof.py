@@ -29,6 +29,9 @@ def lines(record: ProbeRecord, width: int, *, verbose: bool) -> Iterator[Line]:
     """The section PROBE of a finding."""
     yield line("  ", Span("PROBE: ", "heading"), Span(record.verdict.value, _STYLES.get(record.verdict, "")))
     yield from wrapped(_sentence(record.why), width, first=line("    "), indent=4)
+    if record.scan_severity is not None:
+        text = f"ranked {record.scan_severity.value} by the scan, and high since it was shown"
+        yield from wrapped(text, width, first=line("    "), indent=6)
     if record.lock is not None and record.lock_address:
         text = f"lock {record.lock.name} of {record.lock.object} at {record.lock_address}"
         fork = f", fork {record.fork_number}: {stacks.chain(record.fork[-4:])}" if record.fork else ""
