@@ -223,6 +223,19 @@ class Suppression:
 
 
 @dataclass(frozen=True, slots=True)
+class Override:
+    """What a policy makes of a rule: whoever reads the report learns that the gate is not forkproof's own."""
+
+    rule: str
+    severity: Severity | None
+    """What the rule's findings are ranked as; None where it is off, and they are left out."""
+    findings: int
+    """How many there were."""
+    source: str
+    """The file that says so."""
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeThread:
     """A thread at the moment that matters."""
 
@@ -341,3 +354,5 @@ class Report:
     diagnostics: tuple[Diagnostic, ...] = ()
     errors: tuple[str, ...] = field(default=())
     """Targets that could not be analysed, as messages; they also stand among the diagnostics."""
+    overrides: tuple[Override, ...] = ()
+    """Rules that a policy has ranked otherwise or switched off, in the order of their names."""

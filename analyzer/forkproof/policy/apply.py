@@ -2,7 +2,7 @@
 
 Owns: what a selector matches, and the day of expiry. Takes: a Report, a Policy, a date. Gives: a Report.
 Must never: hide a finding: what is suppressed stays in the report with its reason, and what a rule that is off would
-have said is counted in a diagnostic.
+have said is counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from forkproof.model import Diagnostic, Finding, Report, Suppression
+from forkproof.model import Diagnostic, Finding, Override, Report, Suppression
 from forkproof.policy.config import Policy, Rule
 from forkproof.report import stacks
 
@@ -30,17 +30,18 @@ def today() -> dt.date:
 def apply(report: Report, policy: Policy, day: dt.date) -> Report:
     """The report with the policy's marks."""
     levels = dict(policy.severities)
-    off = Counter(finding.rule for finding in report.findings if levels.get(finding.rule, ...) is None)
-    kept = [finding for finding in report.findings if finding.rule not in off]
+    counts = Counter(finding.rule for finding in report.findings)
+    overrides = (Override(rule, level, counts[rule], policy.path) for rule, level in sorted(levels.items()))
+    kept = [finding for finding in report.findings if levels.get(finding.rule, ...) is not None]
     kept = [replace(f, severity=level) if (level := levels.get(f.rule)) is not None else f for f in kept]
     used: Counter[Rule] = Counter()
     findings = tuple(_marked(finding, policy, day, used) for finding in kept)
-    notes = [
-        Diagnostic("info", policy.path, f"{count} findings of {rule} are left out: the rule is off")
-        for rule, count in sorted(off.items())
-    ]
-    notes += _verdicts(report, policy, day, used)
-    return replace(report, findings=findings, diagnostics=(*report.diagnostics, *notes))
+    return replace(
+        report,
+        findings=findings,
+        diagnostics=(*report.diagnostics, *_verdicts(report, policy, day, used)),
+        overrides=(*report.overrides, *overrides),
+    )
 
 
 def _marked(finding: Finding, policy: Policy, day: dt.date, used: Counter[Rule]) -> Finding:
@@ -79,14 +80,22 @@ def _fits(pattern: str, value: str) -> bool:
 
 
 def _verdicts(report: Report, policy: Policy, day: dt.date, used: Counter[Rule]) -> Iterator[Diagnostic]:
-    """Entries that have expired, and entries that matched nothing of what was scanned."""
+    """Entries that have expired, and entries that matched nothing of what was scanned.
+
+    One that has expired does nothing for any program, so it is told even where its program was not scanned.
+    """
     for rule in policy.suppressions:
         count = used[rule]
-        if count and day > rule.expires:
-            again = f"{count} finding{' counts' if count == 1 else 's count'} again"
-            yield Diagnostic("warning", rule.source, f"expired on {rule.expires.isoformat()}: {again} ({rule.reason})")
+        expired = f"expired on {rule.expires.isoformat()}" if day > rule.expires else ""
+        if count and expired:
+            message = f"{expired}: {count} finding{' counts' if count == 1 else 's count'} again"
         elif not count and _is_about(report, rule):
-            yield Diagnostic("warning", rule.source, f"matches no finding; remove it ({rule.reason})")
+            message = f"{f'{expired} and ' if expired else ''}matches no finding; remove it"
+        elif expired:
+            message = f"{expired}, and its target was not scanned; remove or renew it"
+        else:
+            continue
+        yield Diagnostic("warning", rule.source, f"{message} ({rule.reason})")
 
 
 def _is_about(report: Report, rule: Rule) -> bool:

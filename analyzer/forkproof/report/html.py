@@ -27,7 +27,7 @@ from forkproof.report import stacks, svg
 from forkproof.report.graph import slice_of
 from forkproof.report.json import plain
 from forkproof.report.layout import clean
-from forkproof.report.text import LABELS, by_weight, counted, lock_words, state
+from forkproof.report.text import LABELS, by_weight, counted, lock_words, overridden, state
 
 
 def render(report: Report) -> str:
@@ -41,6 +41,7 @@ def render(report: Report) -> str:
         "findings": findings,
         "anchors": list(_anchors(findings)),
         "summary": counted(findings),
+        "overridden": overridden(report.overrides),
         "version": __version__,
         "severities": [severity.value for severity in Severity],
         "counts": {severity.value: counts[severity.value] for severity in Severity},

@@ -72,6 +72,7 @@ def document(report: Report) -> _Object:
         "findings": [plain(finding) for finding in in_order(report.findings)],
         "diagnostics": [plain(diagnostic) for diagnostic in report.diagnostics],
         "errors": list(report.errors),
+        "overrides": [plain(override) for override in report.overrides],
     }
 
 

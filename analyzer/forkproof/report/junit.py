@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from forkproof import rules
-from forkproof.model import Finding, Report, Severity, Verdict
+from forkproof.model import Finding, Override, Report, Severity, Verdict
 from forkproof.report.json import in_order
 from forkproof.report.layout import WIDTH, clean, plain
 from forkproof.report.text import View, finding_lines
@@ -23,7 +23,11 @@ def render(report: Report, fail_on: Severity | None) -> str:
     root = ET.Element("testsuites", {"name": "forkproof"})
     findings = in_order(report.findings)
     for target in report.targets:
-        _suite(root, target.path, [f for f in findings if f.target == target.path], fail_on)
+        suite = ET.SubElement(root, "testsuite", {"name": clean(target.path)})
+        found = [finding for finding in findings if finding.target == target.path]
+        _findings(suite, target.path, found, fail_on)
+        _quiet_rules(suite, target.path, {finding.rule for finding in found}, report.overrides)
+        _count(suite)
     if report.errors:
         _errors(root, report.errors)
     for total in ("tests", "failures", "errors", "skipped"):
@@ -32,8 +36,7 @@ def render(report: Report, fail_on: Severity | None) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _suite(root: ET.Element, target: str, findings: Sequence[Finding], fail_on: Severity | None) -> None:
-    suite = ET.SubElement(root, "testsuite", {"name": clean(target)})
+def _findings(suite: ET.Element, target: str, findings: Sequence[Finding], fail_on: Severity | None) -> None:
     for finding in findings:
         case = _case(suite, target, f"{finding.id}: {finding.message}")
         passed = _passed(finding, fail_on)
@@ -44,10 +47,17 @@ def _suite(root: ET.Element, target: str, findings: Sequence[Finding], fail_on: 
             failure = ET.SubElement(case, "failure", {"message": clean(finding.message), "type": kind})
             lines = finding_lines(finding, View(WIDTH, verbose=True))
             failure.text = "\n" + "\n".join(clean(plain(line)) for line in lines)
-    quiet = [rule.id for rule in rules.load() if rule.id not in {finding.rule for finding in findings}]
-    for rule in quiet:
-        _case(suite, target, f"{rule}: no finding")
-    _count(suite)
+
+
+def _quiet_rules(suite: ET.Element, target: str, found: set[str], overrides: Sequence[Override]) -> None:
+    """A case for each rule without a finding: passed, or skipped where a policy has it off."""
+    off = {override.rule: override.source for override in overrides if override.severity is None}
+    for rule in rules.load():
+        if rule.id in off:
+            case = _case(suite, target, f"{rule.id}: not judged")
+            ET.SubElement(case, "skipped", {"message": clean(f"off by {off[rule.id]}")})
+        elif rule.id not in found:
+            _case(suite, target, f"{rule.id}: no finding")
 
 
 def _case(suite: ET.Element, target: str, name: str) -> ET.Element:

@@ -13,7 +13,7 @@ from forkproof.model import Conditions, Finding, Frame, Report
 from forkproof.report import stacks
 from forkproof.report.graph import flowchart, slice_of
 from forkproof.report.layout import clean
-from forkproof.report.text import LABELS, by_weight, counted, lock_words, state
+from forkproof.report.text import LABELS, by_weight, counted, lock_words, overridden, state
 
 FULL: Final = 20
 """Findings that are unfolded below the table: hosts cut comments that are too long."""
@@ -31,6 +31,9 @@ def _lines(report: Report) -> Iterator[str]:
     findings = by_weight(report.findings)
     yield f"## forkproof: {counted(findings)}"
     yield ""
+    if report.overrides:
+        yield f"Changed by policy: {escaped(overridden(report.overrides))}"
+        yield ""
     if findings:
         yield "| | finding | target | what | state |"
         yield "|---|---|---|---|---|"

@@ -9,7 +9,8 @@ Must never: say more than the report, or hold anything that differs between two 
   a rebuild does not change.
 - A place in a binary has no line. Hosts that insist on a region get line 1; what tells is the logical location
   `object!function+0xoffset`.
-- Suppressions and the baseline are SARIF's own; diagnostics are notifications of the invocation.
+- Suppressions, the baseline and what a policy makes of rules are SARIF's own; diagnostics are notifications of the
+  invocation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from urllib.parse import quote
 
 from forkproof import __version__, rules
 from forkproof.errors import EXIT_INPUT
-from forkproof.model import Answer, Diagnostic, Finding, Frame, Lock, Report, Severity
+from forkproof.model import Answer, Diagnostic, Finding, Frame, Lock, Override, Report, Severity
 from forkproof.report import stacks
 from forkproof.report.json import CONDITIONS, in_order
 from forkproof.report.text import lock_words
@@ -63,7 +64,11 @@ class _Run:
         for finding in self.findings:
             self.artifacts.setdefault(self.path(finding.target, finding.object), "")
         self.numbers = {path: number for number, path in enumerate(self.artifacts)}
-        self.rules = sorted({rule.id for rule in rules.load()} | {finding.rule for finding in self.findings})
+        self.rules = sorted(
+            {rule.id for rule in rules.load()}
+            | {finding.rule for finding in self.findings}
+            | {override.rule for override in report.overrides}
+        )
 
     def document(self) -> _Object:
         """The run."""
@@ -91,10 +96,22 @@ class _Run:
         known = {diagnostic.message for diagnostic in self.report.diagnostics}
         rest = [Diagnostic("error", "", message) for message in self.report.errors if message not in known]
         notes = [_notification(each) for each in (*self.report.diagnostics, *rest)]
+        overrides = [self.override(each) for each in self.report.overrides]
         return {
             "executionSuccessful": not failed,
             **({"exitCode": EXIT_INPUT} if failed else {}),
             "toolExecutionNotifications": notes,
+            **({"ruleConfigurationOverrides": overrides} if overrides else {}),
+        }
+
+    def override(self, override: Override) -> _Object:
+        """A rule that a policy has ranked otherwise or switched off."""
+        level = override.severity
+        configuration: _Object = {"enabled": False} if level is None else {"enabled": True, "level": LEVELS[level]}
+        return {
+            "descriptor": {"id": override.rule, "index": self.rules.index(override.rule)},
+            "configuration": configuration,
+            "properties": {"source": override.source, "findings": override.findings},
         }
 
     def artifact(self, path: str, sha256: str) -> _Object:

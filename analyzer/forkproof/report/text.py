@@ -22,6 +22,7 @@ from forkproof.model import (
     Frame,
     Hooks,
     Lock,
+    Override,
     Report,
     Severity,
     Target,
@@ -110,6 +111,18 @@ def counted(findings: Sequence[Finding]) -> str:
     known = sum(not finding.is_open for finding in findings)
     rest = f", {known} of which {'does' if known == 1 else 'do'} not count" if known else ""
     return f"{len(findings)} finding{'s' if len(findings) > 1 else ''} ({each}{rest})"
+
+
+def overridden(overrides: Sequence[Override]) -> str:
+    """What policies made of rules: "forkproof.toml: atfork-absent is off (2 findings left out)"."""
+    told: dict[str, list[str]] = {}
+    for override in overrides:
+        what, rest = ("off", " left out") if override.severity is None else (override.severity.value, "")
+        count = (
+            f" ({override.findings} finding{'s' if override.findings > 1 else ''}{rest})" if override.findings else ""
+        )
+        told.setdefault(override.source, []).append(f"{override.rule} is {what}{count}")
+    return "; ".join(f"{source}: {', '.join(each)}" for source, each in told.items())
 
 
 def state(finding: Finding) -> str:
@@ -427,6 +440,8 @@ def _summary(report: Report, view: View) -> Iterator[Line]:
     if report.errors or any(each.level == "error" for each in report.diagnostics):
         parts.append("something was not analysed: see above")
     yield from _flush("; ".join(parts), view, "heading")
+    if report.overrides:
+        yield from _flush(f"Changed by policy: {overridden(report.overrides)}", view, "unknown")
     if report.findings:
         first = by_weight(report.findings)[0].id
         yield from _flush(f"All evidence of one finding: forkproof scan TARGET --explain {first}", view, "quiet")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from forkproof.cli.gate import exit_code
-from forkproof.model import Baseline, Finding, Report, Severity
+from forkproof.model import Baseline, Finding, Override, Report, Severity
 from forkproof.policy import Policy, against, apply, compare, load
 from forkproof.policy.apply import matches, today
 from forkproof.policy.config import BadConfig, Rule
@@ -55,8 +55,16 @@ class TestFile:
             ("[[suppress]]\nrule='inherited-lock'\nexpires=2027-01-01", "no reason"),
             ("[[suppress]]\nrule='inherited-lock'\nreason='  '\nexpires=2027-01-01", "no reason"),
             ("[[suppress]]\nrule='inherited-lock'\nreason='x'", "no date of expiry"),
-            ("[[suppress]]\nrule='inherited-lock'\nreason='x'\nexpires='2027-01-01'", "without quotes"),
             ("[[suppress]]\nrule='inherited'\nreason='x'\nexpires=2027-01-01", "Did you mean inherited-lock"),
+            ("[[suppress]]\nrule='inherited'\nreason='x'\nexpires=2027-01-01", "Known are: atfork-absent, "),
+            ("[rules]\natfork-unbond = 'off'", "Known are: atfork-absent, "),
+            ("[rules]\natfork-unbound = true", "atfork-unbound is true"),
+            ("[scan]\nlibrary_path = []", "Did you mean library-path? Known are: sysroot"),
+            ("[scan]\nfail-on = 'low'", "fail-on belongs at the top of the file"),
+            ("preload = ['liba.so']", "preload belongs below [scan]. Known are: fail-on, scan"),
+            ("until = 2027-01-01", "unknown: until\n  Known are: fail-on, scan, rules, suppress."),
+            ("expires = 2027-01-01", "expires belongs below [[suppress]]"),
+            ("FAIL-ON = 'low'", "Did you mean fail-on"),
             ("[[suppress]]\nsoname='x'\nreason='x'\nexpires=2027-01-01", "unknown: suppress[0].soname"),
             ("a = = 1", "not TOML"),
         ],
@@ -67,6 +75,34 @@ class TestFile:
         assert said in str(caught.value)
         assert "forkproof.toml" in str(caught.value)
         assert caught.value.exit_code == 2
+
+
+class TestExpiry:
+    """What is wrong with a day is said with the day, and with what it should look like."""
+
+    @pytest.mark.parametrize(
+        ("value", "told", "example"),
+        [
+            ("'2027-01-09'", 'expires is "2027-01-09"', "expires = 2027-01-09"),
+            ("2027-01-09T10:00:00", "expires is 2027-01-09T10:00:00", "expires = 2027-01-09"),
+            ("'2027-02-30'", 'expires is "2027-02-30"', "expires = 2027-03-01"),
+            ("'in March'", 'expires is "in March"', "expires = 2027-03-01"),
+            ("2027", "expires is 2027", "expires = 2027-03-01"),
+            ("false", "expires is false", "expires = 2027-03-01"),
+            ("10:00:00", "expires is 10:00:00", "expires = 2027-03-01"),
+            ("2027-02-30", ": expires=2027-02-30", "expires = 2027-03-01"),
+            ("2027-1-9", ": expires=2027-1-9", "expires = 2027-03-01"),
+            ("never", ": expires=never", "expires = 2027-03-01"),
+            ("", ": expires=", "expires = 2027-03-01"),
+        ],
+    )
+    def test_mistakes(self, tmp_path: Path, value: str, told: str, example: str) -> None:
+        with pytest.raises(BadConfig) as caught:
+            policy(tmp_path, f"[[suppress]]\nrule='inherited-lock'\nexpires={value}\nreason='x'\n")
+        first, _, rest = str(caught.value).partition("\n")
+        assert told in first
+        assert "YYYY-MM-DD" in rest
+        assert rest.endswith(example)
 
 
 class TestSelectors:
@@ -129,6 +165,18 @@ class TestApply:
         report = apply(samples.incident(), policy(tmp_path, entry('function = "gone"')), DAY)
         assert any("matches no finding" in note.message for note in report.diagnostics)
 
+    @pytest.mark.parametrize(
+        ("selector", "said"),
+        [
+            ('function = "gone"', "expired on 2027-03-01 and matches no finding; remove it (upstream knows)"),
+            ('target = "named"', "expired on 2027-03-01, and its target was not scanned; remove or renew it "),
+        ],
+    )
+    def test_expired_and_unused(self, tmp_path: Path, selector: str, said: str) -> None:
+        report = apply(samples.incident(), policy(tmp_path, entry(selector)), DAY + dt.timedelta(days=1))
+        (message,) = [note.message for note in report.diagnostics if note.object.endswith("suppress[0]")]
+        assert said in message
+
     def test_an_entry_for_another_program_is_not_unused(self, tmp_path: Path) -> None:
         report = apply(samples.incident(), policy(tmp_path, entry('target = "named"')), DAY)
         assert not any("matches no finding" in note.message for note in report.diagnostics)
@@ -137,7 +185,19 @@ class TestApply:
         text = '[rules]\natfork-unbound = "off"\ninherited-lock = "low"\n'
         report = apply(samples.incident(), policy(tmp_path, text), DAY)
         assert [(finding.rule, finding.severity) for finding in report.findings] == [("inherited-lock", Severity.LOW)]
-        assert any("atfork-unbound are left out" in note.message for note in report.diagnostics)
+        path = str(tmp_path / "forkproof.toml")
+        assert report.overrides == (
+            Override("atfork-unbound", None, 1, path), Override("inherited-lock", Severity.LOW, 1, path)
+        )  # fmt: skip
+
+    def test_a_rule_that_found_nothing_is_told_to_be_off(self, tmp_path: Path) -> None:
+        report = apply(samples.incident(), policy(tmp_path, '[rules]\nvfork-misuse = "off"\n'), DAY)
+        assert [(each.rule, each.findings) for each in report.overrides] == [("vfork-misuse", 0)]
+
+    def test_what_a_saved_report_was_narrowed_by_stays(self, tmp_path: Path) -> None:
+        off = policy(tmp_path, '[rules]\natfork-unbound = "off"\n')
+        again = apply(apply(samples.incident(), off, DAY), policy(tmp_path, '[rules]\ninherited-lock = "low"\n'), DAY)
+        assert [each.rule for each in again.overrides] == ["atfork-unbound", "inherited-lock"]
 
     def test_the_day_can_be_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SOURCE_DATE_EPOCH", "1803859200")

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import markdown_it
 import pytest
 
-from forkproof.model import Baseline, Finding, Frame, Report, Severity, Suppression, Verdict
+from forkproof.model import Baseline, Finding, Frame, Override, Report, Severity, Suppression, Verdict
 from forkproof.report import formats
 from forkproof.report.formats import Look
 from tests.unit.report import samples
@@ -48,12 +48,23 @@ def decided() -> Report:
     return Report((samples.TARGET, other), tuple(findings))
 
 
+def narrowed() -> Report:
+    """A policy has switched a rule off, and ranked another one lower."""
+    overrides = (
+        Override("atfork-unbound", None, 1, "forkproof.toml"),
+        Override("inherited-lock", Severity.LOW, 1, "forkproof.toml"),
+        Override("vfork-misuse", None, 0, "forkproof.toml"),
+    )
+    return Report((samples.TARGET,), (replace(samples.INHERITED, severity=Severity.LOW),), overrides=overrides)
+
+
 REPORTS: dict[str, Callable[[], Report]] = {
     "incident": samples.incident,
     "cured": samples.cured,
     "failed": samples.failed,
     "hostile": hostile,
     "decided": decided,
+    "narrowed": narrowed,
     "empty": Report,
 }
 
@@ -139,6 +150,14 @@ _MARKDOWN_TAGS = {
 }
 
 
+@pytest.mark.parametrize("name", ["text", "markdown", "html"])
+def test_a_narrowed_gate_is_told_in_one_line(name: str) -> None:
+    told = [each for each in formats.render(narrowed(), name, Look()).splitlines() if "hanged by policy" in each]
+    (line,) = (each.replace("\\", "") for each in told)
+    assert "forkproof.toml: atfork-unbound is off (1 finding left out), inherited-lock is" in line
+    assert "hanged by policy" not in formats.render(samples.incident(), name, Look())
+
+
 class TestHostileNames:
     def test_html_has_one_script(self) -> None:
         page = formats.render(hostile(), "html", Look())
@@ -186,6 +205,13 @@ class TestJunit:
         assert "HOLDER" in text
         assert "qemu_thread_start" in text
 
+    def test_a_rule_that_is_off_does_not_pass(self) -> None:
+        cases = {str(case.get("name")): case for case in self.suites(narrowed(), Severity.HIGH).iter("testcase")}
+        for rule in ("atfork-unbound", "vfork-misuse"):
+            (skipped,) = cases[f"{rule}: not judged"]
+            assert skipped.get("message") == "off by forkproof.toml"
+        assert "atfork-absent: no finding" in cases
+
     def test_errors(self) -> None:
         root = self.suites(samples.failed(), Severity.HIGH)
         assert root.get("errors") == "2"
@@ -225,6 +251,20 @@ class TestSarif:
         assert suppressions[0]["justification"] == "known upstream"
         states = [self.result(decided(), each)["baselineState"] for each in (old, new)]
         assert states == ["unchanged", "new"]
+
+    def test_a_narrowed_gate_is_an_override_of_the_rules_configuration(self) -> None:
+        run = self.run(narrowed())
+        invocations, tool = run["invocations"], run["tool"]
+        assert isinstance(invocations, list)
+        assert isinstance(tool, dict)
+        found = invocations[0]["ruleConfigurationOverrides"]
+        assert [(each["descriptor"]["id"], each["configuration"]) for each in found] == [
+            ("atfork-unbound", {"enabled": False}),
+            ("inherited-lock", {"enabled": True, "level": "note"}),
+            ("vfork-misuse", {"enabled": False}),
+        ]
+        for each in found:
+            assert tool["driver"]["rules"][each["descriptor"]["index"]]["id"] == each["descriptor"]["id"]
 
     def test_an_incomplete_scan_says_so(self) -> None:
         invocations = self.run(samples.failed())["invocations"]

@@ -42,7 +42,7 @@ PROMISED = {
     "diagnostics": {"level", "object", "message"},
 }
 ADDED = {
-    "": {"errors"},
+    "": {"errors", "overrides"},
     "targets": {"libc", "sysroot", "library_path", "preload", "also"},
     "allocators": {"handlers", "registered_from", "coverage"},
     "windows": {"reachable", "threads", "path", "outcomes"},
