@@ -12,7 +12,6 @@ Wrong where: a function returns only through a computed jump; where a noreturn f
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -260,25 +259,9 @@ class Flow:
 
     def loops(self, function: Function, site: int | None) -> bool:
         """A loop of the function goes through an instruction, or through any where none is named."""
-        whole = self.whole(function)
-        following = self.explored(whole).successors
-        blocks = sorted(following)
-        if site is None:
-            return any(first in self._onward(following, first) for first in blocks)
-        position = bisect_right(blocks, site)
-        return position > 0 and blocks[position - 1] in self._onward(following, blocks[position - 1])
-
-    @staticmethod
-    def _onward(following: Mapping[int, tuple[int, ...]], first: int) -> set[int]:
-        """The blocks that control can come to from the end of a block."""
-        found: set[int] = set()
-        pending = [*following.get(first, ())]
-        while pending:
-            block = pending.pop()
-            if block not in found:
-                found.add(block)
-                pending += following.get(block, ())
-        return found
+        run = self.explored(self.whole(function))
+        blocks = sorted(run.successors) if site is None else [run.block_of(site)]
+        return any(block in run.onward(block) for block in blocks)
 
     def _decide_returns(self, function: Function, depth: int) -> bool:
         obj, rva = self.program.object_of(function), self.program.rva_of(function)

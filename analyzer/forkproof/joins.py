@@ -136,17 +136,6 @@ class _Ahead:
     def _instructions(self, first: int) -> list[int]:
         return [self.body.instructions[p].address for p in self._block(first)]
 
-    def _beyond(self, first: int) -> set[int]:
-        """The blocks that control can come to from a block's end."""
-        found: set[int] = set()
-        pending = [*self.run.successors.get(first, ())]
-        while pending:
-            block = pending.pop()
-            if block not in found:
-                found.add(block)
-                pending += self.run.successors.get(block, ())
-        return found
-
     def with_loops(self, sites: Collection[int], outside: Collection[int]) -> set[int]:
         """These sites, and all of each loop around one: a loop that joins is taken to join what there is.
 
@@ -156,7 +145,7 @@ class _Ahead:
         for first in self.run.successors:
             if not set(self._instructions(first)) & set(sites):
                 continue
-            loop = {b for b in self._beyond(first) if first in self._beyond(b)}
+            loop = {b for b in self.run.onward(first) if first in self.run.onward(b)}
             inside = {address for block in loop for address in self._instructions(block)}
             if not inside & set(outside):
                 found |= inside
@@ -179,15 +168,8 @@ class _Ahead:
             if met is not None and met not in stops:
                 return True
             if met is None:
-                new = [b for b in self._after(block) if b not in seen]
+                following = self.run.successors.get(self.run.block_of(block) or 0, ())
+                new = [b for b in following if b not in seen]
                 seen.update(new)
                 pending += new
         return False
-
-    def _after(self, start: int) -> tuple[int, ...]:
-        """The blocks that follow the one which an instruction stands in."""
-        known = self.run.successors.get(start)
-        if known is None:
-            last = self._instructions(start)[-1]
-            known = next((s for b, s in self.run.successors.items() if last in self._instructions(b)), ())
-        return known

@@ -10,8 +10,7 @@ Wrong where: a path exists in the code but never runs with the program's real in
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from forkproof.atfork import Registration
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Reach
-from forkproof.code.explore import CallEffect, Effects, State, explore
+from forkproof.code.explore import CallEffect, Effects, Exploration, State, explore
 from forkproof.code.values import Cell, Value, Word
 from forkproof.columns import unique
 from forkproof.elf.image import Image
@@ -225,15 +224,13 @@ class Threads:
     def early(self) -> frozenset[int]:
         """Calls that main makes only before it starts the first thread: no other thread runs meanwhile."""
         main = self.flow.main
-        calls = [e for e in self.flow.outgoing(main) if self.graph.kind[e] != EdgeKind.THREAD] if main else []
-        starts = (
-            {int(self.graph.site[e]) for e in self.flow.outgoing(main) if self._starts_something(e)} if main else ()
-        )
-        if main is None or not starts or self.constructors:
+        if main is None or self.constructors:
             return frozenset()
-        comes_after = _can_come_after(self.flow.explored(main).successors, starts)
-        sites = {e: int(self.graph.site[e]) for e in calls}
-        return frozenset(e for e, site in sites.items() if site not in starts and not comes_after(site))
+        sites = {e: int(self.graph.site[e]) for e in self.flow.outgoing(main)}
+        starts = {site for e, site in sites.items() if self._starts_something(e)}
+        run = self.flow.explored(main)
+        late = {site for site in sites.values() if any(site == start or run.leads(start, site) for start in starts)}
+        return frozenset(e for e, site in sites.items() if starts and site not in late)
 
     def is_later(self, window: ForkWindow, site: int) -> bool:
         """What main does at this site it does only after the fork: main runs once."""
@@ -245,7 +242,8 @@ class Threads:
         forks |= {window.site} if main == window.function else set()
         if not forks or site in forks:  # one call of main does both
             return False
-        return not _can_come_before(self.flow.explored(main).successors, forks)(site)
+        run = self.flow.explored(main)
+        return not any(run.leads(site, fork) for fork in forks)
 
     def entries_at(self, window: ForkWindow, roots: tuple[Function, ...]) -> Mapping[Function, Answer]:
         """What the threads that can exist at a fork begin in, the one that forks left out.
@@ -326,17 +324,23 @@ class Threads:
             starts = [e for e in edges if self._starts_something(e)]
             if not starts or not forks:
                 continue
-            following = self.flow.explored(function).successors
-            before = _can_come_before(following, forks)
-            starts = [e for e in starts if before(int(graph.site[e])) and not self._is_told_not_to(e)]
+            run = self.flow.explored(function)
+            starts = [e for e in starts if self._is_before(run, e, forks) and not self._is_told_not_to(e)]
             ended = self.joins.ended(function, starts, forks)
             is_once = window.kind is WindowKind.DAEMONIZE
             for edge in starts:
-                site = int(graph.site[edge])
-                again = is_once and any(map(_can_come_before(following, {site}), forks))
+                again = is_once and self._is_after(run, edge, forks)
                 if ended[edge] is not Answer.YES:
                     (doubtful if again or ended[edge] is Answer.UNKNOWN else sure).add(edge)
         return frozenset(sure), frozenset(doubtful)
+
+    def _is_before(self, run: Exploration, edge: int, sites: Iterable[int]) -> bool:
+        """Control can go from a call to one of these sites."""
+        return any(run.leads(int(self.graph.site[edge]), site) for site in sites)
+
+    def _is_after(self, run: Exploration, edge: int, sites: Iterable[int]) -> bool:
+        """Control can come to a call from one of these sites."""
+        return any(run.leads(site, int(self.graph.site[edge])) for site in sites)
 
     def _starts_something(self, edge: int) -> bool:
         """The edge is the start of a thread, or a call that leads to one."""
@@ -468,11 +472,10 @@ class Threads:
         forks |= {window.site} if function == window.function else set()
         if not starts or not forks:
             return None
-        following = self.flow.explored(function).successors
-        before = _can_come_before(following, forks)
-        ordered = [e for e in starts if before(int(graph.site[e])) and not self._is_told_not_to(e)]
+        run = self.flow.explored(function)
+        ordered = [e for e in starts if self._is_before(run, e, forks) and not self._is_told_not_to(e)]
         if strictly:
-            ordered = [e for e in ordered if not any(map(_can_come_before(following, {int(graph.site[e])}), forks))]
+            ordered = [e for e in ordered if not self._is_after(run, e, forks)]
         ended = self.joins.ended(function, ordered, forks)
         counted = (Answer.NO, Answer.UNKNOWN) if perhaps_ended else (Answer.NO,)
         ordered = [e for e in ordered if ended[e] in counted]
@@ -530,52 +533,3 @@ def _constant(value: Value, image: Image) -> int | None:
 def _with_result(effects: Effects, site: int, value: int) -> Effects:
     """The same calls, one of which returns a constant."""
     return lambda place: CallEffect(result=value) if place == site else effects(place)
-
-
-def _can_come_after(successors: Mapping[int, tuple[int, ...]], sites: Collection[int]) -> Callable[[int], bool]:
-    """A test whether control can come to an address from one of `sites`, given the block graph."""
-    blocks = sorted(successors)
-    begins = {site: blocks[bisect_right(blocks, site) - 1] for site in sites}
-    seen: set[int] = set()
-    pending = [b for block in begins.values() for b in successors.get(block, ())]
-    while pending:
-        block = pending.pop()
-        if block not in seen:
-            seen.add(block)
-            pending += successors.get(block, ())
-
-    def after(site: int) -> bool:
-        block = blocks[bisect_right(blocks, site) - 1]
-        return block in seen or any(site > start for start, begin in begins.items() if begin == block)
-
-    return after
-
-
-def _can_come_before(successors: Mapping[int, tuple[int, ...]], sites: set[int]) -> Callable[[int], bool]:
-    """A test whether control can go from an address to one of `sites`, given the block graph."""
-    blocks = sorted(successors)
-
-    def block_of(address: int) -> int:
-        position = bisect_right(blocks, address)
-        return blocks[position - 1] if position else -1
-
-    goals: dict[int, int] = {}
-    for site in sites:
-        goals[block_of(site)] = max(site, goals.get(block_of(site), -1))
-
-    def before(site: int) -> bool:
-        start = block_of(site)
-        if goals.get(start, -1) > site:
-            return True
-        seen: set[int] = set()
-        pending = list(successors.get(start, ()))
-        while pending:
-            block = pending.pop()
-            if block in goals:
-                return True
-            if block not in seen:
-                seen.add(block)
-                pending += successors.get(block, ())
-        return False
-
-    return before

@@ -10,8 +10,10 @@ Wrong where: a callee or a pointer changes a cell that is followed here (cells a
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
@@ -123,6 +125,37 @@ class Exploration:
     """Feasible control flow between instructions' block starts, by address."""
     complete: bool
     """False when a computed jump was met, whose targets are only guessed."""
+    _onward: dict[int, frozenset[int]] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return sorted(self.successors)
+
+    def block_of(self, site: int) -> int | None:
+        """Where the block begins that an instruction stands in."""
+        position = bisect_right(self._starts, site)
+        return self._starts[position - 1] if position else None
+
+    def onward(self, block: int | None) -> frozenset[int]:
+        """The blocks that control can come to from the end of a block: the block itself only around a loop."""
+        if block is None:
+            return frozenset()
+        found = self._onward.get(block)
+        if found is None:
+            seen: set[int] = set()
+            pending = [*self.successors.get(block, ())]
+            while pending:
+                here = pending.pop()
+                if here not in seen:
+                    seen.add(here)
+                    pending += self.successors.get(here, ())
+            found = self._onward[block] = frozenset(seen)
+        return found
+
+    def leads(self, site: int, goal: int) -> bool:
+        """Control can go from one instruction to another, later in the same block or through others."""
+        block, other = self.block_of(site), self.block_of(goal)
+        return other in self.onward(block) or (block is not None and block == other and goal > site)
 
 
 def explore(

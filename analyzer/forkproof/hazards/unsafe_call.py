@@ -274,14 +274,8 @@ class _Window:
 
     def _repeats(self, edges: list[int]) -> bool:
         """Some call on the way is made again and again: what programs seldom do, this one does."""
-        for edge in edges:
-            site, caller = int(self.graph.site[edge]), self.flow.whole(Function(int(self.graph.source[edge])))
-            body = self.flow.body(caller)
-            position = body.position(site)
-            after = site if position is None else body.instructions[position].end
-            if after != site and site in self.flow.explore_from(caller, after, {}).visited:
-                return True
-        return False
+        calls = ((Function(int(self.graph.source[e])), int(self.graph.site[e])) for e in edges)
+        return any(self.flow.loops(caller, site) for caller, site in calls)
 
     def _not_quiesced(self, lock: LibcLock) -> str:
         if not self.window.window.handlers_run:

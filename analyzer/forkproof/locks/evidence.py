@@ -518,8 +518,7 @@ def _value(operand: Operand | None, state: State) -> Value | None:
 
 def _in_small_loop(run: Exploration, attempt: _Attempt) -> bool:
     """The operation can be reached from itself within a few blocks, its own repetition left out."""
-    begin = max((b for b in run.successors if b <= attempt.begin), default=None)
-    end = max((b for b in run.successors if b <= attempt.site), default=None)
+    begin, end = run.block_of(attempt.begin), run.block_of(attempt.site)
     if begin is None or end is None:
         return False
     # AArch64 repeats the pair when the store fails: from its last block to its first.

@@ -42,7 +42,7 @@ def expects_what_was_0(body: Body, run: Exploration, site: int, expects: Operand
     Every way to it comes from a branch that has shown so, and whose other side comes back to look again: a claim that
     is given up when somebody else has the word leaves the loop there.
     """
-    begin = max((b for b in run.successors if b <= site), default=None)
+    begin = run.block_of(site)
     if begin is None or not isinstance(expects, Register) or _is_set_between(body, begin, site, expects):
         return False
     before = [b for b, following in run.successors.items() if begin in following and b != begin]
