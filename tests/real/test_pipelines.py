@@ -108,28 +108,64 @@ def test_gitlab_with_a_baseline(
     assert run("\n".join(job["script"]), tools, tmp_path, variables) == 0
 
 
-@pytest.mark.skipif(shutil.which("dpkg") is None, reason="needs dpkg")
-def test_autopkgtest(tools: Path, tmp_path: Path) -> None:
-    tests = tmp_path / "debian/tests"
-    tests.mkdir(parents=True)
-    (tmp_path / "debian/control").write_text("Source: hostname\n\nPackage: hostname\nArchitecture: any\n")
-    (tests / "forkproof.toml").write_text('fail-on = "high"\n')
-    places = {"AUTOPKGTEST_TMP": tmp_path / "tmp", "AUTOPKGTEST_ARTIFACTS": tmp_path / "artifacts"}
-    for place in places.values():
-        place.mkdir()
-    script = (ROOT / "packaging/debian/tests-forkproof").read_text(encoding="utf-8")
-    if subprocess.run(["dpkg", "-s", "hostname"], capture_output=True, check=False).returncode:
-        pytest.skip("needs the package hostname")
-    assert run(script, tools, tmp_path, places, "sh") == 0
-    report = json.loads((tmp_path / "artifacts/forkproof.json").read_text())
-    assert "hostname" in [Path(target["path"]).name for target in report["targets"]]
+class TestAutopkgtest:
+    """On what a stub of dpkg says that two packages hold; a third is not installed."""
+
+    def outcome(self, tools: Path, folder: Path, held: Mapping[str, list[Path]]) -> int:
+        """The exit code; what was printed is in the file `log`."""
+        (folder / "debian/tests").mkdir(parents=True, exist_ok=True)
+        packages = "".join(f"\nPackage: {name}\nArchitecture: any\n" for name in (*held, "not-there"))
+        (folder / "debian/control").write_text(f"Source: daemon\n{packages}")
+        for name, files in held.items():
+            (folder / name).write_text("".join(f"{file}\n" for file in files))
+        (tools / "dpkg").write_text(f'#!/bin/sh\n[ "$1" = -L ] && cat "{folder}/$2"\n')
+        (tools / "dpkg").chmod(0o755)
+        places = {"AUTOPKGTEST_TMP": folder / "tmp", "AUTOPKGTEST_ARTIFACTS": folder / "artifacts"}
+        for place in places.values():
+            place.mkdir(exist_ok=True)
+        script = (ROOT / "packaging/debian/tests-forkproof").read_text(encoding="utf-8")
+        (folder / "script").write_text(script)
+        return run(f"sh {folder}/script > {folder}/log 2>&1", tools, folder, places, "sh")
+
+    def script(self, folder: Path, name: str) -> Path:
+        path = folder / name
+        path.write_text("#!/usr/bin/perl\nexit 0;\n")
+        path.chmod(0o755)
+        return path
+
+    @OUTCOMES
+    def test_programs_among_other_files(
+        self, name: str, code: int, tools: Path, tmp_path: Path, program: Callable[[str], Path]
+    ) -> None:
+        held = program(name)
+        script, link, text = self.script(tmp_path, "a wrapper"), tmp_path / "link", tmp_path / "README"
+        link.symlink_to(held)
+        text.write_text("text")
+        libraries = sorted(held.parent.glob("*.so"))[:1]
+        packages = {"daemon": [tmp_path, script, link, text, held], "daemon-data": [*libraries, tmp_path / "gone"]}
+        assert self.outcome(tools, tmp_path, packages) == code
+        report = json.loads((tmp_path / "artifacts/forkproof.json").read_text())
+        assert [target["path"] for target in report["targets"]] == [str(held)]
+        log = (tmp_path / "log").read_text()
+        assert f"{script} is a script: not scanned" in log
+        assert "not-there is not installed: not scanned" in log
+        assert ("HIGH  " in log) is bool(code)
+
+    def test_scripts_only_are_skipped(self, tools: Path, tmp_path: Path) -> None:
+        script = self.script(tmp_path, "a wrapper")
+        assert self.outcome(tools, tmp_path, {"daemon": [script]}) == 77
+        assert f"{script} is a script: not scanned" in (tmp_path / "log").read_text()
+
+    def test_with_a_policy(self, tools: Path, tmp_path: Path, program: Callable[[str], Path]) -> None:
+        (tmp_path / "debian/tests").mkdir(parents=True)
+        (tmp_path / "debian/tests/forkproof.toml").write_text('fail-on = "never"\n')
+        assert self.outcome(tools, tmp_path, {"daemon": [program("daemon_unhooked")]}) == 0
 
 
 @OUTCOMES
 def test_rpm(name: str, code: int, tools: Path, tmp_path: Path, program: Callable[[str], Path]) -> None:
     buildroot = tmp_path / "buildroot"
     shutil.copytree(program(name).parent, buildroot / "usr/bin", ignore=lambda _, names: _others(names, name))
-    (tmp_path / "forkproof.toml").write_text("")
     spec = (ROOT / "packaging/rpm/example.spec").read_text(encoding="utf-8")
     script = spec[spec.index("%check\n") + len("%check\n") :].replace("%{buildroot}", str(buildroot))
     assert run(script, tools, tmp_path, {}) == code
