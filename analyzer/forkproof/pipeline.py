@@ -124,7 +124,7 @@ def _outcomes(
 ) -> Iterator[tuple[str, Outcome]]:
     """Name and outcome of every program, in the order of the scopes."""
     tasks: list[_Task] = [(i, start) for i, scope in enumerate(scopes) for start in scope.starts]
-    names = [f"{scopes[i].prefix}{start.name}" for i, start in tasks]
+    names = [f"{start.prefix}{start.name}" for i, start in tasks]
     if note is not None or schedule.is_for_one(tasks, options.jobs):
         one = _Scanner(scopes, options, progress, note)
         yield from zip(names, map(one.scan, tasks), strict=True)
@@ -166,7 +166,7 @@ class _Scanner:
                 return self._start(start, scope)
         except InputError as error:
             # The file may lie in a temporary directory: the name that was asked for is the one to tell.
-            name = f"{scope.prefix}{start.name}"
+            name = f"{start.prefix}{start.name}"
             return str(type(error)(name, error.reason, next_step=error.next_step))
 
     def _start(self, start: artifacts.Start, scope: artifacts.Scope) -> Result:
@@ -174,7 +174,7 @@ class _Scanner:
         options = replace(self.options, preload=(*start.preload, *self.options.preload))
         sysroot = artifacts.ReplacedSysroot(scope.sysroot, dict(options.replace)) if options.replace else scope.sysroot
         target, findings, notes = self._one(start.name, options, sysroot)
-        path = f"{scope.prefix}{target.path}"
+        path = f"{start.prefix}{target.path}"
         if start.source:
             words = " ".join(start.preload)
             told = f"scanned with {words} preloaded, since {start.source} says so"

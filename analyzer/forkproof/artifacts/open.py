@@ -12,25 +12,28 @@ Must never: analyse code, execute anything, or leave a temporary file behind.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Final
 
-from forkproof.closure.sysroot import DirectorySysroot, Sysroot
+from forkproof.artifacts import scope
+from forkproof.artifacts.programs import Files, Programs, in_directory, in_tree
+from forkproof.artifacts.scope import Scope, Start
+from forkproof.closure.sysroot import DirectorySysroot
 from forkproof.errors import InputError, UsageError
 from forkproof.model import Diagnostic
 
 if TYPE_CHECKING:
     from forkproof.artifacts.image import Blobs
     from forkproof.artifacts.tree import Store, Tree
-    from forkproof.artifacts.world import Layer
+    from forkproof.artifacts.worlds import Part
 
 
 class _Kind(Enum):
@@ -43,37 +46,9 @@ class _Kind(Enum):
     TAR = "a tar archive"
 
 
+_DIRECTORIES: Final = (_Kind.DIRECTORY, _Kind.ROOT)
 _PACKED: Final = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh", b"\x28\xb5\x2f\xfd", b"\x5d\0\0\x80")
-_SKIPPED: Final = ("/usr/lib/debug/", "/proc/", "/sys/", "/dev/", "/boot/")
 _LABELLED: Final = 4
-_LIBC_ONLY: Final = frozenset({"fork", "__tls_get_addr"})
-"""Who exports malloc and one of these is a C library, or its loader."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A program to be scanned."""
-
-    name: str
-    """As `Sysroot.locate` takes it."""
-    preload: tuple[str, ...] = ()
-    """What its unit or wrapper puts into LD_PRELOAD."""
-    source: str = ""
-    """The file that says so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Programs that run in one world."""
-
-    sysroot: Sysroot
-    label: str
-    """What the report calls the sysroot."""
-    starts: tuple[Start, ...]
-    prefix: str = ""
-    """Put before the targets' paths where several worlds could have the same."""
-    diagnostics: tuple[Diagnostic, ...] = ()
-    errors: tuple[InputError, ...] = ()
 
 
 @contextmanager
@@ -125,22 +100,7 @@ def _directory_kind(path: Path) -> _Kind:
 def _plain(names: Sequence[str], sysroot: Path | None) -> Scope:
     """Files of one sysroot; scripts among them stand for the programs that they start."""
     root = DirectorySysroot(sysroot or Path("/"))
-    return Scope(root, str(sysroot or "/"), tuple(_start(root, name) for name in names))
-
-
-def _start(root: Sysroot, name: str) -> Start:
-    """A name as it is, unless a unit or a script of the sysroot preloads something into that program."""
-    from forkproof.artifacts import start
-
-    try:
-        path = root.locate(name)
-        script = start.of_script(root, path)
-        if script is not None:
-            return Start(script[0], script[1].libraries, script[1].source)
-        known = start.preloads(root).get(root.resolve(path) or path)
-    except InputError:
-        known = None
-    return Start(name, known.libraries, known.source) if known is not None else Start(name)
+    return Scope(root, str(sysroot or "/"), tuple(scope.named(root, name) for name in names))
 
 
 @dataclass
@@ -153,8 +113,8 @@ class _Opening:
     store: Store
     stack: ExitStack
     errors: list[InputError] = field(default_factory=list)
-    trees: list[tuple[Tree, bool]] = field(default_factory=list)
-    """Archives that are no images, and whether each is a package."""
+    trees: dict[str, Tree] = field(default_factory=dict)
+    """Archives that are no images, by name."""
     images: list[Tree] = field(default_factory=list)
 
     def scopes(self) -> list[Scope]:
@@ -167,7 +127,7 @@ class _Opening:
         if self.images and self.behind is not None:
             message = "an image brings its own root; --sysroot cannot stand behind it"
             raise UsageError(message, next_step="Leave --sysroot out, or unpack the image.")
-        found = [self._world(image) for image in self.images]
+        found = [scope for image in self.images for scope in self._world(image)]
         if not self.images:
             found = self._without_images()
         return found or [Scope(DirectorySysroot(), "/", (), errors=tuple(self.errors))]
@@ -187,7 +147,7 @@ class _Opening:
             read = package.read_deb if kind is _Kind.DEB else package.read_rpm
             with Path(name).open("rb") as stream:
                 read(stream, tree, self.store)
-            self.trees.append((tree, True))
+            self.trees[name] = tree
 
     def _tar(self, name: str) -> None:
         """A tree, or an image if a manifest is among its members."""
@@ -209,7 +169,7 @@ class _Opening:
         if any(f"/{document}" in tree.entries for document in documents) and spooled:
             self._images(name, _blobs_of_archive(tree, spooled))
         else:
-            self.trees.append((tree, False))
+            self.trees[name] = tree
 
     def _images(self, name: str, blobs: Blobs) -> None:
         from forkproof.artifacts import image
@@ -224,16 +184,16 @@ class _Opening:
 
     def _without_images(self) -> list[Scope]:
         """One world of all artifacts; directories and files alone need none."""
-        directories = [name for name, kind in self.kinds.items() if kind in {_Kind.DIRECTORY, _Kind.ROOT}]
+        directories = [name for name, kind in self.kinds.items() if kind in _DIRECTORIES]
         if self.trees:
-            return [self._world(None)]
+            return self._world(None)
         roots = [name for name in directories if self.kinds[name] is _Kind.ROOT and self.behind is None]
         roots = [name for name in roots if Path(name).resolve() != Path("/")]
         scopes = [self._in_place(DirectorySysroot(name), name, [name], several=len(roots) > 1) for name in roots]
         rest = [name for name in self.kinds if name not in roots]
         outside = [name for name in rest if name in directories and not self._lies_behind(name)]
         if outside and self.behind is not None:
-            return [self._world(None)]
+            return self._world(None)
         if any(self.kinds[name] in {_Kind.DIRECTORY, _Kind.ROOT, _Kind.PLAIN} for name in rest):
             scopes.append(self._in_place(DirectorySysroot(self.behind or "/"), str(self.behind or "/"), rest))
         return scopes
@@ -249,166 +209,81 @@ class _Opening:
         """Files and directories of one sysroot."""
         starts: list[Start] = []
         errors: list[InputError] = []
+        notes: list[Diagnostic] = []
+        prefix = f"{label}:" if several else ""
         for name in names:
             if self.kinds[name] is _Kind.PLAIN:
-                starts.append(_start(root, name))
+                starts.append(scope.named(root, name))
                 continue
-            top = Path(name).resolve()
-            inside = "/" + str(top.relative_to(root.root)).removeprefix(".")
-            found = _Programs(self.only, with_libraries=False)
-            found.look(_walk(top, inside.rstrip("/")))
-            starts += _sorted_starts(root, found)
-            errors += found.errors or [] if starts else [_nothing(name)]
-        prefix = f"{label}:" if several else ""
-        return Scope(root, label, tuple(starts), prefix, errors=(*self.errors, *errors))
+            found = Programs(self.only, with_libraries=False)
+            found.look(in_directory(Path(name).resolve(), _inside(root, name)))
+            here = scope.in_order(root, [(path, prefix) for _, path in found.chosen])
+            starts += here
+            notes += found.notes
+            errors += found.errors or [] if here else [found.nothing(name)]
+        return Scope(root, label, tuple(starts), tuple(notes), errors=(*self.errors, *errors))
 
-    def _world(self, image: Tree | None) -> Scope:
+    def _world(self, image: Tree | None) -> list[Scope]:
         """Artifacts in front, an image or the sysroot behind."""
-        from forkproof.artifacts.world import DirectoryLayer, FileLayer, TreeLayer, World
+        from forkproof.artifacts import worlds
+        from forkproof.artifacts.world import DirectoryLayer, TreeLayer
 
-        front: list[Layer] = [TreeLayer(tree, is_package=is_package) for tree, is_package in self.trees]
-        directories = [name for name, kind in self.kinds.items() if kind in {_Kind.DIRECTORY, _Kind.ROOT}]
-        front += [DirectoryLayer(name) for name in directories]
-        files = [str(Path(name).absolute()) for name, kind in self.kinds.items() if kind is _Kind.PLAIN]
-        front += [FileLayer(files)] if files else []
-        layers = [*front]
-        layers += [TreeLayer(image, is_package=False)] if image is not None else []
-        layers += [DirectoryLayer(self.behind)] if self.behind is not None and image is None else []
-        names = [tree.name for tree, _ in self.trees] + directories + ([image.name] if image is not None else [])
-        label = _label(names, self.behind)
-        world = World(label, layers)
-        found = _Programs(self.only, with_libraries=image is None)
-        for tree, is_package in self.trees:
-            found.look(_in_tree(tree, world), is_package=is_package)
-        for name in directories:
-            found.look(_walk(Path(name), ""))
+        base: worlds.Part | None = None
         if image is not None:
-            found.look(_in_tree(image, world))
-        starts = [*(Start(name) for name in files), *_sorted_starts(world, found, alone=not files)]
-        errors = [*self.errors, *found.errors, *([] if starts else [_nothing(label)])]
-        trees = [tree for tree, _ in self.trees] + ([image] if image is not None else [])
-        notes = tuple(note for tree in trees for note in tree.diagnostics) + found.notes
-        prefix = f"{image.name}:" if image is not None and len(self.images) > 1 else ""
-        return Scope(world, label, tuple(starts), prefix, notes, tuple(errors))
+            prefix = image.name if len(self.images) > 1 else ""
+            base = worlds.Part(prefix, TreeLayer(image, is_part=False), in_tree(image))
+        elif self.behind is not None:
+            base = worlds.Part("", DirectoryLayer(self.behind, is_part=False), self._of_sysroot(self.behind))
+        parts = list(self._parts(has_base=base is not None))
+        names = [part.name for part in parts if part.name] + ([image.name] if image is not None else [])
+        files = [self._located(n) or str(Path(n).absolute()) for n, kind in self.kinds.items() if kind is _Kind.PLAIN]
+        trees = [*self.trees.values(), *([image] if image is not None else [])]
+        programs = Programs(self.only, with_libraries=image is None)
+        found = worlds.scopes(_label(names, self.behind), parts, base, files, programs)
+        notes = tuple(note for tree in trees for note in tree.diagnostics) + found[0].diagnostics
+        return [replace(found[0], diagnostics=notes, errors=(*self.errors, *found[0].errors)), *found[1:]]
+
+    def _parts(self, *, has_base: bool) -> Iterator[Part]:
+        """What stands in front, in the order in which it was named; single files first, since each means itself."""
+        from forkproof.artifacts.world import DirectoryLayer, FileLayer, TreeLayer
+        from forkproof.artifacts.worlds import Part
+
+        files = [name for name, kind in self.kinds.items() if kind is _Kind.PLAIN and self._located(name) is None]
+        if files:
+            yield Part("", FileLayer([str(Path(name).absolute()) for name in files]), iter(()))
+        for name, kind in self.kinds.items():
+            if name in self.trees:
+                is_package = kind in {_Kind.DEB, _Kind.RPM}
+                tree = self.trees[name]
+                yield Part(name, TreeLayer(tree, is_part=is_package or has_base), in_tree(tree), is_package)
+            elif kind in _DIRECTORIES and (self.behind is None or not self._lies_behind(name)):
+                is_part = has_base or kind is _Kind.DIRECTORY
+                yield Part(name, DirectoryLayer(name, is_part=is_part), in_directory(Path(name), ""))
+
+    def _of_sysroot(self, behind: Path) -> Files:
+        """Programs of those directories that are a part of the sysroot."""
+        root = DirectorySysroot(behind)
+        inside = [name for name, kind in self.kinds.items() if kind in _DIRECTORIES and self._lies_behind(name)]
+        return chain.from_iterable(in_directory(Path(name).resolve(), _inside(root, name)) for name in inside)
+
+    def _located(self, name: str) -> str | None:
+        """A path of the sysroot, if the file is there."""
+        try:
+            return DirectorySysroot(self.behind).locate(name) if self.behind is not None else None
+        except InputError:
+            return None
+
+
+def _inside(root: DirectorySysroot, name: str) -> str:
+    """What a directory of this machine is called in a sysroot."""
+    inside = "/" + str(Path(name).resolve().relative_to(root.root)).removeprefix(".")
+    return inside.rstrip("/")
 
 
 def _label(names: Sequence[str], behind: Path | None) -> str:
     """What the report calls a world: all of a few artifacts, the first of many."""
     shown = list(names) if len(names) <= _LABELLED else [names[0], f"{len(names) - 1} more artifacts"]
     return " + ".join([*shown, *([str(behind)] if behind is not None else [])])
-
-
-def _nothing(name: str) -> InputError:
-    help_text = "Name a library of it by its path, or see what it holds."
-    return InputError(name, "holds no ELF program for x86-64 or aarch64", next_step=help_text)
-
-
-def _sorted_starts(sysroot: Sysroot, found: _Programs, *, alone: bool = True) -> list[Start]:
-    """Each program once, with what its unit or wrapper preloads."""
-    from forkproof.artifacts import start
-
-    known = {**start.wrapped(sysroot), **start.preloads(sysroot)}
-    starts = []
-    for path in sorted(found.chosen(alone=alone)):
-        preload = known.get(sysroot.resolve(path) or path)
-        starts.append(Start(path, preload.libraries, preload.source) if preload is not None else Start(path))
-    return starts
-
-
-# Programs among files.
-
-
-class _Programs:
-    """Which files are to be scanned: programs; of packages also what exports malloc; all libraries if nothing is."""
-
-    def __init__(self, only: Sequence[str], *, with_libraries: bool) -> None:
-        self._only = only
-        self._with_libraries = with_libraries
-        self._seen: set[tuple[int, int]] = set()
-        self._programs: list[str] = []
-        self._allocators: list[str] = []
-        self._libraries: list[str] = []
-        self._foreign = 0
-        self.errors: list[InputError] = []
-
-    def chosen(self, *, alone: bool) -> list[str]:
-        """Paths to scan; `alone` where there are no targets beside these."""
-        return [*self._programs, *self._allocators] or (self._libraries if self._with_libraries and alone else [])
-
-    @property
-    def notes(self) -> tuple[Diagnostic, ...]:
-        """What was left out."""
-        if not self._foreign:
-            return ()
-        return (Diagnostic("info", "", f"{self._foreign} ELF files are for other machines, or no programs"),)
-
-    def look(self, files: Iterator[tuple[str, Path]], *, is_package: bool = False) -> None:
-        """Sort these files."""
-        for path, place in files:
-            if self._only and not any(fnmatch.fnmatch(path, pattern) for pattern in self._only):
-                continue
-            status = place.stat()
-            if path.startswith(_SKIPPED) or (status.st_dev, status.st_ino) in self._seen:
-                continue
-            self._seen.add((status.st_dev, status.st_ino))
-            self._sort(path, place, is_package)
-
-    def _sort(self, path: str, place: Path, is_package: bool) -> None:
-        from forkproof.allocators import is_program
-        from forkproof.elf import image as elf
-        from forkproof.errors import UnsupportedElf
-
-        try:
-            image = elf.load(place)
-        except UnsupportedElf:
-            self._foreign += 1
-            return
-        except InputError as error:
-            self.errors.append(InputError(path, error.reason, next_step=error.next_step))
-            return
-        if is_program(image) and image.soname is None:
-            self._programs.append(path)
-        elif is_package and image.soname is not None:
-            self._libraries.append(path)
-            names = image.dynamic_symbols.by_name
-            if self._with_libraries and _defines(image, "malloc") and not _LIBC_ONLY & names.keys():
-                self._allocators.append(path)
-
-
-def _defines(image: object, name: str) -> bool:
-    from forkproof.elf.image import Image
-
-    assert isinstance(image, Image)
-    table = image.dynamic_symbols
-    return any(bool(table.defined[index]) for index in table.by_name.get(name, ()))
-
-
-def _in_tree(tree: Tree, world: Sysroot) -> Iterator[tuple[str, Path]]:
-    """ELF files of an archive, by the paths that they have in the world."""
-    for path, entry in tree.files():
-        resolved = world.resolve(path)
-        if entry.blob is not None and resolved is not None:
-            yield resolved, entry.blob
-
-
-def _walk(top: Path, inside: str) -> Iterator[tuple[str, Path]]:
-    """ELF files below a directory, sorted; links are not followed, other file systems are."""
-    for directory, below, names in os.walk(top):
-        below.sort()
-        for name in sorted(names):
-            place = Path(directory, name)
-            if _is_elf(place):
-                yield f"{inside}/{place.relative_to(top)}", place
-
-
-def _is_elf(path: Path) -> bool:
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            return False
-        with path.open("rb") as stream:
-            return stream.read(4) == b"\x7fELF"
-    except OSError:
-        return False
 
 
 # Blobs of images.

@@ -10,6 +10,7 @@ Must never: create a file under a name from an archive. That is what makes path 
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -106,6 +107,22 @@ class Store:
             reason = error.strerror or str(error)
             raise BadArchive(archive, f"cannot be unpacked: {reason}", next_step=help_text) from error
         return path
+
+
+def is_text(path: str) -> bool:
+    """Whether what is there can say how a program is started, or what the loader does."""
+    return _TEXTS.search(path) is not None or path == "/etc/ld.so.cache"
+
+
+def is_elf(path: Path) -> bool:
+    """A regular file that begins as ELF files do."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with path.open("rb") as stream:
+            return stream.read(4) == b"\x7fELF"
+    except OSError:
+        return False
 
 
 def _exactly(read: Callable[[int], bytes], size: int) -> bytes:

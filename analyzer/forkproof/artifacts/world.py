@@ -2,29 +2,50 @@
 
 Owns: the sysroot of a scan of artifacts. Takes: trees of archives and directories, the first that has a path wins.
 Gives: a `Sysroot`. Must never: write, follow a link outside of the layers, or fall back to this machine.
+Wrong where: below the directories of `_JOINED`, one layer has a link where another has a directory: the link wins, and
+what the other has in the directory is not seen.
 
-Packages that were built for split directories are installed by dpkg and rpm through /lib → usr/lib; so a package's /lib
-is /usr/lib here, too. Images and directories are taken as they are.
+A directory never hides what another layer has in it. Systems keep /lib as a directory or as a link to usr/lib, and so
+do the artifacts in front of them; both must meet, whichever is in front:
+
+    /lib in front    /lib behind    the world's /lib
+    a link           a link         the link
+    a link           a directory    the link, and what is in the directory is found in /usr/lib, too
+    a directory      a link         the same
+    a directory      a directory    one directory, with what both have; /usr/lib is another
+
+Layers without /lib have no say. A part of a system (a package, a build root) is installed where the rest of the system
+keeps its libraries: its /lib is its /usr/lib, whatever the others do.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import posixpath
 import stat
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from forkproof.artifacts.tree import DIRECTORY, Entry, Kind, Tree
+from forkproof.artifacts.tree import DIRECTORY, Entry, Kind, Tree, is_elf, is_text
 from forkproof.errors import UnreadableFile
 
 _MAX_LINKS: Final = 40
-_MERGED: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_MERGED: Final = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+"""Top directories that a merged-/usr distribution makes links into /usr."""
+_JOINED: Final = (*_MERGED, "/usr/sbin", "/usr/lib64", "/usr/lib32")
+"""Directories that some systems have as links to others: Fedora's and Arch's are below /usr."""
 
 
 class Layer(Protocol):
     """Files by path; links are not followed."""
+
+    @property
+    def is_part(self) -> bool:
+        """A package or a build root, rather than a system of its own."""
+        ...
 
     def entry(self, path: str) -> Entry | None:
         """What is at a path."""
@@ -34,42 +55,47 @@ class Layer(Protocol):
         """The names in a directory."""
         ...
 
+    def held(self) -> Iterator[tuple[str, Entry]]:
+        """Everything that a scan may read: ELF files, texts that say how programs are started, links."""
+        ...
+
 
 class TreeLayer:
     """The tree of an archive."""
 
-    def __init__(self, tree: Tree, *, is_package: bool) -> None:
+    def __init__(self, tree: Tree, *, is_part: bool) -> None:
         self._tree = tree
-        self._is_package = is_package
+        self.is_part: Final = is_part
 
     def entry(self, path: str) -> Entry | None:
-        """The archive's entry; of a package, what it has in /lib is in /usr/lib."""
-        entries = self._tree.entries
-        if not self._is_package:
-            return entries.get(path)
-        parts = path.split("/", 3)
-        if parts[1] in _MERGED and len(parts) == 2 and (path in entries or f"/usr{path}" in entries):
-            return Entry(Kind.LINK, link=f"usr{path}")
-        split = _split(path)
-        return entries.get(path) or (entries.get(split) if split else None)
+        """The archive's entry."""
+        return self._tree.entries.get(path)
 
     def names_in(self, path: str) -> list[str]:
-        """Of both directories that are one."""
-        split = _split(path) if self._is_package else None
-        return self._tree.names_in(path) + (self._tree.names_in(split) if split else [])
+        """The archive's names."""
+        return self._tree.names_in(path)
+
+    def held(self) -> Iterator[tuple[str, Entry]]:
+        """Whatever was kept of the archive."""
+        return _held(self._tree)
 
 
-def _split(path: str) -> str | None:
-    """/lib/x for /usr/lib/x: where a package may have it."""
-    parts = path.split("/", 3)
-    return path.removeprefix("/usr") if len(parts) > 2 and parts[1] == "usr" and parts[2] in _MERGED else None
+def _held(tree: Tree) -> Iterator[tuple[str, Entry]]:
+    return ((path, entry) for path, entry in sorted(tree.entries.items()) if _is_read(path, entry))
+
+
+def _is_read(path: str, entry: Entry) -> bool:
+    """A scan may come to it. Documentation is full of links."""
+    is_way = entry.kind is Kind.LINK and not path.startswith("/usr/share/")
+    return is_way or entry.blob is not None or (entry.is_whole and is_text(path))
 
 
 class DirectoryLayer:
     """A directory of this machine."""
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, *, is_part: bool) -> None:
         self.root: Final = str(root).rstrip("/")
+        self.is_part: Final = is_part
 
     def entry(self, path: str) -> Entry | None:
         """What lstat(2) says; `world` has followed the links on the way."""
@@ -91,9 +117,24 @@ class DirectoryLayer:
         except OSError:
             return []
 
+    def held(self) -> Iterator[tuple[str, Entry]]:
+        """What an archive of the directory would keep."""
+        for directory, below, names in os.walk(self.root):
+            below.sort()
+            for name in sorted([*below, *names]):
+                place = Path(directory, name)
+                path = str(place).removeprefix(self.root)
+                entry = self.entry(path)
+                if entry is None or entry.kind is Kind.DIRECTORY:
+                    continue
+                if is_elf(place) or is_text(path) or (entry.kind is Kind.LINK and _is_read(path, entry)):
+                    yield path, entry
+
 
 class FileLayer:
     """Single files of this machine, under their own absolute paths."""
+
+    is_part: Final = True
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._tree = Tree("files")
@@ -108,6 +149,33 @@ class FileLayer:
         """The files."""
         return self._tree.names_in(path)
 
+    def held(self) -> Iterator[tuple[str, Entry]]:
+        """The files."""
+        return _held(self._tree)
+
+
+_Names = tuple[tuple[str, str], ...]
+"""Directories with a slash behind, and what a layer calls each of them, too."""
+
+
+def _places(path: str, names: _Names) -> Iterator[str]:
+    """What a path is called in a layer."""
+    yield path
+    for place, name in names:
+        if f"{path}/".startswith(place):
+            yield name + path[len(place) - 1 :]
+
+
+def _in_layer(layer: Layer, names: _Names, path: str) -> Entry | None:
+    """Of two with one name, the one that is no link: systems had /usr/bin/x → /bin/x before both were one."""
+    first = None
+    for place in _places(path, names):
+        entry = layer.entry(place)
+        if entry is not None and entry.kind is not Kind.LINK:
+            return entry
+        first = first or entry
+    return first
+
 
 class World:
     """The layers as a Sysroot; see `forkproof.closure.sysroot` for what the methods mean."""
@@ -118,15 +186,30 @@ class World:
         self.name = name
         self._layers = tuple(layers)
         self._resolved: dict[str, str | None] = {}
+        self._entries: dict[str, tuple[int, Entry] | None] = {}
+        self._links = {path: link for path in _JOINED if (link := self._link(path)) is not None}
+        self._other_names = tuple(self._names_of(layer) for layer in layers)
 
     def entry(self, path: str) -> Entry | None:
         """What is at a path. A link wins over a directory in front of it, as when a package is unpacked."""
-        found = [entry for layer in self._layers if (entry := layer.entry(path)) is not None]
-        if not found:
-            return None
-        if found[0].kind is Kind.DIRECTORY:
-            return next((entry for entry in found if entry.kind is Kind.LINK), found[0])
-        return found[0]
+        found = self.provider(path)
+        return found[1] if found is not None else None
+
+    def provider(self, path: str) -> tuple[int, Entry] | None:
+        """Which layer's entry is at a path, and the entry; of a directory, the first that has one."""
+        if path not in self._entries:
+            self._entries[path] = self._provider(path)
+        return self._entries[path]
+
+    def place(self, path: str) -> str | None:
+        """A path with all links followed but the last, as what is at a layer's path is called here."""
+        above, _, name = path.rpartition("/")
+        resolved = self.resolve(above or "/")
+        return f"{resolved.rstrip('/')}/{name}" if resolved is not None else None
+
+    def is_joined(self, path: str) -> bool:
+        """A directory of systems that is a link here, whatever single layers have."""
+        return path in self._links
 
     def resolve(self, path: str) -> str | None:
         """Follow links and dots within the layers."""
@@ -154,7 +237,12 @@ class World:
         resolved = self.resolve(path)
         if resolved is None:
             return ()
-        return tuple(sorted({name for layer in self._layers for name in layer.names_in(resolved)}))
+        names = (
+            layer.names_in(place)
+            for layer, others in zip(self._layers, self._other_names, strict=True)
+            for place in _places(resolved, others)
+        )
+        return tuple(sorted(set(itertools.chain.from_iterable(names))))
 
     def host_path(self, path: str) -> Path:
         """Where the content of an ELF file lies."""
@@ -173,6 +261,50 @@ class World:
         if entry is None or entry.blob is None:
             raise UnreadableFile(target, "is no ELF file", next_step="Name a program or a shared library.")
         return path
+
+    # ---- how the layers meet ------------------------------------------------------------------
+
+    def _link(self, path: str) -> Entry | None:
+        """What a directory of `_JOINED` is a link to, for all layers: one has the link, or no system has either."""
+        entries = [(layer, layer.entry(path)) for layer in self._layers]
+        link = next((entry for _, entry in entries if entry is not None and entry.kind is Kind.LINK), None)
+        if link is not None or path not in _MERGED or any(entry and not layer.is_part for layer, entry in entries):
+            return link
+        is_there = any(entry or layer.entry(f"/usr{path}") for layer, entry in entries)
+        return Entry(Kind.LINK, link=f"usr{path}") if is_there else None
+
+    def _names_of(self, layer: Layer) -> _Names:
+        """What this layer calls directories for which others have a link."""
+        pairs = [(self._leads_to(path), path) for path in self._links]
+        if layer.is_part:
+            pairs += [pair for path in _MERGED for pair in ((f"/usr{path}", path), (path, f"/usr{path}"))]
+        there = [(place, name, layer.entry(name)) for place, name in dict.fromkeys(pairs)]
+        return tuple((f"{place}/", name) for place, name, entry in there if entry and entry.kind is Kind.DIRECTORY)
+
+    def _leads_to(self, path: str) -> str:
+        """The end of the links of `_JOINED`, whether or not anything is there."""
+        for _ in _JOINED:
+            start = next((each for each in self._links if path == each or path.startswith(f"{each}/")), None)
+            if start is None:
+                break
+            target = posixpath.join(posixpath.dirname(start), self._links[start].link)
+            path = posixpath.normpath(target + path[len(start) :])
+        return path
+
+    def _provider(self, path: str) -> tuple[int, Entry] | None:
+        if path in self._links:
+            return 0, self._links[path]
+        first = None
+        for number, layer in enumerate(self._layers):
+            entry = _in_layer(layer, self._other_names[number], path)
+            if entry is None:
+                continue
+            if entry.kind is Kind.LINK or (first is None and entry.kind is not Kind.DIRECTORY):
+                return number, entry
+            first = first or (number, entry)
+        return first
+
+    # ---- files --------------------------------------------------------------------------------
 
     def _file(self, path: str) -> Entry:
         resolved = self.resolve(path)
@@ -199,10 +331,8 @@ class World:
             done.append(part)
             entry = self.entry("/" + "/".join(done))
             if entry is None:
-                if len(done) != 1 or part not in _MERGED or self.entry(f"/usr/{part}") is None:
-                    return None
-                done.insert(0, "usr")
-            elif entry.kind is Kind.LINK:
+                return None
+            if entry.kind is Kind.LINK:
                 links += 1
                 if links > _MAX_LINKS:
                     return None

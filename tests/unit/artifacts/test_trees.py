@@ -164,7 +164,10 @@ class TestLayers:
         two.write_bytes(archives.docker([{"bin/a": TRUE + b"2"}]))
         with opened([str(one), str(two)], None) as scopes:
             assert [scope.sysroot.read("/bin/a") for scope in scopes] == [TRUE, TRUE + b"2"]
-            assert [scope.prefix for scope in scopes] == [f"{one} (app:1):", f"{two} (app:1):"]
+            assert [start.prefix for scope in scopes for start in scope.starts] == [
+                f"{one} (app:1):",
+                f"{two} (app:1):",
+            ]
 
     def test_other_machines_are_left_out(self, tmp_path: Path) -> None:
         path = tmp_path / "image.tar"
