@@ -49,6 +49,10 @@ _HELD_NEAR: Final = 5
 _HELD_OFTEN: Final = 2
 """The same for what programs seldom call, where the thread is seen to call it in a loop."""
 _EDITION: Final = "2024"
+_JUDGED: Final = (
+    "are objects that the program names itself: fork leaves them as they are, and inherited-lock judges each that the "
+    "code tells"
+)
 
 
 def find(facts: Facts) -> list[Finding]:
@@ -319,29 +323,45 @@ class _Window:
         ]
 
     def _tolerated(self) -> list[Finding]:
-        """Calls that POSIX forbids here and that this libc's fork makes safe."""
+        """Calls that POSIX forbids here, and after which nothing of this libc's own is left locked."""
         if not self.window.window.handlers_run:
             return []
         allowed = self.flow.signatures.signal_safe(_EDITION)
-        names = {
-            self._name(f)
+        forbidden = [
+            f
             for f in self.calls.all
             if self.locks.takes_any(f)
             and not self._aliases(f) & allowed
             and all(lock.quiesced for lock in self.locks.taken_by(f))
-        }
-        if not names:
-            return []
-        title = self.facts.libc.title
-        return [
-            self._note(
-                "locks that fork quiesces",
-                f"a child forked in {self.fork.function} calls what POSIX forbids there and {title} tolerates",
-                f"They are not async-signal-safe, but the fork of {title} quiesces the locks that they take: "
-                f"{names_of(names)}. Another libc, or an allocator that is preloaded, may not.",
-                "Nothing, on this libc; for portable code, keep to signal-safety(7).",
-            )
         ]
+        given = {self._name(f) for f in forbidden if self._is_for_given(f)}
+        quiesced = {self._name(f) for f in forbidden} - given
+        if quiesced:
+            return [self._quiesced(quiesced, given)]
+        return [self._on_given(given)] if given else []
+
+    def _is_for_given(self, function: Function) -> bool:
+        """What it locks, waits for or lets go is an object of its caller's: fork knows nothing of that."""
+        return bool(self._aliases(function) & self.flow.signatures.locks.keys()) or not self.locks.taken_by(function)
+
+    def _quiesced(self, names: set[str], given: set[str]) -> Finding:
+        title = self.facts.libc.title
+        also = f" The locks of {names_of(given)} {_JUDGED}."
+        return self._note(
+            "locks that fork quiesces",
+            f"a child forked in {self.fork.function} calls what POSIX forbids there and {title} tolerates",
+            f"They are not async-signal-safe, but the fork of {title} quiesces the locks that they take: "
+            f"{names_of(names)}. Another libc, or an allocator that is preloaded, may not.{also if given else ''}",
+            "Nothing, on this libc; for portable code, keep to signal-safety(7).",
+        )
+
+    def _on_given(self, names: set[str]) -> Finding:
+        return self._note(
+            "locks of the program's own",
+            f"a child forked in {self.fork.function} uses locks of the program's own, which POSIX forbids there",
+            f"The locks of {names_of(names)} {_JUDGED}. {self.facts.libc.title}'s own state needs nothing there.",
+            "See what inherited-lock says of the lock; for portable code, keep to signal-safety(7).",
+        )
 
     def _note(self, locks: str, message: str, why: str, fix: str) -> Finding:
         libc = self.facts.object_name(self.core)

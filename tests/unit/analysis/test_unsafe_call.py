@@ -241,6 +241,22 @@ def test_what_posix_forbids_and_glibc_tolerates_is_a_note(build: Build) -> None:
 
 
 @pytest.mark.parametrize("build", MACHINES, ids=str)
+@pytest.mark.parametrize(
+    ("then", "says"), [("", "uses locks of the program's own"), ("free(malloc(9));", "glibc 2.36 tolerates")]
+)
+def test_fork_is_not_said_to_quiesce_what_the_program_locks_itself(build: Build, then: str, says: str) -> None:
+    own = "static pthread_mutex_t m; static sem_t s;"
+    child = f"pthread_mutex_lock(&m); sem_wait(&s); {then} pthread_mutex_unlock(&m); _exit(0);"
+    code = f"{_EARLY} {own} int main(void) {{ if (fork() == 0) {{ {child} }} return 0; }}"
+    (note,) = [f for f in _unsafe(build, code) if f.severity is Severity.NOTE]
+    assert says in note.message
+    quiesced, own_locks = note.why.split("pthread_mutex_lock")
+    assert "sem_wait" in own_locks
+    assert "inherited-lock judges" in own_locks
+    assert ("quiesces" in quiesced) is bool(then)
+
+
+@pytest.mark.parametrize("build", MACHINES, ids=str)
 def test_a_static_program_is_not_judged(build: Build) -> None:
     found = program(build, CASES[0].code, kind="static")
     notes = [f for f in findings_of(found) if f.rule == "unsafe-call"]
