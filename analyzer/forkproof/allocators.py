@@ -390,6 +390,12 @@ def _from_registration(flow: Flow, obj: int, entries: tuple[Function, ...], regi
     assert prepare is not None
     handler = flow.name(prepare)
     source = _registered_from(flow, registration.object, entries, registration.outermost)
+    if registration.lacking:
+        why = (
+            f"it would register {handler} with {registration.symbol}; whether that binds is not known, since "
+            f"{registration.lacking}, which could define it, is missing"
+        )
+        return Hooks.UNKNOWN, why, registration, ""
     if not registration.is_effective:
         why = f"it would register {handler} with {registration.symbol}, but {_obstacle(flow, registration)}"
         return Hooks.UNBOUND, why, registration, "never"

@@ -54,6 +54,8 @@ class Registration:
     chain: tuple[tuple[Function, int], ...]
     """(function, site) from the outermost function that fixes the handlers to the call itself."""
     handlers: tuple[Handler, Handler, Handler]
+    lacking: str = ""
+    """A library that was not found and could define the symbol: whether the call gets to libc is not known."""
 
     @property
     def outermost(self) -> Function:
@@ -90,6 +92,7 @@ def find_registrations(flow: Flow, libc_objects: frozenset[int]) -> tuple[Regist
     wrapper: it registers what it passes on to libc, and nothing if it passes nothing on.
     """
     result = []
+    missing = _could_define(flow)
     for call in _calls(flow, libc_objects):
         for chain, passed in _origins(flow, call):
             handlers = tuple(_handler(p) for p in passed)
@@ -103,9 +106,17 @@ def find_registrations(flow: Flow, libc_objects: frozenset[int]) -> tuple[Regist
                     call.is_weak,
                     chain,
                     (handlers[0], handlers[1], handlers[2]),
+                    missing if call.binds_to is None and call.swallowed_by is None else "",
                 )
             )
     return tuple(result)
+
+
+def _could_define(flow: Flow) -> str:
+    """A missing library, libc first: any may define what binds to nothing. glibc's ld.so has no registrar."""
+    names = [item.name.rpartition("/")[2] for item in flow.program.closure.missing]
+    able = [name for name in names if not name.startswith("ld-linux")]
+    return min(able, key=lambda name: not name.startswith(("libc.", "ld-musl-", "libpthread.")), default="")
 
 
 def _calls(flow: Flow, libc_objects: frozenset[int]) -> list[_Call]:

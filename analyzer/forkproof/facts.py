@@ -104,6 +104,14 @@ class Facts:
         return tuple(found)
 
     @cached_property
+    def undecided(self) -> str:
+        """Why it is not known which fork handlers are registered, if that is so."""
+        for each in self.registrations:
+            if each.lacking:
+                return f"whether {each.symbol} binds is not known: {each.lacking}, which could define it, is missing"
+        return ""
+
+    @cached_property
     def hidden_forkers(self) -> tuple[str, ...]:
         """Forkers whose address the program's own code or data holds: who calls them is not known."""
         flow = self.flow

@@ -476,7 +476,7 @@ class _Window:
             return None
         is_common = self.others.is_shared_memory(address)
         holder = self._holder(open_holders) if is_common is not Answer.YES else None
-        doubt, begin = "", root(address.base)
+        doubt, begin = self.facts.undecided, root(address.base)
         if self._may_be_made_new(address, first):
             doubt = "the child makes locks new whose addresses are not known"
         elif isinstance(begin, Object) and looks_up_registrar(self.flow, begin.number):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
+from forkproof import facts, signatures
+from forkproof.allocators import find_libc
 from forkproof.atfork import Handler, Registration
 from forkproof.facts import Facts
+from forkproof.model import Hooks
+from forkproof.options import ScanOptions
+from forkproof.pipeline import call_graph
 from tests.unit.analysis.snippets import BUILDS, MACHINES, Build, Case, library, parameters, program, table
 
 pytestmark = pytest.mark.together("build")
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from _pytest.mark.structures import ParameterSet
 
 _PROTECTION = {"x86_64": "-fcf-protection=full", "aarch64": "-mbranch-protection=standard"}
@@ -177,6 +185,37 @@ def test_a_weak_reference_registers_where_it_binds(build: Build) -> None:
     assert _handlers(found, registration) == "prepare child child"
     assert registration.is_weak
     assert registration.is_effective == (build.machine == "x86_64")
+
+
+_ALLOCATOR = """
+extern int pthread_atfork(void (*)(void), void (*)(void), void (*)(void)) __attribute__((weak));
+static int word; static char heap[1 << 16]; static unsigned used;
+static void lock(void) { while (__atomic_exchange_n(&word, 1, __ATOMIC_ACQUIRE)) sched_yield(); }
+static void unlock(void) { __atomic_store_n(&word, 0, __ATOMIC_RELEASE); }
+__attribute__((constructor)) static void up(void) { if (pthread_atfork) pthread_atfork(lock, unlock, unlock); }
+void *malloc(size_t n) { lock(); void *p = heap + used; used += n; unlock(); return p; }
+void free(void *p) { lock(); used -= !p; unlock(); }
+"""
+
+
+@pytest.mark.parametrize("build", MACHINES, ids=str)
+def test_nothing_is_called_unbound_while_a_library_is_missing(build: Build, tmp_path: Path) -> None:
+    plan = library(build, "alloc", _ALLOCATOR)
+    whole = program(build, "int main(void) { free(malloc(1)); return fork(); }", plan)
+    (allocator,) = [a for a in whole.allocators if whole.object_name(a.object) == "liballoc.so"]
+    assert allocator.hooks is (Hooks.EFFECTIVE if build.machine == "x86_64" else Hooks.UNBOUND)
+    for item in whole.flow.program.closure.objects:
+        if "libc.so" not in item.name:
+            (tmp_path / item.path[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(item.host_path, tmp_path / item.path[1:])
+    known = signatures.load()
+    graph = call_graph(whole.flow.program.closure.program.path, ScanOptions(sysroot=tmp_path), known)
+    found = facts.gather("p", graph, known, find_libc(graph.program, known))
+    (allocator,) = [a for a in found.allocators if found.object_name(a.object) == "liballoc.so"]
+    assert allocator.hooks is Hooks.UNKNOWN
+    assert "libc.so.6, which could define it, is missing" in allocator.why
+    assert {r.lacking for r in found.registrations} == {"libc.so.6"}
+    assert found.undecided
 
 
 @pytest.mark.parametrize("build", MACHINES, ids=str)
