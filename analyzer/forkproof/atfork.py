@@ -168,7 +168,7 @@ def _origins(flow: Flow, call: _Call) -> list[tuple[_Chain, _Passed]]:
     while pending:
         chain, wanted, so_far = pending.pop()
         function, site = chain[0]
-        state = flow.states(function, [site]).get(site)
+        state = flow.state_before(function, site)
         now = list(so_far)
         onward: list[int | None] = [None, None, None]
         for slot, argument in enumerate(wanted):

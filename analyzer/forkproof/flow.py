@@ -12,6 +12,7 @@ Wrong where: a function returns only through a computed jump; where a noreturn f
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +53,8 @@ _EPILOGUE_REACH: Final = 64
 """Bytes after a call in which a function's end stands, checks of the stack guard included."""
 _GUARDS: Final = frozenset({"__stack_chk_fail", "__stack_chk_fail_local"})
 """Called on the way out of ordinary functions, when the stack was smashed."""
+_REMEMBERED: Final = 4
+"""Functions whose states before calls are kept: who asks about one asks again at once."""
 _HUGE: Final = 1 << 18
 """Functions above this size (bytes) are not followed: interpreters and unpacked tables."""
 
@@ -76,6 +79,8 @@ class Flow:
         self.machine: Machine = self.program.image(0).machine
         self.convention: Convention = CONVENTIONS[self.machine]
         self._explored: dict[Function, Exploration] = {}
+        self._asked: set[Function] = set()
+        self._call_states: OrderedDict[Function, dict[int, State | None]] = OrderedDict()
         self._bodies: dict[Function, Body] = {}
         self._returning: dict[Function, bool] = {}
         self._parts: dict[Function, tuple[Function, ...]] = {}
@@ -352,9 +357,28 @@ class Flow:
             within=body.leading_to(watch),
         ).states
 
+    def state_before(self, function: Function, site: int) -> State | None:
+        """What is known before one call; None where it cannot be made.
+
+        The first time only the ways to it are followed; who asks about a second call of a function asks about more.
+        """
+        known = self._call_states.get(function)
+        if known is not None:
+            self._call_states.move_to_end(function)
+        elif function not in self._asked:
+            self._asked.add(function)
+            return self.states(function, [site]).get(site)
+        if known is None or site not in known:
+            sites = {int(self.graph.site[e]) for e in self.outgoing(function)} | {site, *(known or ())}
+            found = self.states(function, sites)
+            known = self._call_states[function] = {each: found.get(each) for each in sites}
+            if len(self._call_states) > _REMEMBERED:
+                self._call_states.popitem(last=False)
+        return known[site]
+
     def kept_constants(self, function: Function, site: int) -> dict[str, int]:
         """The registers that hold constants at a call, and keep them over it."""
-        state = self.states(function, [site]).get(site)
+        state = self.state_before(function, site)
         return {
             name: value.offset
             for name, value in (state.registers if state is not None else {}).items()
@@ -384,7 +408,7 @@ class Flow:
         if isinstance(operation, Set) and isinstance(operation.source, Const):
             return operation.source.value if operation.bits >= 32 else None
         place = getattr(operation, "destination", None)
-        state = self.states(function, [site]).get(site)
+        state = self.state_before(function, site)
         value = state.register(place.name) if state is not None and isinstance(place, Register) else None
         return value.offset if value is not None and value.base is None else None
 

@@ -234,7 +234,7 @@ def _flags(flow: Flow, function: Function, site: int, register: str, where: str)
     """The CLONE_ flags that a system call is given: as an argument, or in front of the structure that one points to."""
     if where == "argument-0":
         return flow.constant_before(function, site, register)
-    state = flow.states(function, [site]).get(site) if where == "struct-0" else None
+    state = flow.state_before(function, site) if where == "struct-0" else None
     pointer = state.register(register) if state is not None else None
     held = state.cells.get((pointer.base, pointer.offset)) if state is not None and pointer is not None else None
     return held.value.offset if held is not None and held.value.base is None and held.bits == _FLAGS_BITS else None
@@ -275,7 +275,7 @@ def _clone(flow: Flow, site: _Site, roots: Reach) -> ForkWindow:
     """clone(2): the child runs the function passed to it and then exits."""
     callback = None
     if site.callback is not None:
-        state = flow.states(site.function, [site.site]).get(site.site)
+        state = flow.state_before(site.function, site.site)
         callback = flow.passed(site.function, state, site.callback).function if state else None
     if callback is None:
         return _window(site, WindowKind.UNKNOWN, (), (), is_complete=False)

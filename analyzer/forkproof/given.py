@@ -103,7 +103,7 @@ class Given:
         found = {s: Value(Content(place, a), 0) if is_load else Value(place, a) for s, (a, is_load) in passed.items()}
         for edge in edges:
             site, function = int(graph.site[edge]), self.flow.whole(Function(int(graph.source[edge])))
-            state = self.flow.states(function, [site]).get(site) if site not in found else None
+            state = self.flow.state_before(function, site) if site not in found else None
             value = state.register(self.flow.convention.arguments[argument]) if state is not None else None
             if state is None or value is None:
                 continue

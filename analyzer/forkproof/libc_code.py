@@ -163,7 +163,7 @@ class _Derivation:
         """Functions that hand their first parameter to futex(2) to wait on."""
         flow, (pointer, operation) = self.flow, self.flow.convention.arguments[:2]
         for function, site in self._futex_sites():
-            state = flow.states(function, [site]).get(site)
+            state = flow.state_before(function, site)
             if state is None or not _is_wait(state.register(operation)):
                 continue
             address = state.register(pointer)

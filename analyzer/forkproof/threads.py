@@ -147,7 +147,7 @@ class Threads:
         """Whether the structure that a call passes asks for a thread."""
         flow, site = self.flow, int(self.graph.site[edge])
         function = flow.whole(Function(int(self.graph.source[edge])))
-        state = flow.states(function, [site]).get(site)
+        state = flow.state_before(function, site)
         if state is None or starter.structure is None:
             return Answer.UNKNOWN
         pointer = state.register(flow.convention.arguments[starter.structure])
@@ -357,7 +357,7 @@ class Threads:
         caller, target = flow.whole(Function(int(graph.source[edge]))), flow.whole(Function(int(graph.target[edge])))
         starts = {int(graph.site[e]) for e in flow.outgoing(target) if self._starts_something(e)}
         site = int(graph.site[edge])
-        state = flow.states(caller, [site]).get(site) if starts and graph.kind[edge] in CERTAIN else None
+        state = flow.state_before(caller, site) if starts and graph.kind[edge] in CERTAIN else None
         if state is None or target in self.starters:
             return False
         passed = {name: state.register(name) for name in flow.convention.arguments}

@@ -55,7 +55,7 @@ _POINTER: Final = 64
 """Bits of one."""
 _DEEPEST: Final = 4
 """Loads that lead to a value, at most."""
-_VISITS: Final = 12
+_RUNS: Final = 12
 """Joins at one block before everything there is forgotten, which ends any loop's refinement."""
 
 
@@ -171,7 +171,7 @@ def explore(
 ) -> Exploration:
     """Run all feasible paths from the instruction at `start`.
 
-    `known` gives registers that hold a constant there. O(blocks · _VISITS). `within`: only these blocks are run, by
+    `known` gives registers that hold a constant there. O(blocks · _RUNS). `within`: only these blocks are run, by
     position; the states before watched instructions are the same if they are all that `Body.leading_to` names.
     `fields`: loads behind pointers have values too (`Behind`), which costs time and decides no branch.
     """
@@ -191,7 +191,7 @@ class _Explorer:
         self.convention = CONVENTIONS[machine]
         self.destroyed: dict[str, Value | None] = dict.fromkeys(self.convention.destroyed)
         self.inputs: dict[int, State] = {}
-        self.visits: dict[int, int] = {}
+        self.runs: dict[int, int] = {}
         self.visited: set[int] = set()
         self.transfers: set[Transfer] = set()
         self.results: set[Value | None] = set()
@@ -201,18 +201,22 @@ class _Explorer:
         self.successors: dict[int, set[int]] = {}
         self.within: Collection[int] | None = None
         self.fields = False
-        self.pending: list[tuple[int, int]] = []
+        self.pending: list[tuple[int, int, int]] = []
+        self.queued: dict[int, int] = {}
         self.ranks = body.ranks
-        self.queued: set[int] = set()
+        self.sweep, self.rank = 0, -2
 
     def run(self, start: int, known: Mapping[str, int]) -> Exploration:
         position = self.body.position(start)
         if position is not None:
             self._enter(position, State({name: Value(None, value) for name, value in known.items()}))
         while self.pending:
-            _, position = heappop(self.pending)
-            self.queued.discard(position)
-            self._block(position)
+            sweep, rank, position = heappop(self.pending)
+            if self.queued.get(position) == sweep:
+                del self.queued[position]
+                self.sweep, self.rank = sweep, rank
+                self.runs[position] = self.runs.get(position, 0) + 1
+                self._block(position)
         return Exploration(
             frozenset(self.visited),
             tuple(sorted(self.transfers)),
@@ -228,14 +232,17 @@ class _Explorer:
         if self.within is not None and position not in self.within:
             return
         old = self.inputs.get(position)
-        visits = self.visits[position] = self.visits.get(position, 0) + 1
         if old is None:
             self.inputs[position] = state if is_last else state.copy()
-        elif not _absorb(old, state, keep=visits <= _VISITS):
+        elif not _absorb(old, state, keep=self.runs.get(position, 0) < _RUNS):
             return
-        if position not in self.queued:
-            self.queued.add(position)
-            heappush(self.pending, (self.ranks.get(position, -1), position))  # the start may lie in a block
+        # In sweeps over the blocks in order: what leads back waits for the next, so that the head of a loop is run once
+        # for all that lead back to it (Cooper, Harvey, Kennedy, "Iterative data-flow analysis, revisited", 2004).
+        rank = self.ranks.get(position, -1)  # the start may lie in a block
+        sweep = self.sweep + (rank <= self.rank)
+        if self.queued.get(position, sweep + 1) > sweep:
+            self.queued[position] = sweep
+            heappush(self.pending, (sweep, rank, position))
 
     def _block(self, position: int) -> None:
         instructions = self.body.instructions

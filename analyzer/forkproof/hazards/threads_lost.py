@@ -149,7 +149,7 @@ def _followed(facts: Facts, obj: int, edge: int) -> _Cell | None:
     """The same, for an address that the function keeps in a register."""
     flow, site = facts.flow, int(facts.flow.graph.site[edge])
     function = flow.whole(Function(int(flow.graph.source[edge])))
-    state = flow.states(function, [site]).get(site)
+    state = flow.state_before(function, site)
     value = state.register(flow.convention.arguments[0]) if state is not None else None
     return (obj, value.offset) if value is not None and value.base is None else None
 

@@ -215,7 +215,7 @@ class ObjectEvidence:
         call = numbers.get(number) if number is not None else None
         if call is None:
             return
-        state = self.flow.states(function, [site]).get(site) if call.name == "futex" else None
+        state = self.flow.state_before(function, site) if call.name == "futex" else None
         operation = state.register(registers[1]) if state is not None else None
         is_known = operation is not None and operation.base is None
         if operation is None or not is_known or operation.offset & _FUTEX_OPERATION in _FUTEX_WAITS:
