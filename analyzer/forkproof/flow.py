@@ -53,7 +53,7 @@ _EPILOGUE_REACH: Final = 64
 """Bytes after a call in which a function's end stands, checks of the stack guard included."""
 _GUARDS: Final = frozenset({"__stack_chk_fail", "__stack_chk_fail_local"})
 """Called on the way out of ordinary functions, when the stack was smashed."""
-_REMEMBERED: Final = 4
+_REMEMBERED: Final = 16
 """Functions whose states before calls are kept: who asks about one asks again at once."""
 _HUGE: Final = 1 << 18
 """Functions above this size (bytes) are not followed: interpreters and unpacked tables."""

@@ -70,6 +70,7 @@ class Threads:
         self.may_clone = False
         self.windows: tuple[ForkWindow, ...] = ()
         self._told: dict[int, bool] = {}
+        self._told_by: dict[tuple[Function, tuple[tuple[str, int], ...]], bool] = {}
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
 
     @cached_property
@@ -364,8 +365,11 @@ class Threads:
         constants = {name: value.offset for name, value in passed.items() if value is not None and value.base is None}
         if not constants:
             return False
-        run = flow.explore_from(target, flow.program.rva_of(target), constants)
-        return run.complete and run.visited.isdisjoint(starts)
+        key = target, tuple(sorted(constants.items()))
+        if key not in self._told_by:
+            run = flow.explore_from(target, flow.program.rva_of(target), constants)
+            self._told_by[key] = run.complete and run.visited.isdisjoint(starts)
+        return self._told_by[key]
 
     def _may_come_first(self, window: ForkWindow, roots: tuple[Function, ...], from_roots: Reach) -> bool:
         """A thread may be started, or the fork be made, by code whose time is not known.
