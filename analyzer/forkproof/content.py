@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from forkproof.program import Function
 if TYPE_CHECKING:
     from forkproof.flow import Flow
 
+_STT_OBJECT: Final = 1
 Place = tuple[int, int]
 """An object, by its number in the part, and an address in it."""
 
@@ -52,14 +53,41 @@ class Part:
         return found
 
 
-def part_of(flow: Flow, roots: Iterable[int], *told: object) -> Part:
-    """The objects that the code of `roots` leads to, with a key over all that they are made of and `told`."""
-    graph = flow.graph
+def part_of(flow: Flow, roots: Iterable[int], *told: object, outwards: bool = False) -> Part:
+    """The objects that the code of `roots` leads to, with a key over all that they are made of and `told`.
+
+    `outwards`: the analysis takes what the words of the roots hold for what it is, wherever that lies.
+    """
+    graph, roots = flow.graph, tuple(roots)
     objects = _led_to(graph, roots)
     digest = hashlib.sha256(repr(told).encode("utf-8", "surrogatepass"))
     for obj in objects:
         _describe(flow, obj, objects, digest)
+    for obj in roots if outwards else ():
+        digest.update(repr(_bound_outside(flow, obj, objects, roots)).encode("utf-8", "surrogatepass"))
     return Part(graph, objects, digest.hexdigest())
+
+
+def _bound_outside(flow: Flow, obj: int, objects: tuple[int, ...], roots: tuple[int, ...]) -> list[tuple[int, object]]:
+    """(slot, what) of the words of an object that ld.so fills with what lies outside of the part.
+
+    The copy that a program has of a variable of libc is told by its name: code of the part that stores there is none
+    of the program's.
+    """
+    program, names = flow.program, flow.program.image(obj).dynamic_symbols.names
+    found: list[tuple[int, object]] = []
+    for slot, symbol in sorted(program.image(obj).slot_symbols.items()):
+        binding = program.bindings.resolve(obj, symbol)
+        if binding is not None and binding.object not in objects:
+            copied = binding.object == 0 and any(_has_variable(flow, o, names[symbol]) for o in {*objects} - {*roots})
+            whole = program.closure.objects[binding.object].path, binding.rva
+            found.append((slot, names[symbol] if copied else whole))
+    return found
+
+
+def _has_variable(flow: Flow, obj: int, name: str) -> bool:
+    table = flow.program.image(obj).dynamic_symbols
+    return any(table.defined[s] and table.type[s] == _STT_OBJECT for s in table.by_name.get(name, ()))
 
 
 def _rows(graph: CallGraph, obj: int) -> slice:

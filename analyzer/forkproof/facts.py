@@ -172,15 +172,17 @@ class Facts:
             w.reachable is not Answer.NO and w.threads is not Answer.NO for w in self.windows
         )
 
+    def has_own_locks(self, allocator: AllocatorFacts) -> bool:
+        """Its locks are looked into: it has some, and they are not libc's own."""
+        judged = allocator.hooks in (Hooks.EFFECTIVE, Hooks.UNBOUND, Hooks.ABSENT)
+        return judged and allocator.object not in self.libc.objects
+
     def locks_of(self, allocator: AllocatorFacts, *, even_without_forks: bool = False) -> AllocatorLocks | None:
         """The locks of an allocator that is used; None for libc's own, which its fork answers for.
 
         Without a fork among threads nothing can be inherited, and nothing is looked into unless it is asked for.
         """
-        if (
-            allocator.hooks not in (Hooks.EFFECTIVE, Hooks.UNBOUND, Hooks.ABSENT)
-            or allocator.object in self.libc.objects
-        ):
+        if not self.has_own_locks(allocator):
             return None
         if not (self.has_forks_among_threads or even_without_forks):
             return None

@@ -12,12 +12,19 @@ from dataclasses import replace
 from itertools import pairwise
 
 from forkproof.allocators import AllocatorFacts
+from forkproof.cache import Json, Parts
+from forkproof.content import Part, part_of
 from forkproof.facts import Facts
 from forkproof.locks.identity import lock_of
 from forkproof.locks.ordinary import Occasions
 from forkproof.locks.reentry import Reentries, Reentry
-from forkproof.locks.summary import step_frames
+from forkproof.locks.summary import Step, step_frames
+from forkproof.locks.values import Object, Value
 from forkproof.model import Finding, Severity, Verdict
+from forkproof.program import Function, Program
+
+_Found = tuple[Reentry, str, int]
+"""A way, what is rare about it, and how many other locks it is met under."""
 
 
 def find(facts: Facts) -> list[Finding]:
@@ -26,6 +33,57 @@ def find(facts: Facts) -> list[Finding]:
 
 
 def _of_one(facts: Facts, allocator: AllocatorFacts) -> list[Finding]:
+    if not facts.has_own_locks(allocator):
+        return []
+    parts = facts.parts or Parts()
+    part = _part(facts, allocator)
+    kept = parts.get(part.key)
+    if kept is not None:
+        ways = [_unpacked(row, part) for row in kept]
+    else:
+        ways = _searched(facts, allocator)
+        parts.put(part.key, [_packed(way, part) for way in ways])
+    return [_finding(facts, allocator, *way) for way in ways]
+
+
+def _part(facts: Facts, allocator: AllocatorFacts) -> Part:
+    """All that the search reads: what the allocators and those with handlers lead to, and what is asked about them."""
+    flow = facts.flow
+    program, registration = flow.program, allocator.registration
+    handlers = () if registration is None else registration.handlers
+    told = (
+        program.closure.objects[allocator.object].name,
+        allocator.hooks.value,
+        [_told(program, function) for function in allocator.entries],
+        [(handler.is_known, _told(program, handler.function)) for handler in handlers],
+    )
+    return part_of(flow, sorted(facts.summaries.objects), "lock-reentry", *told, outwards=True)
+
+
+def _told(program: Program, function: Function | None) -> tuple[str, int] | None:
+    """A function in words that mean the same in every program."""
+    if function is None:
+        return None
+    return program.closure.objects[program.object_of(function)].name, program.rva_of(function)
+
+
+def _packed(way: _Found, part: Part) -> Json:
+    reentry, rare, more = way
+    assert isinstance(reentry.address.base, Object)
+    address = part.objects.index(reentry.address.base.number), reentry.address.offset
+    steps = [(*part.place(step.function), step.site, step in reentry.chosen) for step in reentry.path]
+    return [address, steps, rare, more]
+
+
+def _unpacked(row: Json, part: Part) -> _Found:
+    (obj, offset), steps, rare, more = row
+    functions = part.functions((step[0], step[1]) for step in steps)
+    path = tuple(Step(function, step[2]) for function, step in zip(functions, steps, strict=True))
+    chosen = tuple(each for each, step in zip(path, steps, strict=True) if step[3])
+    return Reentry(Value(Object(part.objects[obj]), offset), path, chosen), rare, more
+
+
+def _searched(facts: Facts, allocator: AllocatorFacts) -> list[_Found]:
     locks = facts.locks_of(allocator, even_without_forks=True)
     if locks is None:
         return []
@@ -37,7 +95,7 @@ def _of_one(facts: Facts, allocator: AllocatorFacts) -> list[Finding]:
     found = [each for each in search.of(addresses, among) if not _is_doubtful(facts, occasions, each)]
     rarely = [(each, occasions.rare(each.path)) for each in found]
     kept = [(each, rare or _door(facts, search, each)) for each, rare in rarely if not rare or _stays(facts, each)]
-    return [_finding(facts, allocator, *each) for each in _folded(kept, occasions)]
+    return _folded(kept, occasions)
 
 
 def _door(facts: Facts, search: Reentries, reentry: Reentry) -> str:
@@ -61,7 +119,7 @@ def _stays(facts: Facts, reentry: Reentry) -> bool:
     return all(program.object_of(step.function) in home for step in reentry.path)
 
 
-def _folded(found: list[tuple[Reentry, str]], occasions: Occasions) -> list[tuple[Reentry, str, int]]:
+def _folded(found: list[tuple[Reentry, str]], occasions: Occasions) -> list[_Found]:
     """Rare ways through one function that reports a problem are one way, met under several locks: the shortest of
     them stands for all, and the others are counted."""
     groups: dict[object, list[tuple[Reentry, str]]] = {}
