@@ -11,8 +11,9 @@ from forkproof import libc_locks
 from forkproof.cache import Cache, Parts
 from forkproof.content import part_of
 from forkproof.facts import Facts
+from forkproof.hazards import reentry
 from forkproof.model import Finding
-from tests.unit.analysis.snippets import MACHINES, Build, findings_of, program
+from tests.unit.analysis.snippets import MACHINES, Build, findings_of, library, program
 
 _CLOCK = """
     static void *clock_thread(void *p) { struct tm m; time_t t = 0; for (;;) localtime_r(&t, &m); return p; }
@@ -74,3 +75,54 @@ class TestPart:
     def test_a_libc_whose_malloc_is_replaced_is_another(self, build: Build) -> None:
         mine = "void *malloc(unsigned long n) { static char b[99]; return b + n; } void free(void *p) { (void)p; }"
         assert self.key(build, ONE) != self.key(build, mine + ONE)
+
+
+_ARENA = """
+    static pthread_mutex_t arena_lock = PTHREAD_MUTEX_INITIALIZER;
+    static char arena[1 << 16];
+    static unsigned long used;
+    static void sample(void);
+    static void (*volatile hook)(void) = sample;
+    void *malloc(size_t n)
+    {
+        pthread_mutex_lock(&arena_lock);
+        void *p = arena + used;
+        used += n;
+        if (used > sizeof arena / 2 && hook)
+            hook();
+        pthread_mutex_unlock(&arena_lock);
+        return p;
+    }
+    void free(void *p) { pthread_mutex_lock(&arena_lock); used -= p != 0; pthread_mutex_unlock(&arena_lock); }
+    void *calloc(size_t a, size_t b) { return malloc(a * b); }
+    void *realloc(void *p, size_t n) { free(p); return malloc(n); }
+    static void sample(void) { free(malloc(32)); }
+"""
+_USERS = (
+    "int main(void) { return malloc(1) == 0; }",
+    "int main(void) { puts(environ[0]); free(malloc(9)); return 0; }",
+)
+
+
+def _must_not_search(*_: object) -> None:
+    raise AssertionError("the re-entries were searched for again")
+
+
+@pytest.mark.parametrize("build", MACHINES, ids=str)
+def test_programs_with_the_same_allocator_share_its_re_entries(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, parts = library(build, "arena", _ARENA), Parts()
+    alone = [reentry.find(_with(program(build, code, arena), Parts())) for code in _USERS]
+    assert [finding.lock.name for findings in alone for finding in findings if finding.lock] == ["arena_lock"] * 2
+    reentry.find(_with(program(build, _USERS[0], arena), parts))
+    monkeypatch.setattr(reentry, "Reentries", _must_not_search)
+    assert [reentry.find(_with(program(build, code, arena), parts)) for code in _USERS] == alone
+
+
+@pytest.mark.parametrize("build", MACHINES, ids=str)
+def test_another_allocator_of_the_same_name_is_searched(build: Build) -> None:
+    parts = Parts()
+    fixed = _ARENA.replace("&& hook", "&& 0")
+    found = [
+        reentry.find(_with(program(build, _USERS[0], library(build, "arena", code)), parts)) for code in (_ARENA, fixed)
+    ]
+    assert [len(findings) for findings in found] == [1, 0]
