@@ -329,29 +329,25 @@ class _Derivation:
         return frozenset(found)
 
     def _stored_by(self, function: Function) -> set[Address]:
-        body = self.flow.body(function)
-        places = {
-            i.address: (o.destination, i.end)
-            for i in body.instructions
-            for o in i.operations
-            if isinstance(o, Set)
-            and isinstance(o.destination, Memory)
-            and o.destination.base != self.flow.convention.stack
-        }
-        found = set()
-        for site, state in self.flow.states(function, places).items() if places else ():
-            cell, end = places[site]
-            if cell.indexed:
-                continue
-            if cell.base is None or cell.base == "pc":
-                value: Value | None = Value(None, cell.displacement + (end if cell.base == "pc" else 0))
-            else:
-                base = state.register(cell.base)
-                value = None if base is None else Value(base.base, base.offset + cell.displacement)
-            address = self._address(value)
-            if address is not None:
-                found.add(address)
-        return found
+        body, stack = self.flow.body(function), self.flow.convention.stack
+        stores: dict[int, list[tuple[Memory, int]]] = {}
+        for i in body.instructions:
+            for o in i.operations:
+                if isinstance(o, Set) and isinstance(o.destination, Memory) and o.destination.base != stack:
+                    # A list, for one instruction stores to two cells: stp.
+                    stores.setdefault(i.address, []).append((o.destination, i.end))
+        states = self.flow.states(function, stores) if stores else {}
+        cells = ((state, cell, end) for site, state in states.items() for cell, end in stores[site])
+        return {a for state, cell, end in cells if (a := self._stored_at(state, cell, end)) is not None}
+
+    def _stored_at(self, state: State, cell: Memory, end: int) -> Address | None:
+        """Where in data an instruction that ends at `end` stores to."""
+        if cell.indexed:
+            return None
+        if cell.base is None or cell.base == "pc":
+            return self._address(Value(None, cell.displacement + (end if cell.base == "pc" else 0)))
+        base = state.register(cell.base)
+        return None if base is None else self._address(Value(base.base, base.offset + cell.displacement))
 
     @cached_property
     def _fork_loops(self) -> frozenset[Function]:

@@ -315,3 +315,10 @@ def test_functions_that_cannot_hang(build: Build, function: str) -> None:
 def test_how_fork_quiesces(build: Build, word: str, how: str) -> None:
     everything, _ = _locks(build, "malloc")
     assert any(word in name and how in lock.quiesced for name, lock in everything.items())
+
+
+@pytest.mark.parametrize("build", MACHINES, ids=str)
+def test_fork_clears_two_words_with_one_instruction(build: Build) -> None:
+    """__timer_fork_subprocess: the control word of a pthread_once and the word behind it, by one stp on aarch64."""
+    locks = program(build, CASES[0].code).libc_locks.all
+    assert any("timer" in lock.name and "re-init" in lock.quiesced for lock in locks)
