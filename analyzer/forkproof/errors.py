@@ -80,3 +80,14 @@ class DamagedElf(InputError):
     """An ELF file whose own headers contradict its content."""
 
     usual_step = "Fetch it again, or compare it with its package: dpkg --verify PACKAGE, rpm --verify PACKAGE."
+
+
+def bug(error: Exception) -> str:
+    """What went wrong inside of forkproof, and where, in words for people."""
+    import traceback
+
+    here = Path(__file__).parent
+    ours = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename).is_relative_to(here)]
+    where = f" at {Path(ours[-1].filename).relative_to(here)}:{ours[-1].lineno}" if ours else ""
+    what = f"{type(error).__name__}: {error}{where}"
+    return f"internal error: {what}\n  This is a bug in forkproof, not in what it analysed."

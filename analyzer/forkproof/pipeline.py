@@ -9,6 +9,7 @@ Owns: the order of the stages and what happens when one target fails. Each stage
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from forkproof import artifacts, cache, callgraph, closure, describe, facts, sch
 from forkproof.allocators import find_libc
 from forkproof.cache import Cache, Parts
 from forkproof.callgraph import CallGraph
-from forkproof.errors import ForkproofError, InputError
+from forkproof.errors import ForkproofError, InputError, bug
 from forkproof.hazards import (
     allocator,
     go_runtime,
@@ -100,14 +101,20 @@ def lacking(name: str, target: Target, options: ScanOptions) -> list[str]:
     return [f"{name}: {what}; what {'they hold' if several else 'it holds'} was not analysed\n  {help_text}"]
 
 
+_DEEP: Final = 10_000
+"""Calls of Python inside each other: summaries follow calls of the program as deep as they go."""
+
+
 @contextmanager
-def _without_collector() -> Iterator[None]:
-    """Leave cyclic garbage until a target is done: collecting meanwhile costs a tenth of the time, for nothing."""
-    was_enabled = gc.isenabled()
+def _room_to_follow() -> Iterator[None]:
+    """Deep calls; and cyclic garbage stays until a target is done: collecting meanwhile costs a tenth of the time."""
+    was_enabled, depth = gc.isenabled(), sys.getrecursionlimit()
     gc.disable()
+    sys.setrecursionlimit(max(depth, _DEEP))
     try:
         yield
     finally:
+        sys.setrecursionlimit(depth)
         if was_enabled:
             gc.enable()
 
@@ -126,7 +133,7 @@ def _outcomes(
     tasks: list[_Task] = [(i, start) for i, scope in enumerate(scopes) for start in scope.starts]
     names = [f"{start.prefix}{start.name}" for i, start in tasks]
     if note is not None or schedule.is_for_one(tasks, options.jobs):
-        one = _Scanner(scopes, options, progress, note)
+        one = _Scanner(scopes, options, progress, note, is_for_one=len(tasks) == 1)
         yield from zip(names, map(one.scan, tasks), strict=True)
         return
     several = schedule.results(_serve, (tuple(scopes), options), tasks, names, options.jobs, progress)
@@ -149,8 +156,15 @@ class _Scanner:
     """Scans programs of some scopes, one after the other; what they share is kept."""
 
     def __init__(
-        self, scopes: Sequence[artifacts.Scope], options: ScanOptions, progress: Progress, note: Note | None
+        self,
+        scopes: Sequence[artifacts.Scope],
+        options: ScanOptions,
+        progress: Progress,
+        note: Note | None,
+        *,
+        is_for_one: bool = False,
     ) -> None:
+        self.is_for_one = is_for_one
         self.scopes, self.options, self.progress, self.note = scopes, options, progress, note
         self.known = signatures.load()
         self.images = SharedImages()
@@ -162,12 +176,17 @@ class _Scanner:
         number, start = task
         scope = self.scopes[number]
         try:
-            with _without_collector():
+            with _room_to_follow():
                 return self._start(start, scope)
         except InputError as error:
             # The file may lie in a temporary directory: the name that was asked for is the one to tell.
             name = f"{start.prefix}{start.name}"
             return str(type(error)(name, error.reason, next_step=error.next_step))
+        except Exception as error:
+            if self.is_for_one:
+                raise
+            # It costs this program alone. Whoever scans it alone sees all that there is to see.
+            return f"{start.prefix}{start.name}: {bug(error)} To report it, scan this program alone."
 
     def _start(self, start: artifacts.Start, scope: artifacts.Scope) -> Result:
         """As its unit or wrapper would start it, and as the report calls it."""

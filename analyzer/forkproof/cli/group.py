@@ -11,21 +11,18 @@ import importlib
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Final, NoReturn
 
 import click
 
 from forkproof.cli.output import discard_stdout
-from forkproof.errors import EXIT_INTERNAL, ForkproofError
+from forkproof.errors import EXIT_INTERNAL, ForkproofError, bug
 from forkproof.report.layout import clean
 
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell has it."""
 EXIT_NO_READER: Final = 141
 """128 + SIGPIPE."""
-
-_HERE: Final = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +84,7 @@ def _leave(context: click.Context, message: str, code: int) -> NoReturn:
 
 def _bug(error: Exception, *, with_traceback: bool) -> str:
     """What went wrong inside, where, and what to do about it."""
-    ours = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename).is_relative_to(_HERE)]
-    where = f" at {Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno}" if ours else ""
-    what = f"{type(error).__name__}: {error}{where}"
-    text = f"internal error: {what}\n  This is a bug in forkproof, not in what it analysed."
+    text = bug(error)
     if with_traceback:
         return "".join(traceback.format_exception(error)) + text
     return f"{text}\n  To report it, run the same command with FORKPROOF_TRACEBACK=1 and send what it prints."

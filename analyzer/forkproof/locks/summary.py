@@ -393,7 +393,7 @@ class Summaries:
         """A small function without atomic operations may still unlock, with a plain store."""
         known = self.known.get(function)
         if known is None:
-            known = EMPTY
+            known = self.known[function] = EMPTY  # in a circle of tail calls
             index = function - int(self.program.base[self.program.object_of(function)])
             if int(self.program.codes[self.program.object_of(function)].size[index]) <= _SMALL:
                 body = self.flow.body(function)

@@ -14,7 +14,7 @@ from forkproof.locks.ordinary import Occasion, Occasions, Rank
 from forkproof.locks.summary import Summaries, Taken
 from forkproof.locks.values import Object, Value
 from forkproof.program import Function
-from tests.unit.analysis.snippets import MACHINES, PRELUDE, Build, Plan, analysed, function
+from tests.unit.analysis.snippets import MACHINES, PRELUDE, Build, Plan, analysed, findings_of, function, program
 
 pytestmark = pytest.mark.together("build")
 
@@ -276,3 +276,24 @@ def test_a_goal_knows_the_functions_that_take_it(build: Build) -> None:
 
 def test_an_address_is_a_global_of_the_object(build: Build) -> None:
     assert isinstance(_taken(build, "take_left")["left"].address.base, Object)
+
+
+_CIRCLE = """
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    void ping(void);
+    #ifdef __x86_64__
+    __asm__(".text\\n.type ping,@function\\nping: jmp pong\\n.size ping, .-ping\\n"
+            ".type pong,@function\\npong: testl %edi, %edi\\njne ping\\nret\\n.size pong, .-pong\\n");
+    #else
+    __asm__(".text\\n.type ping,%function\\nping: b pong\\n.size ping, .-ping\\n"
+            ".type pong,%function\\npong: cbnz w0, ping\\nret\\n.size pong, .-pong\\n");
+    #endif
+    static void use_lock(void) { pthread_mutex_lock(&lock); ping(); pthread_mutex_unlock(&lock); }
+    static void *runner(void *p) { for (;;) use_lock(); return p; }
+    int main(void) { pthread_t t; pthread_create(&t, 0, runner, 0); if (!fork()) { use_lock(); _exit(0); } return 0; }
+"""
+
+
+@pytest.mark.parametrize("build", MACHINES, ids=str)
+def test_functions_that_jump_to_each_other_are_followed_once(build: Build) -> None:
+    assert "inherited-lock" in {finding.rule for finding in findings_of(program(build, _CIRCLE))}
