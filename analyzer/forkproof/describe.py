@@ -14,6 +14,8 @@ import numpy as np
 from forkproof.allocators import AllocatorFacts
 from forkproof.arguments import string_arguments
 from forkproof.callgraph import CERTAIN
+from forkproof.closure import Closure
+from forkproof.closure.load import PRELOAD_FILE
 from forkproof.facts import Facts, WindowFacts, unknown_calls
 from forkproof.locks.coverage import Cover
 from forkproof.locks.identity import lock_of
@@ -24,6 +26,7 @@ from forkproof.model import (
     Diagnostic,
     Frame,
     Hooks,
+    Launch,
     Lock,
     Target,
     Window,
@@ -55,7 +58,14 @@ def target(facts: Facts, options: ScanOptions) -> Target:
         library_path=options.library_path,
         preload=options.preload,
         also=options.also,
+        launches=_launches(closure),
     )
+
+
+def _launches(closure: Closure) -> tuple[Launch, ...]:
+    """What ld.so reads by itself."""
+    found = tuple(o.name for o in closure.objects if o.why == f"preload ({PRELOAD_FILE})")
+    return (Launch(PRELOAD_FILE, found),) if found else ()
 
 
 def _libc(facts: Facts) -> str:

@@ -171,6 +171,16 @@ class ClosureEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Launch:
+    """What the scan took on from a file of the system that says how the program is started."""
+
+    source: str
+    """A systemd unit or drop-in, a wrapper script, or /etc/ld.so.preload."""
+    preload: tuple[str, ...]
+    """What it preloads; empty for a script that only starts the program."""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What was learnt about one program."""
 
@@ -191,6 +201,8 @@ class Target:
     library_path: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    launches: tuple[Launch, ...] = ()
+    """Why more is preloaded than was asked for: such a preload changes the verdict."""
 
 
 @dataclass(frozen=True, slots=True)

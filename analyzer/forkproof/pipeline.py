@@ -33,7 +33,7 @@ from forkproof.hazards import (
     unsafe_call,
     vfork_misuse,
 )
-from forkproof.model import Diagnostic, Finding, Report, Target
+from forkproof.model import Diagnostic, Finding, Launch, Report, Target
 from forkproof.options import QUIET, Progress, ScanOptions
 from forkproof.program import link
 from forkproof.report.json import in_order
@@ -194,14 +194,11 @@ class _Scanner:
         sysroot = artifacts.ReplacedSysroot(scope.sysroot, dict(options.replace)) if options.replace else scope.sysroot
         target, findings, notes = self._one(start.name, options, sysroot)
         path = f"{start.prefix}{target.path}"
-        if start.source:
-            words = " ".join(start.preload)
-            told = f"scanned with {words} preloaded, since {start.source} says so"
-            notes = [*notes, Diagnostic("info", path, told)]
+        launches = (Launch(start.source, start.preload), *target.launches) if start.source else target.launches
         unused = [name for name, _ in options.replace if name not in {Path(o.path).name for o in target.closure}]
         notes = [*notes, *(Diagnostic("warning", path, f"--replace {name} changes nothing here") for name in unused)]
         return (
-            replace(target, path=path, sysroot=scope.label),
+            replace(target, path=path, sysroot=scope.label, launches=launches),
             [replace(finding, target=path) for finding in findings],
             notes,
         )

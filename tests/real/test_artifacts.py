@@ -11,7 +11,7 @@ import pytest
 
 import forkproof
 from fixtures.build import Result
-from forkproof.model import Report, Severity
+from forkproof.model import Launch, Report, Severity
 from tests.support import archives
 from tests.support.archives import Link, Members
 from tests.support.command import forkproof as command
@@ -65,7 +65,6 @@ def containers(request: pytest.FixtureRequest, members: Members, tmp_path: Path)
             found[-1].write_bytes(make(content))
         return found
     path = tmp_path / "all"
-    file: bytes | Link | archives.Hard | archives.Device | None
     if request.param == "tar":
         path.write_bytes(archives.compressed(archives.tar(relative(members)), "xz"))
     elif request.param == "oci":
@@ -73,14 +72,19 @@ def containers(request: pytest.FixtureRequest, members: Members, tmp_path: Path)
     elif request.param == "docker":
         path.write_bytes(archives.docker([relative(base), relative(ours)]))
     else:
-        for name, file in members.items():
-            where = path / name[1:]
-            where.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(file, Link):
-                where.symlink_to(file.target)
-            elif isinstance(file, bytes):
-                where.write_bytes(file)
+        write(members, path)
     return [path]
+
+
+def write(members: Members, root: Path) -> None:
+    """As files below a directory."""
+    for name, file in members.items():
+        where = root / name[1:]
+        where.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(file, Link):
+            where.symlink_to(file.target)
+        elif isinstance(file, bytes):
+            where.write_bytes(file)
 
 
 def test_a_fixture_from_each_container(containers: list[Path]) -> None:
@@ -91,6 +95,29 @@ def test_a_fixture_from_each_container(containers: list[Path]) -> None:
     (hang,) = [f for f in report.findings if f.rule == "inherited-lock" and f.severity is Severity.HIGH]
     assert hang.fork is not None
     assert (hang.fork.function, hang.object) == ("become_daemon", "liballoc_spin.so")
+
+
+class TestLaunches:
+    """What a system starts a program with is part of the answer, and the report says where it comes from."""
+
+    def scanned(self, members: Members, tmp_path: Path, files: Members) -> Report:
+        write({**members, **files}, tmp_path / "root")
+        return forkproof.scan("/usr/bin/daemon_unhooked", sysroot=tmp_path / "root")
+
+    def test_of_the_dynamic_linkers_own_file(self, members: Members, tmp_path: Path) -> None:
+        preload = "/usr/bin/liballoc_spin.so"
+        (target,) = self.scanned(members, tmp_path, {"/etc/ld.so.preload": f"{preload}\n".encode()}).targets
+        assert target.launches == (Launch("/etc/ld.so.preload", (preload,)),)
+
+    def test_of_a_unit(self, members: Members, tmp_path: Path) -> None:
+        unit, preload = "/usr/lib/systemd/system/x.service", "/usr/bin/liballoc_spin.so"
+        text = f"[Service]\nExecStart=/usr/bin/daemon_unhooked\nEnvironment=LD_PRELOAD={preload}\n"
+        (target,) = self.scanned(members, tmp_path, {unit: text.encode()}).targets
+        assert target.launches == (Launch(unit, (preload,)),)
+
+    def test_of_nothing(self, members: Members, tmp_path: Path) -> None:
+        (target,) = self.scanned(members, tmp_path, {}).targets
+        assert target.launches == ()
 
 
 def test_twice_the_same(containers: list[Path]) -> None:

@@ -27,7 +27,7 @@ from forkproof.report import stacks, svg
 from forkproof.report.graph import slice_of
 from forkproof.report.json import plain
 from forkproof.report.layout import clean
-from forkproof.report.text import LABELS, by_weight, counted, lock_words, overridden, state
+from forkproof.report.text import LABELS, by_weight, counted, launched, lock_words, overridden, state
 
 
 def render(report: Report) -> str:
@@ -54,6 +54,7 @@ def render(report: Report) -> str:
         "name": stacks.name,
         "chain": stacks.chain,
         "lock_words": lock_words,
+        "launched": launched,
         "state": state,
         "numbered": _numbered,
         "conditions": _conditions,

@@ -13,7 +13,7 @@ from forkproof.model import Conditions, Finding, Frame, Report
 from forkproof.report import stacks
 from forkproof.report.graph import flowchart, slice_of
 from forkproof.report.layout import clean
-from forkproof.report.text import LABELS, by_weight, counted, lock_words, overridden, state
+from forkproof.report.text import LABELS, by_weight, counted, launched, lock_words, overridden, state
 
 FULL: Final = 20
 """Findings that are unfolded below the table: hosts cut comments that are too long."""
@@ -40,6 +40,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from map(_row, findings)
         yield ""
     for target in report.targets:
+        yield from (f"- {escaped(target.path)}: {escaped(told)}" for told in launched(target))
         if not any(finding.target == target.path for finding in findings):
             yield f"- {escaped(target.path)}: no finding ({len(target.closure)} objects, {len(target.windows)} forks)"
     for finding in findings[:FULL]:

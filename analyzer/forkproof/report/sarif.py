@@ -26,7 +26,7 @@ from forkproof.errors import EXIT_INPUT
 from forkproof.model import Answer, Diagnostic, Finding, Frame, Lock, Override, Report, Severity
 from forkproof.report import stacks
 from forkproof.report.json import CONDITIONS, in_order
-from forkproof.report.text import lock_words
+from forkproof.report.text import launched, lock_words
 
 SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 ROOT: Final = "SYSROOT"
@@ -95,6 +95,7 @@ class _Run:
         failed = bool(self.report.errors) or any(d.level == "error" for d in self.report.diagnostics)
         known = {diagnostic.message for diagnostic in self.report.diagnostics}
         rest = [Diagnostic("error", "", message) for message in self.report.errors if message not in known]
+        rest += [Diagnostic("info", t.path, told) for t in self.report.targets for told in launched(t)]
         notes = [_notification(each) for each in (*self.report.diagnostics, *rest)]
         overrides = [self.override(each) for each in self.report.overrides]
         return {

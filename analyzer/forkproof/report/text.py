@@ -90,6 +90,8 @@ def _target(target: Target, findings: Sequence[Finding], view: View) -> Iterator
     yield from _flush(f"{target.path}: {counted(findings)}", view, "heading")
     facts = (target.machine, target.libc, f"{len(target.closure)} objects in the closure")
     yield from wrapped(", ".join(facts), view.width, first=line("  "), indent=2, style="quiet")
+    for told in launched(target):
+        yield from wrapped(told, view.width, first=line("  "), indent=4, style="unknown")
     if target.missing:
         missing = _listed(target.missing, view)
         first = line("  ", Span("missing: ", "error"))
@@ -100,6 +102,17 @@ def _target(target: Target, findings: Sequence[Finding], view: View) -> Iterator
     yield from _allocators(target, view)
     yield from _windows(target, view)
     yield from _threads(target, view)
+
+
+def launched(target: Target) -> Iterator[str]:
+    """What the scan took on from units, scripts and ld.so's file: it changes the verdict, so nobody need ask for it."""
+    for launch in target.launches:
+        libraries = ", ".join(launch.preload)
+        yield (
+            f"scanned with {libraries} preloaded, since {launch.source} says so"
+            if libraries
+            else f"scanned since {launch.source} starts it"
+        )
 
 
 def counted(findings: Sequence[Finding]) -> str:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import markdown_it
 import pytest
 
-from forkproof.model import Baseline, Finding, Frame, Override, Report, Severity, Suppression, Verdict
+from forkproof.model import Baseline, Finding, Frame, Launch, Override, Report, Severity, Suppression, Verdict
 from forkproof.report import formats
 from forkproof.report.formats import Look
 from tests.unit.report import samples
@@ -156,6 +156,17 @@ def test_a_narrowed_gate_is_told_in_one_line(name: str) -> None:
     (line,) = (each.replace("\\", "") for each in told)
     assert "forkproof.toml: atfork-unbound is off (1 finding left out), inherited-lock is" in line
     assert "hanged by policy" not in formats.render(samples.incident(), name, Look())
+
+
+@pytest.mark.parametrize("name", ["text", "markdown", "html", "sarif"])
+def test_a_preload_that_nobody_asked_for_is_told(name: str) -> None:
+    """It changes the verdict; without --verbose, too."""
+    unit = "/usr/lib/systemd/system/dirsrv@.service.d/custom.conf"
+    launches = (Launch(unit, ("libjemalloc.so.2",)), Launch("/usr/bin/wrapper", ()))
+    report = replace(samples.incident(), targets=(replace(samples.TARGET, launches=launches),))
+    told = " ".join(formats.render(report, name, Look()).replace("\\", "").split())
+    assert f"scanned with libjemalloc.so.2 preloaded, since {unit} says so" in told
+    assert "scanned since /usr/bin/wrapper starts it" in told
 
 
 class TestHostileNames:
