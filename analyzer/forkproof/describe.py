@@ -64,7 +64,7 @@ def target(facts: Facts, options: ScanOptions) -> Target:
 
 def _launches(closure: Closure) -> tuple[Launch, ...]:
     """What ld.so reads by itself."""
-    found = tuple(o.name for o in closure.objects if o.why.startswith(f"preload ({PRELOAD_FILE})"))
+    found = tuple(o.path for o in closure.objects if o.why.startswith(f"preload ({PRELOAD_FILE})"))
     return (Launch(PRELOAD_FILE, found),) if found else ()
 
 
