@@ -93,6 +93,11 @@ def named(function: str) -> str:
     return "" if _MADE_UP.search(function) else _VERSION.sub("", function)
 
 
+def program_name(path: str) -> str:
+    """What a target is recognised by in another report: its file's name."""
+    return path.rsplit("/", 1)[-1]
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One function of a witness path; `edge` says how the next frame is reached from it."""
@@ -203,6 +208,19 @@ class Target:
     also: tuple[str, ...] = ()
     launches: tuple[Launch, ...] = ()
     """Why more is preloaded than was asked for: such a preload changes the verdict."""
+    incomplete: tuple[str, ...] = ()
+    """What else than `missing` keeps the answer from being complete: a preload in vain, a library that is damaged."""
+
+    @property
+    def name(self) -> str:
+        """What a program is recognised by in another report."""
+        return program_name(self.path)
+
+    @property
+    def gap(self) -> str:
+        """Why not everything of it was analysed; empty where everything was."""
+        names = ", ".join(dict.fromkeys(library.rsplit("/", 1)[-1] for library in self.missing))
+        return f"not found: {names}" if names else next(iter(self.incomplete), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +348,7 @@ class Finding:
         A function without a name is known by the named functions on the child's way to the lock. Two findings
         can share a fingerprint; who compares reports counts them.
         """
-        parts = [self.rule, self.target.rsplit("/", 1)[-1], self.object]
+        parts = [self.rule, program_name(self.target), self.object]
         parts += [named(self.lock.name)] if self.lock else []
         if self.fork is not None:
             parts += [self.fork.object, named(self.fork.function)]
@@ -340,7 +358,7 @@ class Finding:
     @property
     def id(self) -> str:
         """Stable across rebuilds: rule, sonames, lock name and function names; no addresses, no paths."""
-        parts = [self.rule, self.target.rsplit("/", 1)[-1], self.object]
+        parts = [self.rule, program_name(self.target), self.object]
         parts += [self.lock.name] if self.lock else []
         parts += [f"{self.fork.object}:{self.fork.function}"] if self.fork else []
         digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:10]

@@ -197,8 +197,9 @@ class _Scanner:
         launches = (Launch(start.source, start.preload), *target.launches) if start.source else target.launches
         unused = [name for name, _ in options.replace if name not in {Path(o.path).name for o in target.closure}]
         notes = [*notes, *(Diagnostic("warning", path, f"--replace {name} changes nothing here") for name in unused)]
+        gaps = dict.fromkeys(f"{note.object}: {note.message}" for note in notes if note.level == "error")
         return (
-            replace(target, path=path, sysroot=scope.label, launches=launches),
+            replace(target, path=path, sysroot=scope.label, launches=launches, incomplete=tuple(gaps)),
             [replace(finding, target=path) for finding in findings],
             notes,
         )

@@ -44,6 +44,7 @@ def diff_command(
     """Compare OLD and NEW: saved reports, programs, packages, images or directories.
 
     A finding is the same in both if a rebuild would not tell them apart; one that has become more severe is introduced.
+    Of a program that one side does not tell everything of, nothing is called introduced, or fixed, on its word.
 
     \b
     Examples:
@@ -52,7 +53,7 @@ def diff_command(
       forkproof diff image-old.tar image-new.tar --format markdown
 
     \b
-    Exit codes: 0 nothing introduced at or above --fail-on; 1 something; 3 something could not be analysed.
+    Exit codes: 0 nothing introduced at or above --fail-on; 1 something; 3 something could not be analysed, or compared.
     """
     scanned = world.World.taken(asked)
     judged = gate.Gate(*(asked.pop(name) for name in ("fail_on", "config", "no_config", "baseline")))
@@ -68,7 +69,8 @@ def diff_command(
     width = WIDTH if file is not None else output.width()
     color = file is None and output.wants_color(no_color)
     output.deliver(comparison.render(found, form, width, color=color), file)
-    context.exit(judged.exit_code(replace(after, findings=found.introduced, errors=found.errors)))
+    unsure = (*found.errors, *(gap.reason for gap in found.gaps))
+    context.exit(judged.exit_code(replace(after, findings=found.introduced, errors=unsure)))
 
 
 def _report(name: str, beside: tuple[str, ...], scanned: world.World, judged: gate.Gate) -> Report:

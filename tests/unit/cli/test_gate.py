@@ -92,6 +92,30 @@ class TestDiff:
         assert "0 introduced, 1 fixed, 1 unchanged" in better.output
 
     @pytest.mark.parametrize("form", ["text", "markdown", "json"])
+    def test_an_incomplete_side_is_not_an_empty_one(self, tmp_path: Path, form: str) -> None:
+        whole = samples.incident()
+        lacking = replace(whole, targets=(replace(whole.targets[0], missing=("libz.so.1",)),), findings=())
+        full, part = save(tmp_path / "whole.json", whole), save(tmp_path / "part.json", lacking)
+        for old, new, side in ((part, full, "old"), (full, part, "new")):
+            result = run("diff", old, new, "--format", form)
+            assert result.exit_code == 3
+            assert all(finding.id in result.output for finding in whole.findings)
+            if form == "json":
+                found = stdlib_json.loads(result.output)
+                assert (found["introduced"], found["fixed"]) == ([], [])
+                assert [gap["side"] for gap in found["gaps"]] == [side]
+            else:
+                assert "0 introduced, 0 fixed" in result.output
+                assert "1 program could not be compared in full" in result.output
+                assert "not found: libz.so.1" in result.output
+
+    def test_a_side_that_does_not_exist(self, tmp_path: Path) -> None:
+        for names in ((tmp_path / "no", "/bin/true"), ("/bin/true", tmp_path / "no")):
+            result = run("diff", *names, "--no-cache")
+            assert result.exit_code == 3
+            assert "0 introduced, 0 fixed, " in result.output
+
+    @pytest.mark.parametrize("form", ["text", "markdown", "json"])
     def test_every_format_has_every_finding(self, tmp_path: Path, form: str) -> None:
         old = save(tmp_path / "old.json", replace(samples.incident(), findings=(samples.UNBOUND,)))
         new = save(tmp_path / "new.json", samples.incident())

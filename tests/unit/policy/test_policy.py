@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from forkproof.cli.gate import exit_code
-from forkproof.model import Baseline, Finding, Override, Report, Severity
+from forkproof.model import Baseline, Diagnostic, Finding, Override, Report, Severity, program_name
 from forkproof.policy import Policy, against, apply, compare, load
 from forkproof.policy.apply import matches, today
 from forkproof.policy.config import BadConfig, Rule
@@ -250,3 +250,59 @@ class TestBaseline:
         same = [variant(self.ONE, "sub_1"), variant(self.ONE, "sub_2")]
         found = compare(Report(findings=tuple(same)), Report(findings=(same[1],)))
         assert (found.fixed, found.unchanged) == ((same[0],), (same[1],))
+
+
+class TestWhatCannotBeTold:
+    """A side that does not tell everything of a program introduces nothing in it, and fixes nothing."""
+
+    HERE = samples.INHERITED
+    THERE = replace(samples.INHERITED, target="/usr/bin/other")
+    ALL = Report(samples.incident().targets, (HERE, THERE))
+    LACKING = replace(ALL.targets[0], missing=("libz.so.1",))
+    FAILED = Diagnostic("error", "/old/pkg.deb", "/old/pkg.deb: damaged: no end\n  Fetch it again.")
+
+    def test_a_library_is_missing_on_the_old_side(self) -> None:
+        found = compare(Report((self.LACKING,)), self.ALL)
+        assert (found.introduced, found.perhaps_introduced) == ((self.THERE,), (self.HERE,))
+        (gap,) = found.gaps
+        assert (gap.program, gap.side, gap.reason) == (program_name(self.HERE.target), "old", "not found: libz.so.1")
+
+    def test_a_library_is_missing_on_the_new_side(self) -> None:
+        found = compare(self.ALL, Report((self.LACKING,)))
+        assert (found.fixed, found.perhaps_fixed) == ((self.THERE,), (self.HERE,))
+        assert [gap.side for gap in found.gaps] == ["new"]
+
+    def test_what_is_incomplete_still_introduces(self) -> None:
+        found = compare(Report(self.ALL.targets), Report((self.LACKING,), (self.HERE,)))
+        assert (found.introduced, [gap.side for gap in found.gaps]) == ((self.HERE,), ["new"])
+
+    def test_a_preload_in_vain(self) -> None:
+        vain = replace(self.ALL.targets[0], incomplete=("libx.so: cannot be preloaded",))
+        assert compare(self.ALL, Report((vain,))).perhaps_fixed == (self.HERE,)
+
+    def test_a_side_that_cannot_be_read(self) -> None:
+        nothing = Report(diagnostics=(self.FAILED,), errors=(self.FAILED.message,))
+        found = compare(nothing, self.ALL)
+        assert (found.introduced, found.perhaps_introduced) == ((), (self.HERE, self.THERE))
+        assert {gap.reason for gap in found.gaps} == {"not analysed: pkg.deb: damaged: no end"}
+        assert compare(self.ALL, nothing).fixed == ()
+
+    def test_one_program_that_cannot_be_read_says_nothing_of_others(self) -> None:
+        name = self.THERE.target
+        failed = Diagnostic("error", name, f"{name}: is truncated")
+        new = Report(self.ALL.targets, (), (failed,), (failed.message,))
+        found = compare(self.ALL, new)
+        assert (found.fixed, found.perhaps_fixed) == ((self.HERE,), (self.THERE,))
+        assert [(gap.program, gap.reason) for gap in found.gaps] == [("other", "not analysed: is truncated")]
+
+    def test_a_program_that_is_not_there_any_more(self) -> None:
+        found = compare(self.ALL, Report())
+        assert (len(found.fixed), found.gaps) == (2, ())
+
+    def test_a_baseline_says_what_is_not_known_to_be_repaired(self) -> None:
+        marked = against(self.ALL, Report((self.LACKING,)))
+        (note,) = marked.diagnostics
+        assert "1 finding of the baseline is not seen here; whether that is a repair is not known" in note.message
+        marked = against(Report((self.LACKING,)), Report(self.ALL.targets, (self.HERE,)))
+        assert [finding.baseline for finding in marked.findings] == [Baseline.NEW]
+        assert "the baseline does not tell everything of this program" in marked.diagnostics[0].message
