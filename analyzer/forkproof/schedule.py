@@ -49,7 +49,7 @@ def results(
         else:
             waiting[number], count = result
             findings += count
-        progress.stage(f"{findings} findings; {names[number]}", done, len(tasks))
+        progress.stage(f"{findings} finding{'s' * (findings != 1)}; {names[number]}", done, len(tasks))
         while following in waiting:
             yield waiting.pop(following)
             following += 1

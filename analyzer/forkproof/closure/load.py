@@ -319,6 +319,10 @@ class _Loading:
         if self.libc is Libc.GLIBC and not self.search.has_cache:
             message = "no usable cache in the sysroot: the directories of ld.so.conf are searched in its place"
             self._note("info", "/etc/ld.so.cache", message)
+        for path in self.request.library_path:
+            # Several in one word, or with tokens, are ld.so's to read.
+            if path.startswith("/") and not set(path) & set(":;$") and self.sysroot.resolve(path) is None:
+                self._note("warning", path, "does not exist in the sysroot: LD_LIBRARY_PATH finds nothing there")
 
     def _check_objects(self) -> None:
         for item in self.order:

@@ -171,7 +171,9 @@ def _identify(path: Path, data: Data) -> tuple[Machine, int]:
     head = data[:64]
     if head[:4] != b"\x7fELF":
         looks = "a script" if head[:2] == b"#!" else "an archive" if head[:7] == b"!<arch>" else "not ELF"
-        raise NotElf(path, f"is {looks}: expected an ELF program or shared object")
+        is_json = head.lstrip()[:1] == b"{"
+        report = "If it is a saved report, show it: forkproof report FILE." if is_json else ""
+        raise NotElf(path, f"is {looks}: expected an ELF program or shared object", next_step=report)
     if len(head) < 64:
         raise DamagedElf(path, f"is truncated: {len(head)} bytes, an ELF64 header has 64")
     if head[4] != 2:

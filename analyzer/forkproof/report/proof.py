@@ -148,7 +148,8 @@ def _summary(report: Report, probed: list[Finding], width: int) -> Iterator[Line
     each = [f"{counts[v]} {v.value}" for v in (Verdict.CONFIRMED, Verdict.REFUTED, Verdict.INCONCLUSIVE) if counts[v]]
     targets = ", ".join(t.path for t in report.targets) or "nothing"
     others = len(report.findings) - len(probed)
-    tail = f"; {others} other findings were not probed" if others else ""
+    was = "finding was" if others == 1 else "findings were"
+    tail = f"; {others} other {was} not probed" if others else ""
     text = ", ".join(each) if each else "nothing to probe: the scan has no finding that a probe can show"
     yield from wrapped(f"{targets}: {text}{tail}", width, indent=2, style="heading")
     for message in report.errors:

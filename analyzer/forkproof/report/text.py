@@ -88,7 +88,8 @@ def by_weight(findings: tuple[Finding, ...]) -> list[Finding]:
 
 def _target(target: Target, findings: Sequence[Finding], view: View) -> Iterator[Line]:
     yield from _flush(f"{target.path}: {counted(findings)}", view, "heading")
-    facts = (target.machine, target.libc, f"{len(target.closure)} objects in the closure")
+    size = len(target.closure)
+    facts = (target.machine, target.libc, f"{size} object{'s' * (size != 1)} in the closure")
     yield from wrapped(", ".join(facts), view.width, first=line("  "), indent=2, style="quiet")
     for told in launched(target):
         yield from wrapped(told, view.width, first=line("  "), indent=4, style="unknown")

@@ -286,3 +286,18 @@ class TestPythonInterface:
         missing: Callable[[], object] = lambda: getattr(forkproof, "nothing")  # noqa: B009, E731 - the name is the point
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
             missing()
+
+
+def test_a_saved_report_is_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    file.write_text('{"version": 1}')
+    result = run("scan", file, "--no-cache")
+    assert result.exit_code == 3
+    assert "forkproof report FILE" in result.output
+
+
+def test_a_library_path_that_does_not_exist_is_told() -> None:
+    report = forkproof.scan("/bin/true", library_path=["/no/such/place"], cache=None)
+    assert [note.message for note in report.diagnostics if note.object == "/no/such/place"] == [
+        "does not exist in the sysroot: LD_LIBRARY_PATH finds nothing there"
+    ]
