@@ -40,6 +40,10 @@ class Part:
     objects: tuple[int, ...]
     key: str
 
+    def holds(self, function: Function) -> bool:
+        """The function is in the part."""
+        return self.graph.program.object_of(function) in self.objects
+
     def place(self, function: Function) -> Place:
         """A function in terms of the part. ValueError for one that is not in it."""
         obj = self.graph.program.object_of(function)
@@ -56,33 +60,43 @@ class Part:
 def part_of(flow: Flow, roots: Iterable[int], *told: object, outwards: bool = False) -> Part:
     """The objects that the code of `roots` leads to, with a key over all that they are made of and `told`.
 
-    `outwards`: the analysis takes what the words of the roots hold for what it is, wherever that lies.
+    `outwards`: the analysis follows what words hold, so what ld.so binds words of the roots to is part of it as well.
     """
-    graph, roots = flow.graph, tuple(roots)
+    graph, copied = flow.graph, list[tuple[int, int, str]]()
+    roots = _bound(flow, roots, copied) if outwards else roots
     objects = _led_to(graph, roots)
     digest = hashlib.sha256(repr(told).encode("utf-8", "surrogatepass"))
     for obj in objects:
         _describe(flow, obj, objects, digest)
-    for obj in roots if outwards else ():
-        digest.update(repr(_bound_outside(flow, obj, objects, roots)).encode("utf-8", "surrogatepass"))
+    names = flow.program.closure.objects
+    digest.update(repr([(names[obj].name, slot, name) for obj, slot, name in sorted(copied)]).encode())
     return Part(graph, objects, digest.hexdigest())
 
 
-def _bound_outside(flow: Flow, obj: int, objects: tuple[int, ...], roots: tuple[int, ...]) -> list[tuple[int, object]]:
-    """(slot, what) of the words of an object that ld.so fills with what lies outside of the part.
+def _bound(flow: Flow, roots: Iterable[int], copied: list[tuple[int, int, str]]) -> tuple[int, ...]:
+    """The roots, and the objects that ld.so binds their words to, and those of these.
 
-    The copy that a program has of a variable of libc is told by its name: code of the part that stores there is none
-    of the program's.
+    The copy that a program has of a variable of another object is `copied` by its name: (object, slot, name), for the
+    roots. Code of the part that stores there is none of the program's.
     """
-    program, names = flow.program, flow.program.image(obj).dynamic_symbols.names
-    found: list[tuple[int, object]] = []
-    for slot, symbol in sorted(program.image(obj).slot_symbols.items()):
-        binding = program.bindings.resolve(obj, symbol)
-        if binding is not None and binding.object not in objects:
-            copied = binding.object == 0 and any(_has_variable(flow, o, names[symbol]) for o in {*objects} - {*roots})
-            whole = program.closure.objects[binding.object].path, binding.rva
-            found.append((slot, names[symbol] if copied else whole))
-    return found
+    program, found, pending = flow.program, set[int](), list(roots)
+    own = frozenset(pending)
+    while pending:
+        obj = pending.pop()
+        if obj in found:
+            continue
+        found.add(obj)
+        image = program.image(obj)
+        for slot, symbol in image.slot_symbols.items():
+            binding = program.bindings.resolve(obj, symbol)
+            if binding is None or binding.object in found:
+                continue
+            name = image.dynamic_symbols.names[symbol]
+            if binding.object == 0 and any(_has_variable(flow, other, name) for other in range(1, len(program.codes))):
+                copied += [(obj, slot, name)] if obj in own else []
+            else:
+                pending.append(binding.object)
+    return tuple(sorted(found))
 
 
 def _has_variable(flow: Flow, obj: int, name: str) -> bool:

@@ -42,7 +42,8 @@ def _of_one(facts: Facts, allocator: AllocatorFacts) -> list[Finding]:
         ways = [_unpacked(row, part) for row in kept]
     else:
         ways = _searched(facts, allocator)
-        parts.put(part.key, [_packed(way, part) for way in ways])
+        if all(part.holds(step.function) for way in ways for step in way[0].path):
+            parts.put(part.key, [_packed(way, part) for way in ways])
     return [_finding(facts, allocator, *way) for way in ways]
 
 
