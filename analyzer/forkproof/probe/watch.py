@@ -23,7 +23,7 @@ from forkproof.model import ProbeThread
 from forkproof.probe import syscalls
 from forkproof.probe.ptrace import Gone, named
 from forkproof.probe.stage import TICK, Kind, Scene, Stage
-from forkproof.probe.tracee import Process, Thread, where
+from forkproof.probe.tracee import Process, Thread, Where, where
 
 SAMPLES: Final = 25
 """In a row, before a wait is called one without end."""
@@ -82,6 +82,8 @@ class _Child:
     asked: dict[int, _Asked] = field(default_factory=dict)
     futex: dict[int, int] = field(default_factory=dict)
     """By thread: samples in a row in futex on the lock."""
+    call: dict[int, str] = field(default_factory=dict)
+    """By thread: that system call, as it was last seen."""
     since: dict[int, float] = field(default_factory=dict)
     got: bool = False
     """Somebody found the lock free there: what was inherited is over."""
@@ -167,6 +169,7 @@ class Watch:
                 self.was_asked = True
                 child.since.setdefault(thread.tid, time.monotonic())
                 child.futex[thread.tid] = child.futex.get(thread.tid, 0) + 1
+                child.call[thread.tid] = _text(self.stage, seen)
             elif seen is None or not self._is_between(thread, seen.syscall, child):
                 child.futex.pop(thread.tid, None)
             asked = child.asked.get(thread.tid)
@@ -233,7 +236,7 @@ class Watch:
         if hung is None:
             return Watched(story=self.story(), was_asked=self.was_asked)
         child = self.children[hung.pid]
-        tids = sorted(child.futex.keys() | child.asked.keys())
+        tids = sorted(child.futex.keys() | {tid for tid in child.asked if self._waits(child, tid)})
         doing = {tid: self._doing(child, tid) for tid in tids}
         self.stage.session.freeze(list(hung.threads.values()))
         waiters = tuple(
@@ -249,10 +252,10 @@ class Watch:
         )  # fmt: skip
 
     def _doing(self, child: _Child, tid: int) -> str:
-        seen = where(child.process.pid, tid)
-        if seen is not None and seen.syscall is not None:
-            return syscalls.text(self.stage.machine, seen.syscall, seen.arguments)
-        return "spinning"
+        # A lock that waits with a time limit may be between two waits just now; what was seen of it is the waits.
+        if tid in child.futex:
+            return child.call[tid]
+        return _text(self.stage, where(child.process.pid, tid))
 
     def story(self) -> str:
         """What the children did, each in a few words."""
@@ -268,6 +271,13 @@ class Watch:
         if child.futex or child.asked:
             return "a child waited for the lock"
         return "a child went on living without asking for the lock"
+
+
+def _text(stage: Stage, seen: Where | None) -> str:
+    """A thread's system call as the report shows it."""
+    if seen is None or seen.syscall is None:
+        return "spinning"
+    return syscalls.text(stage.machine, seen.syscall, seen.arguments)
 
 
 def fate(process: Process) -> str:
