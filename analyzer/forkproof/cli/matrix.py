@@ -7,7 +7,8 @@ Must never: judge; each cell is a scan.
 from __future__ import annotations
 
 import json as stdlib_json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ KNOWN: Final = (
     "libtbbmalloc_proxy.so.2",
 )
 """What people preload; those that a sysroot has are tried if none are named."""
+_PARTLY: Final = "* not everything was analysed: it can be worse"
 _STYLES: Final = {"hangs": "high", "may hang": "medium", "unlikely": "low", "unknown": "unknown", "ok": "good"}
 
 
@@ -43,6 +45,13 @@ class Cell:
     allocator: str
     outcome: str
     findings: tuple[str, ...]
+    sysroot: str = "/"
+    is_partial: bool = False
+    """Not everything was analysed: what is missing can only make it worse."""
+
+
+_Row = tuple[str, str, str, str]
+"""Path, machine, libc and sysroot of a program."""
 
 
 @click.command("matrix")
@@ -76,6 +85,9 @@ def matrix_command(
       unlikely   of severity low or note
       unknown    none, but whether the allocator's handlers are effective is not known, or something was not analysed
       ok         none
+      *          behind any of these: not everything was analysed, it can be worse; standard error says why
+
+    Exit codes: 0 nothing hangs; 1 something hangs; 3 something was not analysed.
 
     \b
     Examples:
@@ -124,19 +136,22 @@ def _cells(
             report = pipeline.scan(targets, replace(options, preload=preload), watched)
         errors |= dict.fromkeys(report.errors)
         vain = [f"{d.object}: {d.message}" for d in report.diagnostics if (d.level, d.object) == ("error", allocator)]
-        errors |= dict.fromkeys(vain)
+        errors |= dict.fromkeys(each for each in vain if not any(each in message for message in report.errors))
         for target in report.targets:
             found = [finding for finding in report.findings if finding.target == target.path and finding.is_open]
             worst = min((f.severity.rank for f in found), default=None)
             outcome = "not analysed" if vain else _outcome(target, worst)
-            yield Cell(target.path, target.machine, target.libc, allocator, outcome, tuple(f.id for f in found))
-        yield from _failed(targets, report, allocator)
+            found_ids = tuple(f.id for f in found)
+            is_partial = bool(target.gap) and outcome not in ("not analysed", "unknown")
+            machine, libc = target.machine, target.libc
+            yield Cell(target.path, machine, libc, allocator, outcome, found_ids, target.sysroot, is_partial)
+        yield from _failed(targets, report, allocator, str(options.sysroot or "/"))
 
 
-def _failed(targets: tuple[str, ...], report: Report, allocator: str) -> Iterator[Cell]:
+def _failed(targets: tuple[str, ...], report: Report, allocator: str, sysroot: str) -> Iterator[Cell]:
     """Targets that gave nothing."""
     if not report.targets:
-        yield from (Cell(name, "", "", allocator, "not analysed", ()) for name in targets)
+        yield from (Cell(name, "", "", allocator, "not analysed", (), sysroot) for name in targets)
 
 
 def _outcome(target: Target, worst: int | None) -> str:
@@ -153,23 +168,52 @@ def _rendered(cells: list[Cell], form: str) -> str:
                 "target": cell.target,
                 "machine": cell.machine,
                 "libc": cell.libc,
+                "sysroot": cell.sysroot,
                 "allocator": cell.allocator,
                 "outcome": cell.outcome,
+                "incomplete": cell.is_partial,
                 "findings": list(cell.findings),
             }
             for cell in cells
         ]
         return stdlib_json.dumps({"version": 1, "cells": rows}, indent=2) + "\n"
     allocators = list(dict.fromkeys(cell.allocator for cell in cells))
-    rows_of: dict[tuple[str, str, str], dict[str, str]] = {}
+    rows_of: dict[_Row, dict[str, Cell]] = {}
     for cell in cells:
-        rows_of.setdefault((cell.target.rsplit("/", 1)[-1], cell.machine, cell.libc), {})[cell.allocator] = cell.outcome
-    head = ("program", "machine", "libc", *map(_short, allocators))
-    body = [(*row, *(outcomes.get(each, "") for each in allocators)) for row, outcomes in rows_of.items()]
+        rows_of.setdefault((cell.target, cell.machine, cell.libc, cell.sysroot), {})[cell.allocator] = cell
+    head = ("program", "machine", "libc", *_distinct(allocators, _short))
+    shown = [tuple(_shown(found.get(each)) for each in allocators) for found in rows_of.values()]
+    body = [
+        (name, row[1], row[2], *outcomes) for name, row, outcomes in zip(_names(rows_of), rows_of, shown, strict=True)
+    ]
+    is_partial = any(cell.is_partial for cell in cells)
     if form == "markdown":
-        lines = ["| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *body)]
-        return "\n".join([*lines, ""])
-    return painted(_lines(head, body), color=output.wants_color())
+        from forkproof.report.markdown import escaped
+
+        rows_told = [tuple(map(escaped, head)), ("---",) * len(head), *(tuple(map(escaped, row)) for row in body)]
+        lines = ["| " + " | ".join(row) + " |" for row in rows_told]
+        return "\n".join([*lines, *(["", escaped(_PARTLY)] if is_partial else []), ""])
+    return painted(_lines(head, body, is_partial=is_partial), color=output.wants_color())
+
+
+def _shown(cell: Cell | None) -> str:
+    return "" if cell is None else f"{cell.outcome}{'*' if cell.is_partial else ''}"
+
+
+def _names(rows: Iterable[_Row]) -> list[str]:
+    """What tells the rows apart: the file's name, its path where several are called so, and the system at last."""
+    rows = list(rows)
+    names = [path.rsplit("/", 1)[-1] for path, *_ in rows]
+    for more in ([path for path, *_ in rows], [f"{sysroot}:{path}" for path, _, _, sysroot in rows]):
+        common = Counter((name, *row[1:3]) for name, row in zip(names, rows, strict=True))
+        names = [m if common[(n, *row[1:3])] > 1 else n for n, m, row in zip(names, more, rows, strict=True)]
+    return names
+
+
+def _distinct(names: Sequence[str], short: Callable[[str], str]) -> list[str]:
+    """Short names, but for those that two share."""
+    common = Counter(map(short, names))
+    return [short(name) if common[short(name)] == 1 else name for name in names]
 
 
 def _short(library: str) -> str:
@@ -177,8 +221,10 @@ def _short(library: str) -> str:
     return library.rsplit("/", 1)[-1].removeprefix("lib").partition(".so")[0]
 
 
-def _lines(head: tuple[str, ...], body: list[tuple[str, ...]]) -> Iterator[Line]:
-    rows = [[Span(cell, _STYLES.get(cell, "")) for cell in row] for row in body]
+def _lines(head: tuple[str, ...], body: list[tuple[str, ...]], *, is_partial: bool) -> Iterator[Line]:
+    rows = [[Span(cell, _STYLES.get(cell.removesuffix("*"), "")) for cell in row] for row in body]
     yield from table([[Span(cell, "quiet") for cell in head], *rows], WIDTH, indent=0)
     yield line()
+    if is_partial:
+        yield line(Span(_PARTLY, "unknown"))
     yield line(Span("One cell in full: forkproof scan TARGET --preload LIB", "quiet"))

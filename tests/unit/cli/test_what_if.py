@@ -79,3 +79,35 @@ class TestMatrix:
         assert text.splitlines()[0].split() == ["program", "machine", "libc", "own", "a"]
         assert text.splitlines()[1].split()[-2:] == ["hangs", "hangs"]
         assert "| program |" in run("matrix", "x", "--allocators", "liba.so", "--format", "markdown").output
+
+    def test_what_was_not_analysed_in_full_is_marked(self, pipeline: Pipeline) -> None:
+        partly = replace(samples.TARGET, missing=("libgone.so.1",))
+        whole = samples.incident()
+        pipeline.report = replace(whole, targets=(partly,), errors=("x: libgone.so.1 was not found",))
+        text = run("matrix", "x").stdout
+        assert "hangs*" in text
+        assert "* not everything was analysed" in text
+        assert "hangs\\*" in run("matrix", "x", "--format", "markdown").stdout
+        (cell, *_) = stdlib_json.loads(run("matrix", "x", "--format", "json").stdout)["cells"]
+        assert cell["incomplete"] is True
+        pipeline.report = whole
+        assert "*" not in run("matrix", "x").stdout
+
+    def test_two_programs_of_one_name_are_two_rows(self, pipeline: Pipeline) -> None:
+        one, two = (replace(samples.TARGET, path=path) for path in ("/a/daemon", "/b/daemon"))
+        finding = replace(samples.INHERITED, target="/a/daemon")
+        pipeline.report = Report((one, two), (finding,))
+        rows = run("matrix", "x", "--allocators", "liba.so").stdout.splitlines()[1:3]
+        assert [row.split()[0] for row in rows] == ["/a/daemon", "/b/daemon"]
+        assert [row.split()[-1] for row in rows] == ["hangs", "ok"]
+
+    def test_two_systems_of_one_libc_are_two_rows(self, pipeline: Pipeline) -> None:
+        whole = samples.incident()
+        one, two = (replace(samples.TARGET, sysroot=root) for root in ("/srv/one", "/srv/two"))
+        pipeline.report = replace(whole, targets=(one, two))
+        rows = run("matrix", "x", "--allocators", "liba.so").stdout.splitlines()[1:3]
+        assert [row.split(":")[0] for row in rows] == ["/srv/one", "/srv/two"]
+
+    def test_a_name_does_not_act_in_markdown(self, pipeline: Pipeline) -> None:
+        pipeline.report = Report((replace(samples.TARGET, path="/a|<b>"),))
+        assert "a\\|&lt;b&gt;" in run("matrix", "x", "--format", "markdown").stdout
