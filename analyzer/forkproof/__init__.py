@@ -35,9 +35,27 @@ def scan(
 ) -> Report:
     """Analyse programs as ld.so would load them, without running them; the options are those of the command.
 
-    Results are kept in the directory `cache`, by content, and used again: the command has one of the user's.
-    A target that cannot be analysed is a message in the report's `errors`; the others are still there.
+    A target is what the command takes: a program, a directory, a package, an archive, an image. Results are kept in the
+    directory `cache`, by content, and used again; without it nothing is kept (the command has one of the user's).
+
+    Returns a report. Look at two things: its `findings`, and `errors`, which has a message for everything that was not
+    analysed: a target, a library that was not found, a preload in vain. A scan is clean if both are empty. Nothing of
+    forkproof.toml is applied: every finding counts.
+
+    Raises `forkproof.errors.UsageError` if no target is named or `sysroot` is no directory, and TypeError where one
+    text stands for a list of them. What is wrong with a target raises nothing; a bug of forkproof's does
+    if the scan has one program, and is a message in `errors` otherwise.
+
+    One call at a time in a process: the recursion limit and the garbage collector are the process's, and are changed
+    while a program is analysed and restored after. Nothing is printed, no process is started, no signal is handled.
     """
+    for option, names in (("library_path", library_path), ("preload", preload), ("also", also)):
+        if isinstance(names, str):
+            raise TypeError(f"{option} is a list of names, not one text: [{names!r}]")
+    if not targets:
+        from forkproof.errors import UsageError
+
+        raise UsageError("no target", next_step="Name a program, a directory, a package or an image.")
     from forkproof import pipeline
     from forkproof.options import QUIET, ScanOptions
 

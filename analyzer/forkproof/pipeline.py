@@ -65,6 +65,7 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, note:
     findings: list[Finding] = []
     diagnostics: list[Diagnostic] = []
     errors: list[str] = []
+    gaps: dict[str, list[str]] = {}
     with artifacts.opened(targets, options.sysroot, options.only) as scopes:
         for scope in scopes:
             diagnostics += scope.diagnostics
@@ -81,12 +82,33 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, note:
             findings += hazards
             diagnostics += notes
             errors += lacking(name, target, options)
+            for gap in target.incomplete:
+                gaps.setdefault(gap, []).append(name)
+    errors += [_gap(message, names) for message, names in gaps.items()]
     return Report(tuple(found), tuple(in_order(tuple(findings))), tuple(diagnostics), tuple(errors))
 
 
+def _gap(message: str, names: Sequence[str]) -> str:
+    """What programs were scanned without, such as a preload that is not there; many can share one."""
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    help_text = f"What is loaded, and where it was looked for: forkproof closure {names[0]}, with the same options."
+    return f"{names[0]}{others}: {message}\n  {help_text}"
+
+
 def lacking(name: str, target: Target, options: ScanOptions) -> list[str]:
-    """One message for all the libraries that were not found, with what to do about it."""
+    """A message for libraries that were asked for and one for those that are needed, with what to do about each."""
     names = list({library.rsplit("/", 1)[-1]: library for library in reversed(target.missing)}.values())[::-1]
+    asked = [library for library in names if library in options.also]
+    messages = [
+        f"{name}: --also {library}: not found; what it holds was not analysed\n"
+        "  Check the spelling: it is a soname, or a path inside the sysroot. "
+        f"Where it was looked for: forkproof closure TARGET --also {library}."
+        for library in asked
+    ]
+    return [*messages, *_needed(name, [library for library in names if library not in asked], options)]
+
+
+def _needed(name: str, names: Sequence[str], options: ScanOptions) -> list[str]:
     if not names:
         return []
     several = len(names) > 1

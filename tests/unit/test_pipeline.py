@@ -8,6 +8,7 @@ import pytest
 
 import forkproof
 from forkproof import pipeline
+from forkproof.errors import UsageError
 from forkproof.facts import Facts
 from forkproof.model import Finding
 
@@ -36,3 +37,31 @@ def test_a_bug_is_told_of_the_program_that_met_it() -> None:
 def test_alone_it_is_raised() -> None:
     with pytest.raises(KeyError):
         forkproof.scan("/bin/false", cache=None)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_preload_in_vain_is_an_error_of_the_report() -> None:
+    """Who looks at findings and errors must not take the answer to another question for a clean one."""
+    report = forkproof.scan("/bin/false", "/bin/true", preload=["libnope.so", "/nope/libx.so"])
+    name, path = (message for message in report.errors if "cannot be preloaded" in message)
+    assert name.startswith("/bin/true: libnope.so: cannot be preloaded")
+    assert "no such file in any search directory" in name
+    assert "no such file in the sysroot" in path
+
+
+@pytest.mark.usefixtures("machine")
+def test_programs_share_one_message_of_what_they_were_scanned_without() -> None:
+    report = forkproof.scan("/bin/true", "/bin/echo", preload=["libnope.so"])
+    (message,) = report.errors
+    assert message.startswith("/bin/true and 1 more: libnope.so: cannot be preloaded")
+
+
+def test_nothing_to_scan_is_not_clean() -> None:
+    with pytest.raises(UsageError):
+        forkproof.scan()
+
+
+@pytest.mark.parametrize("option", ["preload", "also", "library_path"])
+def test_one_text_is_no_list(option: str) -> None:
+    with pytest.raises(TypeError, match=option):
+        forkproof.scan("/bin/true", **{option: "libx.so"})

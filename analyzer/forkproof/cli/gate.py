@@ -135,8 +135,6 @@ def exit_code(report: Report, fail_on: str) -> int:
 
 def is_incomplete(report: Report) -> bool:
     """Something was not analysed: a target, a library, a preload."""
-    return (
-        bool(report.errors)
-        or any(target.missing for target in report.targets)
-        or any(diagnostic.level == "error" for diagnostic in report.diagnostics)
-    )
+    from forkproof.report.text import is_partial
+
+    return is_partial(report) or any(target.missing for target in report.targets)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from forkproof.elf.image import Image
 
 _TOKEN: Final = re.compile(r"\$(?:\{(ORIGIN|LIB|PLATFORM)\}|(ORIGIN|LIB|PLATFORM)(?![A-Za-z0-9_]))")
+_NAMED: Final = "path in the name"
 _DF_1_NODEFLIB: Final = 0x800
 DT_FLAGS_1: Final = 0x6FFFFFFB
 _MACHINE_NUMBER: Final = {Machine.X86_64: 62, Machine.AARCH64: 183}
@@ -75,7 +76,10 @@ class NotFound:
     def reason(self) -> str:
         """The last obstacle in a few words."""
         bad = [place for place in self.looked_in if place.outcome != "no such file"]
-        return f"{bad[-1].path}: {bad[-1].outcome}" if bad else "no such file in any search directory"
+        if bad:
+            return f"{bad[-1].path}: {bad[-1].outcome}"
+        is_path = {place.source for place in self.looked_in} == {_NAMED}
+        return "no such file in the sysroot" if is_path else "no such file in any search directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ class Search:
         if "/" in name:
             expanded = self._expand(name, asker) if asker is not None else name
             if expanded is not None:
-                yield self._absolute(expanded), "path in the name"
+                yield self._absolute(expanded), _NAMED
             return
         for place in self._places(name, asker):
             if place.is_file:

@@ -13,7 +13,7 @@ from forkproof.model import Conditions, Finding, Frame, Report
 from forkproof.report import stacks
 from forkproof.report.graph import flowchart, slice_of
 from forkproof.report.layout import clean
-from forkproof.report.text import LABELS, by_weight, counted, launched, lock_words, overridden, state
+from forkproof.report.text import LABELS, by_weight, counted, is_partial, launched, lock_words, overridden, state
 
 FULL: Final = 20
 """Findings that are unfolded below the table: hosts cut comments that are too long."""
@@ -29,7 +29,8 @@ def render(report: Report) -> str:
 
 def _lines(report: Report) -> Iterator[str]:
     findings = by_weight(report.findings)
-    yield f"## forkproof: {counted(findings)}"
+    rest = "; something was not analysed" if is_partial(report) else ""
+    yield f"## forkproof: {counted(findings)}{rest}"
     yield ""
     if report.overrides:
         yield f"Changed by policy: {escaped(overridden(report.overrides))}"
@@ -42,7 +43,8 @@ def _lines(report: Report) -> Iterator[str]:
     for target in report.targets:
         yield from (f"- {escaped(target.path)}: {escaped(told)}" for told in launched(target))
         if not any(finding.target == target.path for finding in findings):
-            yield f"- {escaped(target.path)}: no finding ({len(target.closure)} objects, {len(target.windows)} forks)"
+            found = "no finding in what was analysed" if target.gap else "no finding"
+            yield f"- {escaped(target.path)}: {found} ({len(target.closure)} objects, {len(target.windows)} forks)"
     for finding in findings[:FULL]:
         yield from _details(finding)
     if len(findings) > FULL:

@@ -158,7 +158,8 @@ def _summary(found: Mitigation, limit: Severity | None, width: int) -> Iterator[
 
 
 def _not_analysed(report: Report, width: int) -> Iterator[Line]:
-    grave = (f"{d.object}: {d.message}" for d in report.diagnostics if d.level == "error")
+    told = "\n".join(report.errors)
+    grave = (f"{d.object}: {d.message}" for d in report.diagnostics if d.level == "error" and d.message not in told)
     for message in dict.fromkeys((*report.errors, *grave)):
         yield from wrapped(message, width, first=line(Span("not analysed: ", "error")), indent=2)
 

@@ -26,7 +26,7 @@ from forkproof.errors import EXIT_INPUT
 from forkproof.model import Answer, Diagnostic, Finding, Frame, Lock, Override, Report, Severity
 from forkproof.report import stacks
 from forkproof.report.json import CONDITIONS, in_order
-from forkproof.report.text import launched, lock_words
+from forkproof.report.text import is_partial, launched, lock_words
 
 SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 ROOT: Final = "SYSROOT"
@@ -92,9 +92,10 @@ class _Run:
 
     def invocation(self) -> _Object:
         """Whether everything was analysed, and what was not."""
-        failed = bool(self.report.errors) or any(d.level == "error" for d in self.report.diagnostics)
-        known = {diagnostic.message for diagnostic in self.report.diagnostics}
-        rest = [Diagnostic("error", "", message) for message in self.report.errors if message not in known]
+        failed = is_partial(self.report)
+        known = {diagnostic.message for diagnostic in self.report.diagnostics if diagnostic.level == "error"}
+        untold = (message for message in self.report.errors if not any(each in message for each in known))
+        rest = [Diagnostic("error", "", message) for message in untold]
         rest += [Diagnostic("info", t.path, told) for t in self.report.targets for told in launched(t)]
         notes = [_notification(each) for each in (*self.report.diagnostics, *rest)]
         overrides = [self.override(each) for each in self.report.overrides]

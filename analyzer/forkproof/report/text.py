@@ -451,7 +451,7 @@ def _summary(report: Report, view: View) -> Iterator[Line]:
     """The last line: what a reader of a long output sees first."""
     done = len(report.targets)
     parts = [f"{done} target{'s' if done != 1 else ''} analysed", counted(report.findings)]
-    if report.errors or any(each.level == "error" for each in report.diagnostics):
+    if is_partial(report):
         parts.append("something was not analysed: see above")
     yield from _flush("; ".join(parts), view, "heading")
     if report.overrides:
@@ -459,6 +459,11 @@ def _summary(report: Report, view: View) -> Iterator[Line]:
     if report.findings:
         first = by_weight(report.findings)[0].id
         yield from _flush(f"All evidence of one finding: forkproof scan TARGET --explain {first}", view, "quiet")
+
+
+def is_partial(report: Report) -> bool:
+    """Something was not analysed: a target, a library, a preload."""
+    return bool(report.errors) or any(each.level == "error" for each in report.diagnostics)
 
 
 # Small parts.

@@ -71,6 +71,14 @@ class TestMissingLibraries:
         said = self.message("/lib/ld-linux-aarch64.so.1", "libc.so.6", "ld-linux-aarch64.so.1")
         assert said.count("ld-linux-aarch64.so.1") == 1
 
+    def test_one_that_was_asked_for_is_told_by_its_option(self) -> None:
+        target = replace(samples.TARGET, missing=("libnope.so.1", "libneeded.so.2"))
+        asked, needed = lacking("x", target, ScanOptions(also=("libnope.so.1",)))
+        assert asked.startswith("x: --also libnope.so.1: not found")
+        assert "spelling" in asked
+        assert "libneeded.so.2" in needed
+        assert "libnope.so.1" not in needed
+
     def test_says_what_to_do(self, tmp_path: Path) -> None:
         assert "--sysroot" in self.message("liba.so.1")
         assert "packages" in self.message("liba.so.1", sysroot=tmp_path)

@@ -176,6 +176,15 @@ class TestHostileNames:
         assert "alert(1)" in page
         assert "49" not in re.sub(r"[0-9a-f]{3,}|\d+\.\d+", "", page)  # {{7*7}} is no template here
 
+    def test_markdown_of_a_partial_scan_does_not_begin_like_a_clean_one(self) -> None:
+        partly = replace(samples.TARGET, missing=("libgone.so.1",))
+        clean = replace(samples.cured(), findings=(), targets=(partly,), errors=(), diagnostics=())
+        vain = replace(clean, errors=("x: libgone.so.1 was not found",))
+        assert formats.render(vain, "markdown", Look()).splitlines()[0].endswith("something was not analysed")
+        assert "no finding in what was analysed" in formats.render(vain, "markdown", Look())
+        whole = replace(clean, targets=(samples.TARGET,))
+        assert formats.render(whole, "markdown", Look()).splitlines()[0] == "## forkproof: no finding"
+
     def test_markdown_has_no_markup_of_theirs(self) -> None:
         page = formats.render(hostile(), "markdown", Look())
         shown = markdown_it.MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(page)
