@@ -389,8 +389,12 @@ class _Interpreter:
         most = max((len(locks) for locks, _ in found), default=0)
         after = [self._returned(site, locks, result, state) for locks, result in found or {(held, None): None}]
         if targets and calls.gives_thread_cell(targets[0]):
+            given: Value | None = self.data.thread_cell(site, arguments[0])
+        else:
+            given = calls.given(targets[0]) if len(targets) == 1 else None
+        if given is not None:
             for _, then in after:
-                then.registers[self.convention.result] = self.data.thread_cell(site, arguments[0])
+                then.registers[self.convention.result] = given
         for locks, then in after:
             then.failed = site if len(locks) < most else 0
             then.pending = site if len(after) > 1 and len(locks) < most else 0

@@ -65,6 +65,9 @@ class Calls(Protocol):
     def chosen(self, pointer: Value) -> tuple[int, ...]:
         """Functions that a call through a pointer of memory may lead to; none unless such calls are followed."""
 
+    def given(self, target: int) -> Value | None:
+        """What each call of the target returns, if it is one of the object's own that only gives a variable."""
+
     def gives_thread_cell(self, target: int) -> bool:
         """Whether the target is `__tls_get_addr`."""
 

@@ -19,13 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, EdgeKind
-from forkproof.code.operations import Atomic, Call
+from forkproof.code.operations import Atomic, Call, Memory, Return
 from forkproof.elf.tables import RelocationKind
 from forkproof.flow import Flow
+from forkproof.locks.branches import Attempts
+from forkproof.locks.data import STEPS, Data
 from forkproof.locks.evidence import ObjectEvidence
 from forkproof.locks.identity import Arrays
 from forkproof.locks.interpret import interpret
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
+from forkproof.locks.state import State
 from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
 from forkproof.model import Frame
 from forkproof.program import Function
@@ -34,6 +37,8 @@ from forkproof.signature_values import LockFunction
 _FOLLOWED: Final = CALLS | {EdgeKind.IFUNC, EdgeKind.CALLBACK}
 _SMALL: Final = 120
 """Bytes of a function that may be an unlock method with a plain store."""
+_GETTER: Final = 24
+"""Bytes of a function that may do no more than give the address of a variable, or what one holds."""
 _MOST: Final = 160
 """Locks that one summary keeps."""
 
@@ -138,6 +143,7 @@ class Summaries:
         self._places: dict[Value, dict[Function, tuple[Step, ...]]] = {}
         self._indexed = 0
         self._descriptors: dict[int, frozenset[int]] = {}
+        self._given: dict[Function, Value | None] = {}
         self.prepared: dict[Function, tuple[Held, bool]] = {}
         self.forking: frozenset[Function] = frozenset(flow.forkers)
         """Functions of which calls are noted for what is held there."""
@@ -389,13 +395,36 @@ class Summaries:
         exits = tuple(Exit(frozenset(substituted(h, replace) for h in e.held), e.result) for e in summary.exits)
         return Effect(exits, frozenset(substituted(r, replace) for r in summary.releases))
 
+    def given(self, function: Function) -> Value | None:
+        """What every call of a function returns, if all that it does is to give a variable: its address or content."""
+        if function not in self._given:
+            self._given[function] = self._find_given(function) if self._is_within(function, _GETTER) else None
+        return self._given[function]
+
+    def _find_given(self, function: Function) -> Value | None:
+        calls, convention, state = FunctionCalls(self, function), self.flow.convention, State()
+        data = Data(convention, calls.obj, calls, Attempts())
+        for instruction in self.flow.body(function).instructions:
+            for operation in instruction.operations:
+                if isinstance(operation, Return):
+                    value = data.address_of(state.register(convention.result))
+                    return value if isinstance(root(value.base), Object) else None
+                step = STEPS.get(type(operation))
+                if step is None or isinstance(getattr(operation, "destination", None), Memory):
+                    return None
+                step(data, instruction, operation, state)
+        return None
+
+    def _is_within(self, function: Function, size: int) -> bool:
+        obj = self.program.object_of(function)
+        return int(self.program.codes[obj].size[function - int(self.program.base[obj])]) <= size
+
     def _small(self, function: Function) -> Summary:
         """A small function without atomic operations may still unlock, with a plain store."""
         known = self.known.get(function)
         if known is None:
             known = self.known[function] = EMPTY  # in a circle of tail calls
-            index = function - int(self.program.base[self.program.object_of(function)])
-            if int(self.program.codes[self.program.object_of(function)].size[index]) <= _SMALL:
+            if self._is_within(function, _SMALL):
                 body = self.flow.body(function)
                 operations = [o for i in body.instructions for o in i.operations]
                 if not any(isinstance(o, Call) for o in operations):
@@ -446,6 +475,10 @@ class FunctionCalls:
     def chosen(self, pointer: Value) -> tuple[int, ...]:
         del pointer
         return ()
+
+    def given(self, target: int) -> Value | None:
+        function = Function(target)
+        return self.summaries.given(function) if self.flow.program.object_of(function) == self.obj else None
 
     def gives_thread_cell(self, target: int) -> bool:
         return Function(target) in self.summaries.thread_cells

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.together("build")
 CODE = """
 typedef struct { int word; char rest[60]; } lock_t;
 static lock_t held, left, inner, failing, once, switched, set, traced, lazy, forgotten, looked, reset;
-static lock_t many[8], behind;
+static lock_t many[8], behind, given;
+lock_t *pointed;
 int work_done, is_on, is_set, was_set, trace_on, ready, other_things[16];
 static void *nodes[512];
 
@@ -63,10 +64,15 @@ void take_lazy(unsigned n) {
 }
 void take_many(unsigned n) { with(&many[n & 7]); }
 void take_behind(void) { with(&behind); }
+NOINLINE lock_t *the_given(void) { return &given; }
+NOINLINE lock_t *the_pointed(void) { return pointed; }
+void take_given(void) { with(&given); }
+void take_pointed(void) { with(pointed); }
 
 NOINLINE void prepare(void) { take(&held); for (int n = 0; n < 8; n++) take(&many[n]); }
 NOINLINE void child(void) { for (int n = 0; n < 8; n++) give(&many[n]); give(&held); }
 NOINLINE void forgetful(void) { for (int n = 0; n < 8; n++) give(&many[n]); }
+NOINLINE void prepare_given(void) { take(the_given()); take(the_pointed()); }
 NOINLINE void looks_only(void) { with(&held); }
 """
 BUILDS = MACHINES
@@ -163,6 +169,12 @@ def test_a_lock_that_prepare_lets_go_again_is_not_covered(build: Build) -> None:
 
 def test_without_handlers_nothing_is_covered(build: Build) -> None:
     assert set(_covers(build, ["take_held", "take_left"], None).values()) == {Cover.UNCOVERED}
+
+
+def test_a_lock_that_prepare_has_another_function_name_is_covered(build: Build) -> None:
+    covers = _covers(build, ["take_given", "take_pointed", "take_left"], "prepare_given")
+    assert covers.pop("left") is Cover.UNCOVERED
+    assert list(covers.values()) == [Cover.COVERED, Cover.COVERED]
 
 
 def test_what_is_taken_under_a_covered_lock_only_is_gated(build: Build) -> None:
