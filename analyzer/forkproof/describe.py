@@ -59,6 +59,7 @@ def target(facts: Facts, options: ScanOptions) -> Target:
         preload=options.preload,
         also=options.also,
         launches=_launches(closure),
+        not_known=facts.not_known,
     )
 
 

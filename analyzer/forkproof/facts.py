@@ -96,12 +96,35 @@ class Facts:
         """What is missing from the picture, so that "no" would claim too much."""
         closure = self.flow.program.closure
         found = [f"{m.name} is missing: what it does is not known" for m in closure.missing]
-        if is_nameless(self.flow.program):
+        if self.flow.program.is_nameless:
             found.append(
                 "a static program without symbols: calls of malloc, fork and pthread_create inside it were not "
-                "recognised, only system calls were; scan an unstripped copy, or give its debug file"
+                "recognised, only system calls were, and its own locks were not judged; scan an unstripped copy, or "
+                "give its debug file"
             )
         return tuple(found)
+
+    @cached_property
+    def libc_functions(self) -> npt.NDArray[np.bool_] | None:
+        """Membership in libc of every function; None where a static program does not tell which are libc's."""
+        program = self.flow.program
+        if program.is_nameless:
+            return None
+        if program.closure.program.image.is_static:
+            from forkproof.libc_inside import libc_functions
+
+            return libc_functions(self.flow)
+        found = np.zeros(self.flow.graph.size, bool)
+        for obj in self.libc.objects:
+            found[program.base[obj] : program.base[obj + 1]] = True
+        return found
+
+    @property
+    def not_known(self) -> tuple[str, ...]:
+        """Questions that no rule could ask, and whose answers could be findings."""
+        if self.libc_functions is not None or not self.has_forks_among_threads:
+            return ()
+        return ("which of its own locks a child can inherit: they were not told from those of the libc that is in it",)
 
     @cached_property
     def undecided(self) -> str:
@@ -125,9 +148,12 @@ class Facts:
         program = self.flow.program
         used = [a for a in self.allocators if a.is_used]
         homes = {program.object_of(f) for a in used for f in (*a.entries, *a.locks.evidence)}
+        registering = {r.object for r in self.registrations if r.is_effective}
         from forkproof.locks.summary import Summaries
 
-        return Summaries(self.flow, self.libc.objects, homes | {r.object for r in self.registrations if r.is_effective})
+        if program.closure.program.image.is_static and self.libc_functions is not None:
+            return Summaries(self.flow, self.libc.objects, registering, libc=self.libc_functions)
+        return Summaries(self.flow, self.libc.objects, homes | registering)
 
     @cached_property
     def other_locks(self) -> OtherLocks:
@@ -147,7 +173,10 @@ class Facts:
         for function in {w.window.function for w in self.windows if w.threads is not Answer.NO and w.is_own}:
             if values := self.given.by_callers(function):
                 given[function] = given.get(function, frozenset()) | values
-        return OtherLocks(self.flow, self.libc.objects, owned, given, using)
+        libc = self.libc_functions
+        # Where it is not known which are libc's, none is looked at, and the report says so.
+        libc = np.ones(self.flow.graph.size, bool) if libc is None else libc
+        return OtherLocks(self.flow, self.libc.objects, libc, owned, given, using)
 
     @cached_property
     def may_run(self) -> npt.NDArray[np.bool_]:
@@ -284,12 +313,6 @@ class Facts:
         return tuple(dict.fromkeys(found))
 
 
-def is_nameless(program: Program) -> bool:
-    """A static program without symbols: where main is, and what it calls of libc, is not known."""
-    image = program.closure.program.image
-    return image.is_static and not image.has_names
-
-
 def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFacts, parts: Parts | None = None) -> Facts:
     """Run every analysis of one program."""
     program = graph.program
@@ -351,7 +374,7 @@ class _Surroundings:
     def _reachable(self, function: Function) -> Answer:
         if self.reach[function] >= 0:
             return Answer.YES
-        may_run = self.threads.loosely_reached(self.roots)[function] or is_nameless(self.flow.program)
+        may_run = self.threads.loosely_reached(self.roots)[function] or self.flow.program.is_nameless
         return Answer.UNKNOWN if may_run else Answer.NO
 
     def _path(self, window: ForkWindow) -> tuple[tuple[int, ...], Function | None]:

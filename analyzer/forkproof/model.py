@@ -210,6 +210,8 @@ class Target:
     """Why more is preloaded than was asked for: such a preload changes the verdict."""
     incomplete: tuple[str, ...] = ()
     """What else than `missing` keeps the answer from being complete: a preload in vain, a library that is damaged."""
+    not_known: tuple[str, ...] = ()
+    """Further questions without an answer, which no other field tells: each could hide a finding."""
 
     @property
     def name(self) -> str:

@@ -54,6 +54,11 @@ class Program:
         """RVA of every function."""
         return np.concatenate([code.start for code in self.codes]) if self.codes else np.zeros(0, np.int64)
 
+    @cached_property
+    def is_nameless(self) -> bool:
+        """A static program without symbols: where main is, and what it calls of libc, is not known."""
+        return self.closure.program.image.is_static and not self.names[0].has_names
+
     def image(self, obj: int) -> Image:
         """The image of an object."""
         return self.closure.objects[obj].image

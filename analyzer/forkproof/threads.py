@@ -83,9 +83,7 @@ class Threads:
     @cached_property
     def are_hidden(self) -> bool:
         """Starts cannot be recognised: a library is missing, or a static program has no names."""
-        closure = self.flow.program.closure
-        image = closure.program.image
-        return bool(closure.missing) or (image.is_static and not image.has_names)
+        return bool(self.flow.program.closure.missing) or self.flow.program.is_nameless
 
     def note_windows(self, windows: Iterable[ForkWindow]) -> None:
         """The program's forks, of which two things matter here.

@@ -225,7 +225,8 @@ def test_a_static_program_without_symbols_is_not_called_safe(case: Case, locate:
     (target,) = document["targets"]
     assert target["threads"] != "no"
     assert all(window["threads"] != "no" and window["reachable"] != "no" for window in target["windows"])
-    assert not any(a["hooks"] in {"effective", "not-needed", "builtin"} for a in target["allocators"])
+    assert not any(a["active"] or a["hooks"] in {"effective", "not-needed"} for a in target["allocators"])
+    assert any("own locks" in question for question in target["not_known"])
     warnings = [d["message"] for d in document["diagnostics"] if d["level"] == "warning"]
     assert any("without symbols" in message for message in warnings)
 

@@ -60,6 +60,12 @@ class FunctionNames:
         """True when some table names the function."""
         return bool(self.aliases(rva))
 
+    @property
+    def has_names(self) -> bool:
+        """Some function has a name, here or in a debug file; Go's own count where there is no other code than Go's."""
+        table, (values, _) = self._tables[1], self._by_address[1]
+        return self._image.has_names or (table is not self._image.go_functions and len(values) > 0)
+
     def known(self, names: Iterable[str]) -> list[str]:
         """Those of the names that a function here bears, in the order given."""
         return [name for name in names if any(name in table for table in self._first)]

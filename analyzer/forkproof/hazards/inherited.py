@@ -164,13 +164,14 @@ class _Window:
     @cached_property
     def threads(self) -> Mapping[Function, Answer]:
         """What the other threads at the fork begin in, none of libc's own; if any is known to exist, only such."""
-        facts, program = self.facts, self.flow.program
+        facts = self.facts
         found = dict(facts.threads.entries_at(self.window.window, facts.roots))
         shown = {int(t) for t in self.graph.target[self.graph.kind == EdgeKind.THREAD]}
         for entry in existing_threads(facts, self.window.source):
             if entry not in shown:  # std::thread's: what runs was found in a table
                 found.setdefault(entry, Answer.YES)
-        found = {f: a for f, a in found.items() if program.object_of(f) not in facts.libc.objects}
+        libc = facts.libc_functions
+        found = {f: a for f, a in found.items() if libc is None or not libc[f]}
         known = {f: a for f, a in found.items() if a is Answer.YES}
         return known or found
 

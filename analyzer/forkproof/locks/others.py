@@ -5,8 +5,8 @@ Owns: the choice of the few functions that are worth interpreting for such locks
 Takes: `Flow`, and sets of functions: what a thread can run, what a child can run. Gives: `Places` by address.
 Must never: interpret a function that is in neither set, or name a lock whose address is not reached from a global: two
       of those cannot be told to be one.
-Wrong where: a lock is passed through memory, or through more than `_WRAPPERS` functions; where a static program holds
-      libc (its locks cannot be told from the program's).
+Wrong where: a lock is passed through memory, or through more than `_WRAPPERS` functions; where `libc_inside` is, of the
+      functions of a static program.
 """
 
 from __future__ import annotations
@@ -92,23 +92,22 @@ class OtherLocks:
         self,
         flow: Flow,
         libc_objects: frozenset[int],
+        libc: Functions,
         owned: Collection[Function],
         given: Mapping[Function, Collection[Value]] | None = None,
         using: Mapping[Function, LockFunction] | None = None,
     ) -> None:
-        """`owned`: functions of allocators, whose locks have rules of their own. `given`: first arguments that threads
-        and handlers get. `using`: functions of libc that take the lock of an object that they are given."""
+        """`libc`: libc's own functions, those inside a static program among them. `owned`: functions of allocators,
+        whose locks have rules of their own. `given`: first arguments that threads and handlers get. `using`: functions
+        of libc that take the lock of an object that they are given."""
         self.flow, self.graph = flow, flow.graph
         self.given, self.using = given or {}, using or {}
         self.made = frozenset(
             begin for values in self.given.values() for v in values if isinstance(begin := root(v.base), Made)
         )
-        self.usable = np.ones(flow.graph.size, bool)
+        self.usable = ~libc
         self.usable[list(owned)] = False
-        base = flow.program.base
-        for obj in libc_objects:
-            self.usable[base[obj] : base[obj + 1]] = False
-        self.summaries = Summaries(flow, libc_objects, (), np.zeros(flow.graph.size, bool), self.using)
+        self.summaries = Summaries(flow, libc_objects, (), np.zeros(flow.graph.size, bool), self.using, libc)
 
     # ---- what is worth a look --------------------------------------------------------------
 

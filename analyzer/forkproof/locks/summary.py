@@ -127,14 +127,15 @@ class Summaries:
         objects: Iterable[int],
         among: npt.NDArray[np.bool_] | None = None,
         using: Mapping[Function, LockFunction] | None = None,
+        libc: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Only functions of these objects are followed: the allocators and whoever registers fork handlers.
 
         Or, where the caller knows better, only those in `among`, to which it adds. `using`: lock functions that no
-        signature names.
+        signature names. `libc`: libc's own functions, if they are not all that its objects hold.
         """
-        self.among, self.using = among, using or {}
-        self.objects = frozenset(objects) - libc_objects
+        self.among, self.using, self.libc = among, using or {}, libc
+        self.objects = frozenset(objects) - (libc_objects if libc is None else frozenset())
         self.flow, self.graph, self.program = flow, flow.graph, flow.program
         self.libc_objects = libc_objects
         self.known: dict[Function, Summary] = {}
@@ -192,9 +193,9 @@ class Summaries:
         for obj in sorted(self.objects):
             found[list(self.evidence[obj].atomics)] = True
         base = self.program.base
-        for obj in self.libc_objects:
+        for obj in self.libc_objects if self.libc is None else ():
             found[base[obj] : base[obj + 1]] = False
-        return found
+        return found if self.libc is None else found & ~self.libc
 
     @cached_property
     def relevant(self) -> npt.NDArray[np.bool_]:
@@ -209,7 +210,7 @@ class Summaries:
         for obj in range(len(self.program.codes)):  # libc's own locks are `forkproof.libc_locks`'
             if obj not in self.objects:
                 found[base[obj] : base[obj + 1]] = False
-        return found
+        return found if self.libc is None else found & ~self.libc
 
     def add(self, function: Function) -> None:
         """Follow one more function, as if it had been among the chosen ones all along."""

@@ -322,6 +322,7 @@ def _doubts(target: Target) -> Iterator[str]:
         yield f"what the child does in {vague} of {len(target.windows)} fork windows"
     if target.missing:
         yield "what the missing libraries do"
+    yield from target.not_known
 
 
 # What was looked at.
@@ -329,8 +330,11 @@ def _doubts(target: Target) -> Iterator[str]:
 
 def _allocators(target: Target, view: View) -> Iterator[Line]:
     yield line(Span("  ALLOCATORS", "heading"), "" if target.allocators else "  none found")
+    # Something serves malloc: where it was not seen what, no other can be said not to.
+    is_seen = any(each.active for each in target.allocators)
+    otherwise = "not in use for malloc" if is_seen else "not known to serve malloc"
     for allocator in sorted(target.allocators, key=lambda each: not each.active):
-        state = "serves malloc" if allocator.active else "not in use for malloc"
+        state = "serves malloc" if allocator.active else otherwise
         first = line("    ", Span(shorten(allocator.object, view.width // 3), "name"))
         style = "good" if allocator.hooks in _SAFE else "unknown" if allocator.hooks is Hooks.UNKNOWN else "high"
         words = f"  {_release(allocator)}, {state}, fork handlers: {allocator.hooks.value}"

@@ -43,7 +43,7 @@ PROMISED = {
 }
 ADDED = {
     "": {"errors", "overrides"},
-    "targets": {"libc", "sysroot", "library_path", "preload", "also", "launches", "incomplete"},
+    "targets": {"libc", "sysroot", "library_path", "preload", "also", "launches", "incomplete", "not_known"},
     "allocators": {"handlers", "registered_from", "coverage"},
     "windows": {"reachable", "threads", "path", "outcomes"},
     "findings": {"count", "fingerprint", "suppression", "baseline"},
