@@ -10,9 +10,11 @@ rejected since it breaks as a whole when one of its processes is killed.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -49,7 +51,8 @@ def run(make: Callable[[Any], Work], setup: object, tasks: Sequence[object], job
     def start(number: int) -> None:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, make, setup), daemon=True)
-        process.start()
+        with _no_interrupt():
+            process.start()
         theirs.close()
         workers.append(_Worker(process, ours, number))
         give(workers[-1], number)
@@ -88,9 +91,20 @@ def run(make: Callable[[Any], Work], setup: object, tasks: Sequence[object], job
             worker.process.terminate()
 
 
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """What is started in here never sees Ctrl-C, from its first instruction on: who started it ends it."""
+    resource_tracker.ensure_running()  # the first process would start it, and that lets Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Connection, make: Callable[[Any], Work], setup: object) -> None:
     """A worker's life: tasks until the pipe closes."""
     work = make(setup)
-    with suppress(EOFError, OSError, KeyboardInterrupt):
+    with suppress(EOFError, OSError):
         while True:
             pipe.send(work(pipe.recv()))

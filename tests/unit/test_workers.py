@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from forkproof import workers
 from forkproof.workers import Died
@@ -55,3 +61,49 @@ def parents(_: object) -> Callable[[int], tuple[int, str]]:
     import multiprocessing
 
     return lambda _: (os.getppid(), str(multiprocessing.get_start_method(allow_none=True)))
+
+
+def ended(place: object) -> Callable[[int], int]:
+    """Tells its process's number and ends that of the one who waits."""
+
+    def work(task: int) -> int:
+        Path(str(place), str(os.getpid())).touch()
+        time.sleep(60)
+        return task
+
+    return work
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: int, code: int) -> None:
+    """Ctrl-C reaches the workers, too, and they say nothing; a pipeline's time limit is a SIGTERM to one process."""
+    places = tmp_path / "tmp", tmp_path / "pids"
+    for place in places:
+        place.mkdir()
+    program = """if True:
+        import sys, tempfile
+        import click
+        from forkproof import workers
+        from forkproof.cli.group import LazyGroup
+        from tests.unit.test_workers import ended
+
+        @click.group(cls=LazyGroup, invoke_without_command=True)
+        def main():
+            with tempfile.TemporaryDirectory():
+                list(workers.run(ended, sys.argv[1], [1, 2], 2))
+
+        if __name__ == "__main__":
+            main(args=[])
+    """
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(program))
+    environment = {**os.environ, "TMPDIR": str(places[0]), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(script), str(places[1])]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    end = time.monotonic() + 60
+    while len(list(places[1].iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (code, b"forkproof: interrupted\n")
+    assert list(places[0].iterdir()) == []

@@ -1,26 +1,32 @@
 """A click group that imports a command when it is called, and turns every failure into a line and an exit code.
 
 Owns: lazy loading; what the user reads when something goes wrong.
-Takes: a table of commands. Gives: exit codes of `forkproof.errors`; 130 after Ctrl-C, 141 for a reader that left.
+Takes: a table of commands. Gives: exit codes of `forkproof.errors`; 130 after Ctrl-C, 143 after SIGTERM, 129 after
+SIGHUP, 141 for a reader that left.
 Must never: show a traceback that was not asked for, or call a failure of forkproof one of its input.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import signal
+import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
 
 import click
 
 from forkproof.cli.output import discard_stdout
-from forkproof.errors import EXIT_INTERNAL, ForkproofError, bug
+from forkproof.errors import EXIT_INPUT, EXIT_INTERNAL, ForkproofError, bug
 from forkproof.report.layout import clean
 
-EXIT_INTERRUPTED: Final = 130
-"""128 + SIGINT, as a shell has it."""
+_SIGNAL: Final = 128
+"""Added to a signal's number, as a shell has it: 130 after Ctrl-C."""
 EXIT_NO_READER: Final = 141
 """128 + SIGPIPE."""
 
@@ -35,6 +41,32 @@ class Entry:
     """One line."""
 
 
+class Ended(KeyboardInterrupt):
+    """A signal that would have ended the process at once, with its temporary files still there."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__()
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """A pipeline's time limit is a SIGTERM: leave as after Ctrl-C. What the caller ignores stays ignored (nohup)."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise Ended(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    ours = [n for n in (signal.SIGTERM, signal.SIGHUP) if is_main and signal.getsignal(n) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
 class LazyGroup(click.Group):
     """The group of all commands; the class that says which has them in `entries`, in the order of the help."""
 
@@ -43,6 +75,27 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Names in the order of the table."""
         return list(self.entries)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a misspelt name is told with those that look like it."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.entries, n=2)
+            if not near:
+                raise
+            message = f"{error.message.partition(' Did you mean')[0]} Did you mean {' or '.join(near)}?"
+            raise click.UsageError(message, ctx) from None
+
+    def main(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - click's signature
+        """As click does; --help has nowhere to go where standard output is full."""
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            discard_stdout()
+            sys.exit(_told(f"standard output: cannot write: {error.strerror or error}", EXIT_INPUT))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - the same
         """The command, imported now."""
@@ -62,11 +115,13 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; whatever it raises becomes a message on stderr and an exit code."""
         try:
-            return super().invoke(ctx)
+            with _orderly_end():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except KeyboardInterrupt:
-            _leave(ctx, "interrupted", EXIT_INTERRUPTED)
+        except KeyboardInterrupt as end:
+            number = end.number if isinstance(end, Ended) else signal.SIGINT
+            _leave(ctx, "interrupted", _SIGNAL + number)
         except BrokenPipeError:
             discard_stdout()
             ctx.exit(EXIT_NO_READER)
@@ -77,9 +132,14 @@ class LazyGroup(click.Group):
 
 
 def _leave(context: click.Context, message: str, code: int) -> NoReturn:
-    """One message, no control characters of a file's name in it, and out."""
+    """One message, and out."""
+    context.exit(_told(message, code))
+
+
+def _told(message: str, code: int) -> int:
+    """One message, no control characters of a file's name in it."""
     click.echo("\n".join(map(clean, f"forkproof: {message}".splitlines())), err=True)
-    context.exit(code)
+    return code
 
 
 def _bug(error: Exception, *, with_traceback: bool) -> str:

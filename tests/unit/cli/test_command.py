@@ -157,3 +157,18 @@ class TestProgress:
         shown = terminal.getvalue()
         assert "following xxx" in shown
         assert "\x1b[2Jx" not in shown
+
+
+def test_a_misspelt_command_is_told_with_its_like() -> None:
+    done = run("scna", "x")
+    assert done.exit_code == 2
+    assert "No such command 'scna'. Did you mean scan?" in done.output
+    assert "Did you mean" not in run("xyzzy").output
+
+
+def test_help_into_a_full_device() -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "forkproof", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr == "forkproof: standard output: cannot write: No space left on device\n"

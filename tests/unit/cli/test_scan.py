@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import forkproof
+from forkproof.cli.group import Ended
 from forkproof.errors import DamagedElf, UsageError
 from forkproof.model import Diagnostic, Report, Severity, Verdict
 from forkproof.options import ScanOptions
@@ -127,6 +129,7 @@ class TestExitCodes:
                 "forkproof: a\\x1b[2Jb: is damaged\n  Mend it.\n",
             ),
             (KeyboardInterrupt(), 130, "forkproof: interrupted\n"),
+            (Ended(signal.SIGTERM), 143, "forkproof: interrupted\n"),
             (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
         ],
     )
