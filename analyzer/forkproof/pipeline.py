@@ -212,7 +212,11 @@ class _Scanner:
 
     def _start(self, start: artifacts.Start, scope: artifacts.Scope) -> Result:
         """As its unit or wrapper would start it, and as the report calls it."""
-        options = replace(self.options, preload=(*start.preload, *self.options.preload))
+        options = replace(
+            self.options,
+            preload=(*start.preload, *self.options.preload),
+            library_path=(*self.options.library_path, *start.library_path),
+        )
         sysroot = artifacts.ReplacedSysroot(scope.sysroot, dict(options.replace)) if options.replace else scope.sysroot
         target, findings, notes = self._one(start.name, options, sysroot)
         path = f"{start.prefix}{target.path}"

@@ -12,7 +12,7 @@ import json
 import lzma
 import struct
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import zstandard
@@ -129,14 +129,22 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def oci(layers: list[Members], how: str = "gz", machine: str = "amd64", name: str = "app:1") -> dict[str, bytes]:
+def oci(
+    layers: list[Members],
+    how: str = "gz",
+    machine: str = "amd64",
+    name: str = "app:1",
+    environment: Sequence[str] = (),
+) -> dict[str, bytes]:
     """The files of an OCI layout."""
-    return oci_of([compressed(tar(layer), how) for layer in layers], machine, name)
+    return oci_of([compressed(tar(layer), how) for layer in layers], machine, name, environment)
 
 
-def oci_of(blobs: list[bytes], machine: str = "amd64", name: str = "app:1") -> dict[str, bytes]:
+def oci_of(
+    blobs: list[bytes], machine: str = "amd64", name: str = "app:1", environment: Sequence[str] = ()
+) -> dict[str, bytes]:
     """The same from layers that are tar streams already."""
-    config = json.dumps({"architecture": machine, "os": "linux"}).encode()
+    config = json.dumps({"architecture": machine, "os": "linux", "config": {"Env": list(environment)}}).encode()
     described = [{"digest": f"sha256:{_digest(blob)}", "size": len(blob), "mediaType": "layer"} for blob in blobs]
     manifest = json.dumps(
         {"schemaVersion": 2, "config": {"digest": f"sha256:{_digest(config)}"}, "layers": described}
@@ -154,8 +162,10 @@ def oci_of(blobs: list[bytes], machine: str = "amd64", name: str = "app:1") -> d
     }
 
 
-def docker(layers: list[Members], name: str = "app:1") -> bytes:
+def docker(layers: list[Members], name: str = "app:1", environment: Sequence[str] = ()) -> bytes:
     """What `docker save` wrote before it wrote OCI layouts."""
+    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Env": list(environment)}}).encode()
+    named = f"{_digest(config)}.json"
     blobs = {f"{_digest(tar(layer))}/layer.tar": tar(layer) for layer in layers}
-    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": list(blobs)}]
-    return tar({**blobs, "config.json": b"{}", "manifest.json": json.dumps(manifest).encode()})
+    manifest = [{"Config": named, "RepoTags": [name], "Layers": list(blobs)}]
+    return tar({**blobs, named: config, "manifest.json": json.dumps(manifest).encode()})

@@ -1,9 +1,9 @@
 """Container images: OCI layouts and what `docker save` writes, in a directory or a tar, as one tree per image.
 
-Owns: manifests, the order of layers, whiteouts. Takes: blobs by name. Gives: trees.
+Owns: manifests, configurations, the order of layers, whiteouts. Takes: blobs by name. Gives: trees.
 Must never: fetch anything, or take a digest for a path.
 
-Source: OCI image-spec, image-layout.md, manifest.md, layer.md ("Whiteouts apply to lower layers only").
+Source: OCI image-spec, image-layout.md, manifest.md, config.md, layer.md ("Whiteouts apply to lower layers only").
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Image:
 
     title: str
     layers: tuple[str, ...]
+    config: str = ""
+    """Where its configuration is."""
 
 
 def images(name: str, blobs: Blobs) -> list[Image]:
@@ -61,7 +63,14 @@ def _has(blobs: Blobs, path: str) -> bool:
 def _docker(name: str, blobs: Blobs) -> list[Image]:
     """`docker save`: a list of images, each with its layers' paths."""
     listed = _document(name, blobs, "manifest.json")
-    return [Image(", ".join(each.get("RepoTags") or ()), tuple(map(_inside, each["Layers"]))) for each in listed]
+    return [
+        Image(
+            ", ".join(each.get("RepoTags") or ()),
+            tuple(map(_inside, each["Layers"])),
+            _inside(each.get("Config") or ""),
+        )
+        for each in listed
+    ]
 
 
 def _inside(path: str) -> str:
@@ -86,7 +95,10 @@ def _of_index(name: str, blobs: Blobs, index: Any, title: str, depth: int) -> It
         if "manifests" in document:
             yield from _of_index(name, blobs, document, str(label), depth + 1)
         elif "layers" in document:
-            yield Image(words, tuple(_blob(layer["digest"]) for layer in document["layers"]))
+            config = (document.get("config") or {}).get("digest")
+            yield Image(
+                words, tuple(_blob(layer["digest"]) for layer in document["layers"]), _blob(config) if config else ""
+            )
 
 
 def _blob(digest: str) -> str:
@@ -105,6 +117,18 @@ def _document(name: str, blobs: Blobs, path: str) -> Any:  # noqa: ANN401 - JSON
         return json.loads(text)
     except ValueError as error:
         raise BadArchive(name, f"damaged: {path} is not JSON ({error})") from error
+
+
+def environment(image: Image, blobs: Blobs, name: str) -> tuple[str, ...]:
+    """NAME=value, as the image's configuration gives it to every process of a container. Raises BadArchive."""
+    if not image.config:
+        return ()
+    try:
+        listed = (_document(name, blobs, image.config).get("config") or {}).get("Env") or ()
+        return tuple(str(each) for each in listed)
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"damaged: {image.config} cannot be read, so what its environment preloads is not known"
+        raise BadArchive(name, reason) from error
 
 
 # Layers.

@@ -100,7 +100,7 @@ def _directory_kind(path: Path) -> _Kind:
 def _plain(names: Sequence[str], sysroot: Path | None) -> Scope:
     """Files of one sysroot; scripts among them stand for the programs that they start."""
     root = DirectorySysroot(sysroot or Path("/"))
-    return Scope(root, str(sysroot or "/"), tuple(scope.named(root, name) for name in names))
+    return Scope(root, str(sysroot or "/"), tuple(scope.named(root, names)))
 
 
 @dataclass
@@ -116,6 +116,8 @@ class _Opening:
     trees: dict[str, Tree] = field(default_factory=dict)
     """Archives that are no images, by name."""
     images: list[Tree] = field(default_factory=list)
+    given: list[scope.Given] = field(default_factory=list)
+    """The environment of each image."""
 
     def scopes(self) -> list[Scope]:
         """Everything, opened."""
@@ -127,7 +129,7 @@ class _Opening:
         if self.images and self.behind is not None:
             message = "an image brings its own root; --sysroot cannot stand behind it"
             raise UsageError(message, next_step="Leave --sysroot out, or unpack the image.")
-        found = [scope for image in self.images for scope in self._world(image)]
+        found = [each for number in range(len(self.images)) for each in self._world(number)]
         if not self.images:
             found = self._without_images()
         return found or [Scope(DirectorySysroot(), "/", (), errors=tuple(self.errors))]
@@ -179,6 +181,12 @@ class _Opening:
             tree = Tree(f"{name} ({each.title})" if each.title else name)
             image.read_image(each, blobs, tree, self.store)
             self.images.append(tree)
+            try:
+                variables = image.environment(each, blobs, tree.name)
+            except InputError as error:
+                self.errors.append(error)
+                variables = ()
+            self.given.append(_given(variables, tree))
 
     # ---- worlds -------------------------------------------------------------------------------
 
@@ -211,24 +219,28 @@ class _Opening:
         errors: list[InputError] = []
         notes: list[Diagnostic] = []
         prefix = f"{label}:" if several else ""
+        plain = [name for name in names if self.kinds[name] is _Kind.PLAIN]
+        named = dict(zip(plain, scope.named(root, plain), strict=True))
         for name in names:
-            if self.kinds[name] is _Kind.PLAIN:
-                starts.append(scope.named(root, name))
+            if name in named:
+                starts.append(named[name])
                 continue
             found = Programs(self.only, with_libraries=False)
             found.look(in_directory(Path(name).resolve(), _inside(root, name)))
             here = scope.in_order(root, [(path, prefix) for _, path in found.chosen])
             starts += here
             notes += found.notes
-            errors += found.errors or [] if here else [found.nothing(name)]
+            errors += found.errors if here or found.errors else [found.nothing(name)]
         return Scope(root, label, tuple(starts), tuple(notes), errors=(*self.errors, *errors))
 
-    def _world(self, image: Tree | None) -> list[Scope]:
-        """Artifacts in front, an image or the sysroot behind."""
+    def _world(self, number: int | None) -> list[Scope]:
+        """Artifacts in front, the image of this number or the sysroot behind."""
         from forkproof.artifacts import worlds
         from forkproof.artifacts.world import DirectoryLayer, TreeLayer
 
         base: worlds.Part | None = None
+        image = None if number is None else self.images[number]
+        given = scope.NOTHING if number is None else self.given[number]
         if image is not None:
             prefix = image.name if len(self.images) > 1 else ""
             base = worlds.Part(prefix, TreeLayer(image, is_part=False), in_tree(image))
@@ -239,7 +251,7 @@ class _Opening:
         files = [self._located(n) or str(Path(n).absolute()) for n, kind in self.kinds.items() if kind is _Kind.PLAIN]
         trees = [*self.trees.values(), *([image] if image is not None else [])]
         programs = Programs(self.only, with_libraries=image is None)
-        found = worlds.scopes(_label(names, self.behind), parts, base, files, programs)
+        found = worlds.scopes(_label(names, self.behind), parts, base, files, programs, given)
         notes = tuple(note for tree in trees for note in tree.diagnostics) + found[0].diagnostics
         return [replace(found[0], diagnostics=notes, errors=(*self.errors, *found[0].errors)), *found[1:]]
 
@@ -272,6 +284,18 @@ class _Opening:
             return DirectorySysroot(self.behind).locate(name) if self.behind is not None else None
         except InputError:
             return None
+
+
+def _given(variables: Sequence[str], tree: Tree) -> scope.Given:
+    """What an image's environment says to ld.so."""
+    from forkproof.artifacts import start
+
+    source = f"the environment of {tree.name}"
+    values = [value for name, _, value in (each.partition("=") for each in variables) if name == "LD_LIBRARY_PATH"]
+    places = tuple(filter(None, values[-1].replace(";", ":").split(":"))) if values else ()
+    if places:
+        tree.note(f"libraries are looked for in {', '.join(places)} first, since {source} says so", "info")
+    return scope.Given(start.of_environment(variables, source).libraries, places, source)
 
 
 def _inside(root: DirectorySysroot, name: str) -> str:

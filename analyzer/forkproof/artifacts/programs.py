@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -44,7 +46,20 @@ class Programs:
         self._left_out: list[tuple[str, Path]] = []
         self._matched: set[str] = set()
         self._foreign = 0
-        self.errors: list[InputError] = []
+        self._errors: list[InputError] = []
+        self._closed: list[str] = []
+        """Directories that may not be looked into."""
+
+    @property
+    def errors(self) -> list[InputError]:
+        """What could not be read."""
+        if not self._closed:
+            return self._errors
+        others = len(self._closed) - 1
+        more = f", nor can {others} more director{'ies' if others > 1 else 'y'}" if others else ""
+        reason = f"cannot be looked into{more}: Permission denied"
+        help_text = "Run as a user who may, or choose with --only what is to be scanned."
+        return [*self._errors, InputError(self._closed[0], reason, next_step=help_text)]
 
     @property
     def chosen(self) -> list[Chosen]:
@@ -73,6 +88,10 @@ class Programs:
     def look(self, files: Files, *, of: int = 0, is_package: bool = False) -> None:
         """Sort the files of one artifact."""
         for path, place in files:
+            if place.is_dir():
+                if not self._only or any(_can_lie_in(path, pattern) for pattern in self._only):
+                    self._closed.append(path)
+                continue
             status = place.stat()
             if path.startswith(_SKIPPED) or (status.st_dev, status.st_ino) in self._seen:
                 continue
@@ -110,7 +129,7 @@ class Programs:
             self._foreign += 1
             return
         except InputError as error:
-            self.errors.append(InputError(chosen[1], error.reason, next_step=error.next_step))
+            self._errors.append(InputError(chosen[1], error.reason, next_step=error.next_step))
             return
         if is_program(image) and image.soname is None:
             self._programs.append(chosen)
@@ -144,20 +163,53 @@ def in_tree(tree: Tree) -> Files:
 
 
 def in_directory(top: Path, inside: str) -> Files:
-    """ELF files below a directory, sorted; links are not followed, other file systems are."""
+    """ELF files below a directory, sorted; links are not followed, other file systems are.
+
+    With them what may be one: commands that cannot be read, and, at the end, directories that cannot be looked into.
+    """
     from forkproof.artifacts.tree import is_elf
 
-    for directory, below, names in os.walk(top):
+    closed: list[Path] = []
+
+    def note(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            closed.append(Path(error.filename))
+
+    for directory, below, names in os.walk(top, onerror=note):
         below.sort()
         for name in sorted(names):
             place = Path(directory, name)
-            if is_elf(place):
+            if is_elf(place) or _is_closed_command(place):
                 yield f"{inside}/{place.relative_to(top)}", place
+    for place in closed:
+        yield (f"{inside}/{place.relative_to(top)}" if place != top else inside or "/"), place
+
+
+def _is_closed_command(place: Path) -> bool:
+    """A file to be executed, as its mode says, of which nothing can be told since it may not be read."""
+    try:
+        mode = place.lstat().st_mode
+        if stat.S_ISREG(mode) and mode & 0o111:
+            place.open("rb").close()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _can_lie_in(directory: str, pattern: str) -> bool:
+    """Whether paths below a directory can match: where the pattern begins with plain text, that decides."""
+    start = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    return f"{directory}/".startswith(start) or start.startswith(f"{directory}/")
 
 
 def in_world(files: Files, world: World) -> Files:
-    """Those files of a layer that the world has from there, by the paths that they have in it."""
+    """Those files of a layer that the world has from there, by the paths that they have in it; closed directories."""
     for path, place in files:
+        if place.is_dir():
+            yield path, place
+            continue
         resolved = world.resolve(path)
         there = world.entry(resolved) if resolved is not None else None
         if resolved is not None and there is not None and there.blob == place:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
 from forkproof.closure.sysroot import Sysroot
 from forkproof.errors import InputError
 from forkproof.model import Diagnostic
+
+if TYPE_CHECKING:
+    from forkproof.artifacts.start import Preload
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,8 @@ class Start:
     """What its unit or wrapper puts into LD_PRELOAD."""
     source: str = ""
     """The file that says so."""
+    library_path: tuple[str, ...] = ()
+    """LD_LIBRARY_PATH of the image."""
     prefix: str = ""
     """Put before the target's path where several artifacts have it: which one it is of."""
 
@@ -40,8 +47,25 @@ class Scope:
     errors: tuple[InputError, ...] = ()
 
 
-def named(root: Sysroot, name: str) -> Start:
-    """A name as it is, unless a unit or a script of the sysroot preloads something into that program."""
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The environment that an image gives to its processes."""
+
+    preload: tuple[str, ...] = ()
+    library_path: tuple[str, ...] = ()
+    source: str = ""
+
+
+NOTHING: Final = Given()
+
+
+def named(root: Sysroot, names: Sequence[str]) -> list[Start]:
+    """Names as they are, unless a unit or a script of the sysroot preloads something into such a program."""
+    known = _Known(root)
+    return [_named(root, name, known) for name in names]
+
+
+def _named(root: Sysroot, name: str, known: _Known) -> Start:
     from forkproof.artifacts import start
 
     try:
@@ -49,20 +73,32 @@ def named(root: Sysroot, name: str) -> Start:
         script = start.of_script(root, path)
         if script is not None:
             return Start(script[0], script[1].libraries, script[1].source)
-        known = start.preloads(root).get(root.resolve(path) or path)
+        how = known.preloads.get(root.resolve(path) or path)
     except InputError:
-        known = None
-    return Start(name, known.libraries, known.source) if known is not None else Start(name)
+        how = None
+    return Start(name, how.libraries, how.source) if how is not None else Start(name)
 
 
-def in_order(sysroot: Sysroot, paths: Sequence[tuple[str, str]]) -> list[Start]:
-    """Each program once, with what its unit or wrapper preloads."""
-    from forkproof.artifacts import start
-
-    known = {**start.wrapped(sysroot), **start.preloads(sysroot)} if paths else {}
+def in_order(sysroot: Sysroot, paths: Sequence[tuple[str, str]], given: Given = NOTHING) -> list[Start]:
+    """Each program once, with what its unit or wrapper preloads, or else the image's environment."""
+    known = _Known(sysroot)
     starts = []
     for path, prefix in sorted(paths):
-        preload = known.get(sysroot.resolve(path) or path)
-        how = (preload.libraries, preload.source) if preload is not None else ((), "")
-        starts.append(Start(path, *how, prefix))
+        preload = known.preloads.get(sysroot.resolve(path) or path)
+        how = (preload.libraries, preload.source) if preload is not None else (given.preload, given.source)
+        starts.append(Start(path, *(how if how[0] else ((), "")), given.library_path, prefix))
     return starts
+
+
+class _Known:
+    """What units and wrappers of a sysroot preload, by resolved path; read when the first program is looked up."""
+
+    def __init__(self, sysroot: Sysroot) -> None:
+        self._sysroot = sysroot
+
+    @cached_property
+    def preloads(self) -> dict[str, Preload]:
+        """A unit wins over a script that nobody has to use."""
+        from forkproof.artifacts import start
+
+        return {**start.wrapped(self._sysroot), **start.preloads(self._sysroot)}

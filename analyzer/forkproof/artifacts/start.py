@@ -4,7 +4,8 @@ Owns: the reading of systemd units with their drop-ins and environment files, an
 Takes: a sysroot. Gives: for each program, the libraries that are preloaded, and which file says so.
 Must never: run a script. What a variable holds is known only if the same file assigns it as plain text.
 Wrong where: a script chooses between programs or libraries; the first of each in the file is taken, and a name that
-only running would tell is not found. Generators, sysv-init and entry points of containers are not read.
+only running would tell is not found. Generators and sysv-init are not read; of a container, entry points that are
+scripts outside the usual directories are not.
 
 Source: systemd.exec(5), systemd.unit(5), systemd.service(5); ld.so(8).
 """
@@ -58,7 +59,8 @@ def of_script(sysroot: Sysroot, path: str) -> tuple[str, Preload] | None:
 def wrapped(sysroot: Sysroot, directories: Sequence[str] = _COMMANDS) -> dict[str, Preload]:
     """Programs that a script among the commands starts with a preload."""
     found: dict[str, Preload] = {}
-    for directory in directories:
+    places = {sysroot.resolve(directory): directory for directory in reversed(directories)}
+    for directory in reversed([place for resolved, place in places.items() if resolved is not None]):
         for name in sysroot.names_in(directory):
             path = f"{directory}/{name}"
             head = _head(sysroot, path)
@@ -67,6 +69,12 @@ def wrapped(sysroot: Sysroot, directories: Sequence[str] = _COMMANDS) -> dict[st
                 if preload.libraries:
                     found.setdefault(program, preload)
     return found
+
+
+def of_environment(variables: Sequence[str], source: str) -> Preload:
+    """What the environment that an image gives to its processes preloads; the last assignment counts."""
+    values = [value for name, _, value in (each.partition("=") for each in variables) if name == "LD_PRELOAD"]
+    return Preload(_names(values[-1]) if values else (), source)
 
 
 # Units.
@@ -236,6 +244,6 @@ def _read(sysroot: Sysroot, path: str) -> bytes | None:
 
 def _head(sysroot: Sysroot, path: str) -> bytes | None:
     try:
-        return sysroot.read(path, 48) if sysroot.resolve(path) is not None else None
+        return sysroot.read(path, 48)
     except OSError:
         return None

@@ -24,7 +24,7 @@ _CHUNK: Final = 1 << 20
 _HEAD: Final = 64
 _LARGEST_TEXT: Final = 4 << 20
 _TEXTS: Final = re.compile(
-    r"/etc/|/(?:lib|etc|run)/systemd/|/(?:s?bin|libexec|lib)/[^/]*$|^/(?:oci-layout|index\.json|manifest\.json)$"
+    r"/etc/|/(?:lib|etc|run)/systemd/|/(?:s?bin|libexec|lib)/[^/]*$|^/(?:oci-layout|index\.json|manifest\.json|[0-9a-f]{64}\.json)$"
 )
 """Paths whose content can say how a program is started, or what the loader does."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from forkproof.artifacts import scope, shadows
 from forkproof.artifacts.programs import Files, Programs, in_world
-from forkproof.artifacts.scope import Scope, Start
+from forkproof.artifacts.scope import Scope
 from forkproof.artifacts.world import Layer, World
 
 
@@ -30,7 +30,12 @@ class Part:
 
 
 def scopes(
-    label: str, front: Sequence[Part], base: Part | None, files: Sequence[str], programs: Programs
+    label: str,
+    front: Sequence[Part],
+    base: Part | None,
+    files: Sequence[str],
+    programs: Programs,
+    given: scope.Given = scope.NOTHING,
 ) -> list[Scope]:
     """The programs of all artifacts and these single files; libraries are looked for in front first."""
     layers, behind = [part.layer for part in front], [base.layer] if base is not None else []
@@ -55,6 +60,6 @@ def scopes(
     # 4. A scope for each world.
     notes = (*shadows.told(hidden, [part.name or "a file" for part in front]), *programs.notes)
     nothing = [] if chosen or files else [programs.nothing(label)]
-    first = (*map(Start, files), *scope.in_order(shared, starts.get(-1, [])))
+    first = (*scope.named(shared, files), *scope.in_order(shared, starts.get(-1, []), given))
     found = [Scope(shared, label, first, notes, (*programs.errors, *nothing))]
-    return found + [Scope(own[n], label, tuple(scope.in_order(own[n], starts[n]))) for n in own if n in starts]
+    return found + [Scope(own[n], label, tuple(scope.in_order(own[n], starts[n], given))) for n in own if n in starts]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -115,6 +118,23 @@ class TestTargets:
             (only,) = scope.starts
             assert (only.preload, only.source) == (("liba.so",), UNIT)
 
+    def test_a_program_of_a_wrapper_is_the_same_by_path_and_in_a_tree(self, root: Path) -> None:
+        write(root, "/usr/bin/wrapper", "#!/bin/sh\nLD_PRELOAD=liba.so exec ns-slapd\n")
+        expected = ("/usr/sbin/ns-slapd", ("liba.so",), "/usr/bin/wrapper")
+        for names, sysroot in (["/usr/sbin/ns-slapd"], root), ([str(root)], None):
+            with opened(names, sysroot) as (scope,):
+                (only,) = scope.starts
+                assert (only.name, only.preload, only.source) == expected
+
+    def test_a_program_of_the_sysroot_beside_a_package(
+        self, root: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        write(root, UNIT, SERVICE + "Environment=LD_PRELOAD=liba.so\n")
+        package = tmp_path_factory.mktemp("packages") / "x.deb"
+        package.write_bytes(archives.deb({"usr/bin/x": TRUE + b"x"}))
+        with opened(["/usr/sbin/ns-slapd", str(package)], root) as (scope,):
+            assert [each.preload for each in scope.starts if each.name == "/usr/sbin/ns-slapd"] == [("liba.so",)]
+
     def test_a_script_stands_for_its_program(self, root: Path) -> None:
         write(root, "/usr/bin/wrapper", "#!/bin/sh\nLD_PRELOAD=liba.so exec ns-slapd\n")
         with opened(["/usr/bin/wrapper"], root) as (scope,):
@@ -138,3 +158,91 @@ class TestTargets:
         with opened([str(package)], None) as (scope,):
             found = {start.name: start.preload for start in scope.starts}
         assert found == {"/usr/bin/other": ("libb.so",), "/usr/sbin/ns-slapd": ("liba.so",)}
+
+
+class TestImages:
+    ENV = ("PATH=/usr/bin", "LD_PRELOAD=libx.so", "LD_PRELOAD=liba.so libb.so", "LD_LIBRARY_PATH=/opt/a:/opt/b")
+
+    def layout(self, tmp_path: Path, environment: tuple[str, ...], files: archives.Members) -> str:
+        place = tmp_path / "image"
+        for name, content in archives.oci([files], environment=environment).items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+        return str(place)
+
+    def test_the_environment_of_an_image_preloads(self, tmp_path: Path) -> None:
+        name = self.layout(tmp_path, self.ENV, {"usr/bin/x": TRUE})
+        with opened([name], None) as (scope,):
+            (only,) = scope.starts
+            assert (only.preload, only.library_path) == (("liba.so", "libb.so"), ("/opt/a", "/opt/b"))
+            assert only.source == f"the environment of {name} (app:1, linux/amd64)"
+            assert any("/opt/a, /opt/b" in note.message for note in scope.diagnostics)
+
+    def test_of_what_docker_saves(self, tmp_path: Path) -> None:
+        image = tmp_path / "image.tar"
+        image.write_bytes(archives.docker([{"usr/bin/x": TRUE}], environment=self.ENV))
+        with opened([str(image)], None) as (scope,):
+            (only,) = scope.starts
+            assert only.preload == ("liba.so", "libb.so")
+
+    def test_what_a_wrapper_says_wins(self, tmp_path: Path) -> None:
+        script = b"#!/bin/sh\nLD_PRELOAD=libc.so exec /usr/bin/x\n"
+        name = self.layout(tmp_path, self.ENV, {"usr/bin/x": TRUE, "usr/bin/wrapper": script})
+        with opened([name], None) as (scope,):
+            (only,) = scope.starts
+            assert (only.preload, only.source) == (("libc.so",), "/usr/bin/wrapper")
+
+    def test_without_one(self, tmp_path: Path) -> None:
+        with opened([self.layout(tmp_path, (), {"usr/bin/x": TRUE})], None) as (scope,):
+            (only,) = scope.starts
+            assert (only.preload, only.source, only.library_path) == ((), "", ())
+
+    def test_a_configuration_that_is_not_there_is_told(self, tmp_path: Path) -> None:
+        name = self.layout(tmp_path, self.ENV, {"usr/bin/x": TRUE})
+        (config,) = (each for each in Path(name, "blobs/sha256").iterdir() if b"LD_PRELOAD" in each.read_bytes())
+        config.unlink()
+        with opened([name], None) as (scope,):
+            (error,) = scope.errors
+            assert "what its environment preloads is not known" in str(error)
+            assert len(scope.starts) == 1
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """A tree that somebody else may not read all of; root reads everything, so root is somebody else for a while."""
+    with TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        for path, mode in (("bin/open", 0o755), ("bin/secret", 0o700), ("etc/shadow", 0o600), ("lib/private/x", 0o755)):
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_bytes(TRUE)
+            (place / path).chmod(mode)
+        (place / "bin/secret").chmod(0o311)
+        (place / "etc/shadow").chmod(0)
+        (place / "lib/private").chmod(0)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        try:
+            yield place
+        finally:
+            if is_root:
+                os.seteuid(0)
+            (place / "lib/private").chmod(0o755)
+
+
+class TestClosed:
+    """What may not be read is no reason to say that all was analysed."""
+
+    def errors(self, place: Path, *only: str) -> list[str]:
+        with opened([str(place)], None, only) as scopes:
+            return [str(error).splitlines()[0] for scope in scopes for error in scope.errors]
+
+    def test_commands_and_directories(self, closed: Path) -> None:
+        command, directory = self.errors(closed)
+        assert command.endswith("/bin/secret: cannot be read: Permission denied")
+        assert directory.endswith("/lib/private: cannot be looked into: Permission denied")
+
+    def test_where_nobody_asked_for_them(self, closed: Path) -> None:
+        assert self.errors(closed, "/bin/o*") == []
+        assert len(self.errors(closed, "*")) == 2
