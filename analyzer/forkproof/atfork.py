@@ -128,7 +128,7 @@ def _calls(flow: Flow, libc_objects: frozenset[int]) -> list[_Call]:
     for target, name in providers.items():
         for edge in flow.graph.edges_to(target):
             source, site = Function(int(flow.graph.source[edge])), int(flow.graph.site[edge])
-            if flow.graph.kind[edge] in CALLS:
+            if int(flow.graph.kind[edge]) in CALLS:
                 call = _Call(name, None, program.object_of(target), None, False, source, site)
                 found.setdefault((source, site), call)
     # A stub of libc's own that calls another registrar: whoever called the stub is who registers.
@@ -192,7 +192,7 @@ def _callers(flow: Flow, function: Function) -> list[tuple[Function, int]]:
         {
             (flow.whole(Function(int(graph.source[e]))), int(graph.site[e]))
             for e in graph.edges_to(function)
-            if graph.kind[e] in CALLS
+            if int(graph.kind[e]) in CALLS
         }
     )
 

@@ -103,7 +103,7 @@ def _dlopens(facts: Facts) -> list[Diagnostic]:
     here = {name for o in program.closure.objects for name in (o.name, o.path.rsplit("/", 1)[-1])}
     names: dict[str, set[str]] = {}
     for opener, name in openers.items():
-        edges = [e for e in graph.edges_to(opener) if graph.kind[e] in CERTAIN]
+        edges = [e for e in graph.edges_to(opener) if int(graph.kind[e]) in CERTAIN]
         for obj in sorted({program.object_of(Function(int(graph.source[e]))) for e in edges}):
             mine = [e for e in edges if program.object_of(Function(int(graph.source[e]))) == obj]
             sites = np.array([int(graph.site[e]) for e in mine], np.int64)

@@ -125,9 +125,16 @@ class Flow:
         found = self._bodies.get(function)
         if found is None:
             obj = self.program.object_of(function)
-            parts = [self._extent(function), *(self._extent(part) for part in self.cold_parts(function))]
-            found = self._bodies[function] = decode(self.program.image(obj), parts)
+            found = self._bodies[function] = decode(self.program.image(obj), self.ranges(function))
         return found
+
+    def ranges(self, function: Function) -> list[tuple[int, int]]:
+        """(start, size) of a function and of the cold parts that only it jumps to."""
+        return [self._extent(function), *(self._extent(part) for part in self.cold_parts(function))]
+
+    def is_decoded(self, function: Function) -> bool:
+        """`body` is known already: asking for it costs nothing."""
+        return function in self._bodies
 
     def _extent(self, function: Function) -> tuple[int, int]:
         obj = self.program.object_of(function)

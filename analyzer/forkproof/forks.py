@@ -248,7 +248,7 @@ def _system_calls(flow: Flow, libc_objects: frozenset[int]) -> Iterator[tuple[Fu
     for target, registers in wrappers.items():
         for edge in graph.edges_to(target):
             function = Function(int(graph.source[edge]))
-            if graph.kind[edge] in CALLS and not _is_libc_code(flow, function, libc_objects):
+            if int(graph.kind[edge]) in CALLS and not _is_libc_code(flow, function, libc_objects):
                 yield flow.whole(function), int(graph.site[edge]), *registers
     for obj, code in enumerate(program.codes):
         if obj in libc_objects and len(program.codes) > 1:

@@ -135,7 +135,7 @@ class Given:
         return frozenset(found)
 
     def _calls_of(self, function: Function) -> list[int]:
-        return [e for e in self.graph.edges_to(function) if self.graph.kind[e] in CALLS]
+        return [e for e in self.graph.edges_to(function) if int(self.graph.kind[e]) in CALLS]
 
     def _callers(self, functions: set[Function]) -> set[Function]:
         return {self.flow.whole(Function(int(self.graph.source[e]))) for f in functions for e in self._calls_of(f)}

@@ -158,7 +158,7 @@ class _Search:
     def _callers(self, function: Function, without: Collection[int]) -> list[tuple[Function, int]]:
         """Calls of a function, (caller, site); a libc starts threads of its own for what its callers ask by name."""
         graph = self.graph
-        edges = [e for e in graph.edges_to(function) if graph.kind[e] in CALLS]
+        edges = [e for e in graph.edges_to(function) if int(graph.kind[e]) in CALLS]
         calls = sorted({(Function(int(graph.source[e])), int(graph.site[e])) for e in edges})
         return [call for call in calls if self.program.object_of(call[0]) not in without][:_MOST_CALLERS]
 
@@ -225,7 +225,7 @@ class _Search:
             return False
         if self._calls_unknown[function] or self._size(function) <= _TINY:
             return True
-        below = [e for e in self.graph.edges_from(function) if self.graph.kind[e] in CALLS] if levels else []
+        below = [e for e in self.graph.edges_from(function) if int(self.graph.kind[e]) in CALLS] if levels else []
         return any(self._calls_unknown[self.graph.target[e]] for e in below)
 
     @cached_property

@@ -73,7 +73,7 @@ class Joins:
         return 0 <= int(self.to_join[function]) <= most
 
     def _calls(self, function: Function) -> list[int]:
-        return [e for e in self.flow.outgoing(function) if self.graph.kind[e] in CERTAIN]
+        return [e for e in self.flow.outgoing(function) if int(self.graph.kind[e]) in CERTAIN]
 
     def _joining(self, function: Function, starts: Collection[int]) -> frozenset[int]:
         """Sites of calls that join, what also starts threads left out."""

@@ -17,6 +17,7 @@ the call.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ import numpy as np
 
 from forkproof.arguments import data_arguments
 from forkproof.callgraph import CALLS, CERTAIN
+from forkproof.code.decode import Body
 from forkproof.code.explore import State
 from forkproof.code.index import SCANNERS
 from forkproof.code.operations import Memory, Register, Set
@@ -203,7 +205,7 @@ class _Derivation:
             (Function(int(graph.source[e])), int(graph.site[e]))
             for method in sorted(self.methods)
             for e in graph.edges_to(method)
-            if graph.kind[e] in CALLS and self.program.object_of(Function(int(graph.source[e]))) == core
+            if int(graph.kind[e]) in CALLS and self.program.object_of(Function(int(graph.source[e]))) == core
         ]
         calls = [(whole(f), site) for f, site in dict.fromkeys(calls) if f not in self.methods]
         if core is None or not calls:
@@ -247,14 +249,26 @@ class _Derivation:
         return {f: parameter for f, parameter in sorted(taken.items()) if f in self.public and f not in self.flow.dying}
 
     def _is_loaded_from_object(self, function: Function, site: int) -> bool:
-        body, argument = self.flow.body(function), Register(self.flow.convention.arguments[0])
+        """The first argument was just loaded from an object: before the call, or, where the call that waits stands in a
+        block apart, before the only branch that leads there."""
+        body = self.flow.body(function)
         position = body.position(site) or 0
+        loaded = self._is_loaded_before(body, position)
+        if loaded is None:
+            block = body.leaders[bisect_right(body.leaders, position) - 1]
+            before = body.predecessors[block] if position - block <= _LOOK_BACK else ()
+            loaded = len(before) == 1 and self._is_loaded_before(body, body.block_end(before[0]))
+        return bool(loaded)
+
+    def _is_loaded_before(self, body: Body, position: int) -> bool | None:
+        """Whether what last sets the first argument is a load from an object; None where nothing near does."""
+        argument = Register(self.flow.convention.arguments[0])
         for instruction in reversed(body.instructions[max(position - _LOOK_BACK, 0) : position]):
             for operation in reversed(instruction.operations):
                 if getattr(operation, "destination", None) == argument:
                     source = operation.source if isinstance(operation, Set) else None
                     return isinstance(source, Memory) and source.base not in (None, "pc")
-        return False
+        return None
 
     def _address(self, value: Value | None) -> Address | None:
         core = self.libc.core
@@ -300,7 +314,7 @@ class _Derivation:
         for function in pending:
             for edge in self.flow.outgoing(function):
                 target = Function(int(self.graph.target[edge]))
-                if self.graph.kind[edge] in CERTAIN and target not in found and self.flow.returns(target):
+                if int(self.graph.kind[edge]) in CERTAIN and target not in found and self.flow.returns(target):
                     found[target] = found[function] + 1
                     pending.append(target)
         return found

@@ -93,7 +93,7 @@ class Usual:
             function: tuple(
                 (Function(int(graph.target[e])), int(graph.site[e]))
                 for e in self.flow.outgoing(function)
-                if graph.kind[e] in CERTAIN and Function(int(graph.target[e])) in may
+                if int(graph.kind[e]) in CERTAIN and Function(int(graph.target[e])) in may
             )
             for function in sorted(may)
             if function not in self.flow.dying

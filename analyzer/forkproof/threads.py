@@ -105,7 +105,7 @@ class Threads:
         return any(
             Function(int(graph.target[e])) in self.starters and graph.target[e] != function
             for e in graph.edges_from(function)
-            if graph.kind[e] in CERTAIN
+            if int(graph.kind[e]) in CERTAIN
         )
 
     @cached_property
@@ -139,7 +139,7 @@ class Threads:
             edge: self._is_asked(edge, known[name])
             for function, name in program.called(conditional).items()
             for edge in graph.edges_to(function)
-            if graph.kind[edge] in CERTAIN
+            if int(graph.kind[edge]) in CERTAIN
         }
 
     def _is_asked(self, edge: int, starter: ThreadStarter) -> Answer:
@@ -317,7 +317,7 @@ class Threads:
         order = between[np.lexsort((between, from_roots[between]))]
         for number in order[:_MAX_FUNCTIONS].tolist():
             function = flow.whole(Function(number))
-            edges = [e for e in flow.outgoing(function) if graph.kind[e] in CERTAIN or graph.kind[e] == EdgeKind.THREAD]
+            edges = [e for e in flow.outgoing(function) if int(graph.kind[e]) in (*CERTAIN, EdgeKind.THREAD)]
             forks = {int(graph.site[e]) for e in edges if to_window[graph.target[e]] >= 0}
             forks |= {window.site} if function == window.function else set()
             starts = [e for e in edges if self._starts_something(e)]
@@ -343,7 +343,7 @@ class Threads:
 
     def _starts_something(self, edge: int) -> bool:
         """The edge is the start of a thread, or a call that leads to one."""
-        return bool(self.graph.kind[edge] == EdgeKind.THREAD or self.to_start[self.graph.target[edge]] >= 0)
+        return bool(int(self.graph.kind[edge]) == EdgeKind.THREAD or self.to_start[self.graph.target[edge]] >= 0)
 
     def _is_told_not_to(self, edge: int) -> bool:
         """The call passes constants with which its target starts no thread, as in `reload(false)`."""
@@ -356,7 +356,7 @@ class Threads:
         caller, target = flow.whole(Function(int(graph.source[edge]))), flow.whole(Function(int(graph.target[edge])))
         starts = {int(graph.site[e]) for e in flow.outgoing(target) if self._starts_something(e)}
         site = int(graph.site[edge])
-        state = flow.state_before(caller, site) if starts and graph.kind[edge] in CERTAIN else None
+        state = flow.state_before(caller, site) if starts and int(graph.kind[edge]) in CERTAIN else None
         if state is None or target in self.starters:
             return False
         passed = {name: state.register(name) for name in flow.convention.arguments}
@@ -468,7 +468,7 @@ class Threads:
         perhaps_ended: bool,
     ) -> int | None:
         graph = self.graph
-        edges = [e for e in self.flow.outgoing(function) if graph.kind[e] in CERTAIN]
+        edges = [e for e in self.flow.outgoing(function) if int(graph.kind[e]) in CERTAIN]
         starts = [e for e in edges if to_start[graph.target[e]] >= 0 and e not in elsewhere]
         forks = {int(graph.site[e]) for e in edges if to_window[graph.target[e]] >= 0}
         forks |= {window.site} if function == window.function else set()

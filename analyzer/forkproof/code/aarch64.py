@@ -300,12 +300,13 @@ def outline_atomic_pointer(code: U8) -> int | None:
 
 def find_references(code: U8, base: int, address: int) -> I64:
     """Sites of ADRP that form the page of an address, and of ADR that form it."""
-    words = _words(code).astype(np.int64)
-    site = np.arange(len(words), dtype=np.int64) * 4 + base
+    every = _words(code)
+    at = np.flatnonzero(every & 0x1F000000 == 0x10000000)
+    words, site = every[at].astype(np.int64), at * 4 + base
     immediate = (words >> 5 & 0x7FFFF) << 2 | words >> 29 & 3
     immediate -= (immediate >> 20 & 1) << 21
-    page = (words & 0x9F000000 == 0x90000000) & ((site & ~0xFFF) + (immediate << 12) == address & ~0xFFF)
-    near = (words & 0x9F000000 == 0x10000000) & (site + immediate == address)
+    page = (words >> 31 == 1) & ((site & ~0xFFF) + (immediate << 12) == address & ~0xFFF)
+    near = (words >> 31 == 0) & (site + immediate == address)
     sites: I64 = site[page | near]
     return sites
 

@@ -201,6 +201,34 @@ def find_atomics(code: U8, base: int) -> I64:
     return sites
 
 
+_PREFIXES: Final = np.zeros(256, bool)
+"""Bytes that may stand before an opcode: operand and address sizes, segments, repetition, lock, REX."""
+_PREFIXES[[0x66, 0x67, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0xF0, 0xF2, 0xF3, *range(0x40, 0x50)]] = True
+_MOST_PREFIXES: Final = 14
+"""An instruction has 15 bytes at most."""
+
+
+def may_hold_atomic(code: U8) -> bool:
+    """A cheap test before decoding: a byte stands there that locks, or is the opcode of an exchange."""
+    return bool(((code == 0xF0) | (code & 0xFE == 0x86)).any())
+
+
+def holds_atomic(code: U8, starts: I64) -> bool:
+    """Whether one of the instructions at these offsets is locked, or exchanges with memory."""
+    padded = np.append(code, np.zeros(_MOST_PREFIXES + 2, np.uint8))
+    at = starts
+    for _ in range(_MOST_PREFIXES):
+        first = padded[at]
+        if (first == 0xF0).any():
+            return True
+        at = at[_PREFIXES[first]] + 1
+        if not len(at):
+            break
+        starts = np.append(starts, at)
+    exchange = starts[padded[starts] & 0xFE == 0x86]
+    return bool((padded[exchange + 1] >> 6 != 3).any())
+
+
 def find_pauses(code: U8, base: int) -> I64:
     """Sites of `pause`."""
     at = _room(_at(code, 0xF3), code, 2)
@@ -216,12 +244,13 @@ def find_references(code: U8, base: int, address: int) -> I64:
     room = len(code) - 4
     if room <= 0:
         return np.zeros(0, np.int64)
-    value = np.zeros(room, np.int64)
-    for byte in range(4):
-        value |= code[byte : room + byte].astype(np.int64) << 8 * byte
-    value -= (value >> 31 & 1) << 32
-    distance = address - (np.arange(room, dtype=np.int64) + base + 4) - value
-    sites: I64 = np.flatnonzero(np.isin(distance, (0, 1, 2, 4))) + base
+    # Modulo 2**32 first, in one pass over half as many bytes; the few that are left are looked at exactly.
+    words = np.ndarray((room,), np.dtype("<u4"), code, strides=(1,))
+    distance = np.arange(address - base - 4, address - base - 4 - room, -1, dtype=np.int64).astype(np.uint32)
+    distance -= words
+    near = np.flatnonzero(distance <= 4)
+    exact = address - (near + base + 4) - words[near].astype(np.int32)
+    sites: I64 = near[(exact >= 0) & (exact <= 4) & (exact != 3)] + base
     return sites
 
 

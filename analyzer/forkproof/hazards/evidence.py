@@ -113,13 +113,14 @@ class ChildCalls:
         may_call = ~blocked
         may_call[spawning] |= inside[spawning]
         self.without = frozenset(without)
-        edges = [e for f in first for e in facts.flow.outgoing(f) if self.graph.kind[e] in CERTAIN]
+        edges = [e for f in first for e in facts.flow.outgoing(f) if int(self.graph.kind[e]) in CERTAIN]
         edges += [e for level in window.window.levels for e in level.edges]
         self.own = [e for e in edges if may_call[self.graph.target[e]] and e not in self.without]
         starts = [int(self.graph.target[e]) for e in self.own if not inside[self.graph.target[e]]]
         self.ahead = self.graph.distances(
             starts, blocked=[*ends, *np.flatnonzero(inside).tolist()], without=self.without
         )
+        self._before: dict[Function, int] = {}
         self.all: dict[Function, ChildCall] = {}
         for edge in self.own:
             if inside[self.graph.target[edge]]:
@@ -143,13 +144,19 @@ class ChildCalls:
             return edges
         here = Function(int(self.graph.source[call.edge]))
         while self.ahead[here] > 0:
-            incoming = np.array([e for e in self.graph.edges_to(here) if e not in self.without], np.int64)
-            nearer = self.ahead[self.graph.source[incoming]] == self.ahead[here] - 1
-            edge = int(incoming[nearer & among(self.graph.kind[incoming], _KINDS)].min())
+            edge = self._before.get(here)
+            if edge is None:
+                edge = self._before[here] = self._find_before(here)
             edges.append(edge)
             here = Function(int(self.graph.source[edge]))
         edges.append(next(e for e in self.own if self.graph.target[e] == here))
         return edges[::-1]
+
+    def _find_before(self, function: Function) -> int:
+        """The first edge by which a shortest way comes to a function: ways to many calls share their beginnings."""
+        incoming = np.array([e for e in self.graph.edges_to(function) if e not in self.without], np.int64)
+        nearer = self.ahead[self.graph.source[incoming]] == self.ahead[function] - 1
+        return int(incoming[nearer & among(self.graph.kind[incoming], _KINDS)].min())
 
 
 _KINDS: Final = [int(kind) for kind in CERTAIN]

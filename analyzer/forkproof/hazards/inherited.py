@@ -547,7 +547,7 @@ class _Window:
         is_sure = (
             _is_sure(address)
             and child.is_sure
-            and all(self.graph.kind[e] in CALLS for e in (*child.edges, *thread.edges))
+            and all(int(self.graph.kind[e]) in CALLS for e in (*child.edges, *thread.edges))
         )
         is_ordinary = is_sure and child.depth <= self._limits[0] and thread.depth <= _HELD[0] and not rare
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)

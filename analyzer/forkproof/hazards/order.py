@@ -53,7 +53,7 @@ def find(facts: Facts) -> list[Finding]:
     windows = [w for w in facts.windows if w.window.handlers_run and w.reachable is not Answer.NO]
     if not windows or not any(r.is_effective for r in facts.registrations):
         return []
-    near = _near(facts)
+    near = _near(facts, windows)
     found = {finding.id: finding for window in windows for finding in _forking(facts, window, near)}
     ordered = _in_order(facts)
     if len(ordered) < 2:
@@ -130,20 +130,26 @@ def _child(facts: Facts, ordered: list[Registration]) -> Iterator[Finding]:
         held = [holding for holding in held if holding.by is not registration]
 
 
-def _near(facts: Facts) -> frozenset[Function]:
-    """The functions that may hold a lock which a prepare handler waits for: those that name it, and callers of those
-    that return with it."""
+def _near(facts: Facts, windows: list[WindowFacts]) -> frozenset[Function]:
+    """Of the functions that fork, and what they call, those that may hold a lock which a prepare handler waits for:
+    those that name it, and callers of those that return with it."""
     flow, summaries = facts.flow, facts.summaries
+    levels = {level.function for w in windows for level in w.window.levels if summaries.relevant[level.function]}
+    if not levels:
+        return frozenset()
     prepares = {p for r in facts.registrations if r.is_effective and (p := r.handlers[0].function) is not None}
     locks = {t.address for prepare in prepares for t in _taken(facts, prepare)}
     stores = Stores(summaries, lambda function: function not in prepares)
-    found = {f for lock in sorted(locks, key=repr) if isinstance(lock.base, Object) for f in stores.naming(lock)}
+    named = {f for lock in sorted(locks, key=repr) if isinstance(lock.base, Object) for f in stores.naming(lock)}
+    called = flow.graph.distances(levels, CALLS) >= 0
+    found = {f for f in named if called[f]}
     pending = sorted(found)
     while pending:
         function = pending.pop()
         if any(e.held & locks for e in summaries.of(function).exits):
             edges = flow.graph.edges_to(function)
-            callers = {flow.whole(Function(int(flow.graph.source[e]))) for e in edges if flow.graph.kind[e] in CALLS}
+            sources = (int(flow.graph.source[e]) for e in edges if int(flow.graph.kind[e]) in CALLS)
+            callers = {flow.whole(Function(f)) for f in sources if called[f]}
             pending += sorted(callers - found)
             found |= callers
     return frozenset(found)

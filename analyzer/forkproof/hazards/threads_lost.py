@@ -118,7 +118,10 @@ def _waits(facts: Facts, child: ChildCalls) -> list[tuple[_Cell | None, int]]:
     names = [n for n, f in facts.flow.signatures.locks.items() if f.op == "wait" and f.kind == "condvar"]
     targets = facts.flow.program.called(sorted(names))
     edges = {
-        e for t in targets for e in graph.edges_to(t) if child.ahead[graph.source[e]] >= 0 and graph.kind[e] in CERTAIN
+        e
+        for t in targets
+        for e in graph.edges_to(t)
+        if child.ahead[graph.source[e]] >= 0 and int(graph.kind[e]) in CERTAIN
     }
     edges |= {e for e in child.own if Function(int(graph.target[e])) in targets}
     return _with_cells(facts, sorted(edges))
@@ -129,7 +132,9 @@ def _wakes(facts: Facts, entry: Function) -> list[_Cell | None]:
     graph = facts.flow.graph
     below = graph.distances([entry])
     targets = facts.flow.program.called(_WAKES)
-    edges = [e for t in targets for e in graph.edges_to(t) if below[graph.source[e]] >= 0 and graph.kind[e] in CERTAIN]
+    edges = [
+        e for t in targets for e in graph.edges_to(t) if below[graph.source[e]] >= 0 and int(graph.kind[e]) in CERTAIN
+    ]
     return [cell for cell, _ in _with_cells(facts, sorted(edges))]
 
 
@@ -160,4 +165,6 @@ def _may_end(facts: Facts, window: WindowFacts) -> bool:
     ends = facts.flow.program.called([*sorted(facts.flow.signatures.joins.exact), "pthread_cancel"])
     reach = graph.distances(ends, backward=True)
     way = [Function(int(graph.source[e])) for e in window.path]
-    return any(reach[graph.target[e]] >= 0 for f in way for e in facts.flow.outgoing(f) if graph.kind[e] in CERTAIN)
+    return any(
+        reach[graph.target[e]] >= 0 for f in way for e in facts.flow.outgoing(f) if int(graph.kind[e]) in CERTAIN
+    )

@@ -30,8 +30,9 @@ from typing import Final
 import numpy as np
 
 from forkproof.callgraph import CALLS
-from forkproof.code import aarch64
+from forkproof.code import aarch64, x86_64
 from forkproof.code.decode import Body, Instruction
+from forkproof.code.disassembler import starts
 from forkproof.code.explore import Exploration, State, explore
 from forkproof.code.index import SCANNERS
 from forkproof.code.operations import (
@@ -169,7 +170,7 @@ class ObjectEvidence:
             for edge in self.graph.edges_to(target):
                 source = Function(int(self.graph.source[edge]))
                 is_here = self.reach[source] >= 0 and self.program.object_of(source) == self.obj
-                if self.graph.kind[edge] in CALLS and is_here:
+                if int(self.graph.kind[edge]) in CALLS and is_here:
                     yield edge, source, name
 
     @cached_property
@@ -304,7 +305,20 @@ class ObjectEvidence:
             self._spinning[function] = self._find_spin(function)
         return self._spinning[function]
 
+    def _may_attempt(self, function: Function) -> bool:
+        """Its code holds an atomic operation, or calls a helper's; what only looks like one need not be lifted."""
+        if self.flow.machine is not Machine.X86_64 or self.flow.is_decoded(function):
+            return True
+        image = self.program.image(self.obj)
+        codes = (image.read(start, size) for start, size in self.flow.ranges(function))
+        return any(
+            x86_64.may_hold_atomic(code) and x86_64.holds_atomic(code, starts(Machine.X86_64, code.tobytes()))
+            for code in codes
+        )
+
     def _find_spin(self, function: Function) -> bool:
+        if not self._may_attempt(function):
+            return False
         flow, body = self.flow, self.flow.body(function)
         found = [a for i, instruction in enumerate(body.instructions) if (a := _attempt(body, i, instruction))]
         found += [a for site, helper in self._helper_sites(function) if (a := _helped(body, site, helper, flow))]
@@ -354,7 +368,7 @@ class ObjectEvidence:
     # ---- plumbing --------------------------------------------------------------------------
 
     def _calls(self, function: Function) -> Iterator[int]:
-        return (e for e in self.flow.outgoing(function) if self.graph.kind[e] in CALLS)
+        return (e for e in self.flow.outgoing(function) if int(self.graph.kind[e]) in CALLS)
 
     def _target(self, edge: int) -> Function:
         return Function(int(self.graph.target[edge]))

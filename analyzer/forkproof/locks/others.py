@@ -203,7 +203,7 @@ class OtherLocks:
 
     def _callers(self, function: Function) -> list[Function]:
         graph = self.graph
-        edges = [e for e in graph.edges_to(function) if graph.kind[e] in CERTAIN]
+        edges = [e for e in graph.edges_to(function) if int(graph.kind[e]) in CERTAIN]
         return sorted({self.flow.whole(Function(f)) for f in unique(graph.source[edges]).tolist()})
 
     def _callees(self, function: Function) -> list[Function]:
@@ -299,7 +299,7 @@ class OtherLocks:
 
     def _callers_of(self, functions: Iterable[Function]) -> list[Function]:
         graph = self.graph
-        edges = [e for f in functions for e in graph.edges_to(f) if graph.kind[e] in CALLS]
+        edges = [e for f in functions for e in graph.edges_to(f) if int(graph.kind[e]) in CALLS]
         return sorted({self.flow.whole(Function(f)) for f in graph.source[edges].tolist()})
 
     def is_shared_memory(self, address: Value) -> Answer:

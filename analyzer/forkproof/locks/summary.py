@@ -188,7 +188,7 @@ class Summaries:
         found = np.zeros(self.graph.size, bool)
         for target in self.library:
             for edge in self.graph.edges_to(Function(target)):
-                if self.graph.kind[edge] in CALLS:
+                if int(self.graph.kind[edge]) in CALLS:
                     found[self.flow.whole(Function(int(self.graph.source[edge])))] = True
         for obj in sorted(self.objects):
             found[list(self.evidence[obj].atomics)] = True
@@ -290,7 +290,7 @@ class Summaries:
 
     def _sites(self, function: Function) -> Iterator[tuple[Function, int]]:
         for edge in self.flow.outgoing(function):
-            if self.graph.kind[edge] in _FOLLOWED:
+            if int(self.graph.kind[edge]) in _FOLLOWED:
                 yield Function(int(self.graph.target[edge])), int(self.graph.site[edge])
 
     def _lifted(self, function: Function, site: int, callee: Function) -> Iterator[Taken]:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from forkproof.code import aarch64, x86_64
+from forkproof.code.disassembler import starts
 from forkproof.code.explore import explore
 from forkproof.code.index import index_code
 from forkproof.code.sites import EntryMap, Landmarks, Sites
+from forkproof.elf.image import Machine
 from tests.unit.code.conftest import Assemble
 
 BASE = 0x1000
@@ -162,3 +164,53 @@ def test_code_without_tables_is_found_by_its_calls(assemble: Assemble) -> None:
     assert len(index.start) == 3
     assert [index.function_at(s) for s in index.sites.direct_site.tolist()] == [0, 1]
     assert index.sites.direct_target.tolist() == index.start[1:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("code", "site"),
+    [
+        ("488d05f92f0000", 0x1003),  # lea 0x2ff9(%rip), %rax: its end is the displacement's
+        ("803df92f000001", 0x1002),  # cmpb $1, 0x2ff9(%rip): a byte follows
+        ("66813df72f00000100", 0x1003),  # cmpw $1, 0x2ff7(%rip)
+        ("813df62f000001000000", 0x1002),  # cmpl $1, 0x2ff6(%rip)
+    ],
+)
+def test_x86_references_to_an_address(code: str, site: int) -> None:
+    raw = np.frombuffer(bytes.fromhex(code).ljust(0x20, b"\x90"), np.uint8)
+    assert x86_64.find_references(raw, BASE, 0x4000).tolist() == [site]
+    assert x86_64.find_references(raw, BASE, 0x4001).tolist() in ([], [site])  # another operand's size would fit
+    assert x86_64.find_references(raw, BASE, 0x4000 + (1 << 32)).tolist() == []
+    assert x86_64.find_references(raw[:3], BASE, 0x4000).tolist() == []
+
+
+def test_x86_references_backwards() -> None:
+    raw = np.frombuffer(bytes.fromhex("488d05f9efffff").ljust(0x20, b"\x90"), np.uint8)
+    assert x86_64.find_references(raw, BASE, 0).tolist() == [0x1003]
+
+
+def test_aarch64_references_to_a_page_and_an_address() -> None:
+    words = [0xD503201F, 0xB0000000, 0x10000100, 0x91000000]  # nop; adrp x0, 0x2000; adr x0, 0x1028; add
+    raw = np.frombuffer(b"".join(word.to_bytes(4, "little") for word in words), np.uint8)
+    assert aarch64.find_references(raw, BASE, 0x2ABC).tolist() == [0x1004]
+    assert aarch64.find_references(raw, BASE, 0x1028).tolist() == [0x1008]
+    assert aarch64.find_references(raw, BASE, 0x3000).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "holds"),
+    [
+        ("f00fb10b", True),  # lock cmpxchg %ecx, (%rbx)
+        ("66f0480fc10b", True),  # a prefix before the lock
+        ("8703", True),  # xchg %eax, (%rbx), which locks by itself
+        ("64488703", True),  # xchg %rax, %fs:(%rbx)
+        ("87c3", False),  # xchg %eax, %ebx
+        ("0f8786000000", False),  # ja, by 0x86
+        ("b8f0000000", False),  # mov $0xf0, %eax
+        ("0fb10b", False),  # cmpxchg without a lock
+    ],
+)
+def test_x86_atomic_operations_are_told_from_bytes_that_look_like_one(code: str, holds: bool) -> None:
+    raw = bytes.fromhex(code)
+    bytes_, begins = np.frombuffer(raw, np.uint8), starts(Machine.X86_64, raw)
+    assert x86_64.holds_atomic(bytes_, begins) is holds
+    assert x86_64.may_hold_atomic(bytes_) or not holds
