@@ -208,6 +208,11 @@ class TestRecognition:
         found = [each.id for each in shipped.libcs if each.matches(soname, interpreter, (), searcher(data))]
         assert found == expected
 
+    def test_musl_inside_a_program_that_prints_no_error_text(self, shipped: signatures.Signatures) -> None:
+        names, nothing = {"main", "__init_libc", "__simple_malloc"}, searcher(b"")
+        assert [each.id for each in shipped.libcs if each.matches(None, None, names, nothing)] == ["musl"]
+        assert [each.id for each in shipped.allocators if each.matches(None, names, nothing)] == ["musl-mallocng"]
+
 
 class TestRealLibraries:
     """Strings alone, so that a stripped static copy of the same code is recognised too."""
