@@ -9,6 +9,7 @@ Packagers run it at build time; nothing generated is in the repository, so nothi
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def page() -> str:
     lines = [f'.TH FORKPROOF 1 "" "forkproof {__version__}" "User Commands"', ".SH NAME"]
     lines += ["forkproof \\- find the locks that a child of fork() can hang on", ".SH SYNOPSIS", ".B forkproof"]
     lines += ["[\\fIOPTIONS\\fR] \\fICOMMAND\\fR [\\fIARGS\\fR]...", ".SH DESCRIPTION", *described(main)]
-    context = click.Context(main, info_name="forkproof")
+    context = click.Context(main, info_name="forkproof", **main.context_settings)
     lines += [".SH OPTIONS", *options(main, context), ".SH COMMANDS"]
     for name in main.list_commands(context):
         command = main.get_command(context, name)
@@ -69,7 +70,7 @@ def command_lines(name: str, command: click.Command, parent: click.Context) -> I
 
 def described(command: click.Command) -> Iterator[str]:
     """The help text; what click shows as it is, unfilled."""
-    for paragraph in re.split(r"\n\s*\n", command.help or ""):
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(command.help or "")):
         if paragraph.startswith("\b"):
             yield from (".PP", ".nf", escaped(paragraph.removeprefix("\b").strip("\n")), ".fi")
         else:

@@ -342,7 +342,8 @@ def _without_locks(flow: Flow, reach: Reach, obj: int, locks: LockFunctions) -> 
     unknown = flow.program.codes[obj].unknown_calls
     blind = int(unknown[reach[base[obj] : base[obj + 1]] >= 0].sum())
     if blind:
-        why = f"no lock was found on its allocation paths, but they hold {blind} calls whose targets are unknown"
+        calls = "1 call whose target is" if blind == 1 else f"{blind} calls whose targets are"
+        why = f"no lock was found on its allocation paths, but they hold {calls} unknown"
         return Hooks.UNKNOWN, why, None, ""
     doubtful = [f for f in locks.doubtful if reach[f] >= 0]
     if doubtful:

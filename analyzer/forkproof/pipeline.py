@@ -8,6 +8,7 @@ Owns: the order of the stages and what happens when one target fails. Each stage
 
 from __future__ import annotations
 
+import difflib
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,13 @@ def scan(targets: Sequence[str], options: ScanOptions, progress: Progress, note:
                 gaps.setdefault(gap, []).append(name)
     errors += [_gap(message, names) for message, names in gaps.items()]
     return Report(tuple(found), tuple(in_order(tuple(findings))), tuple(diagnostics), tuple(errors))
+
+
+def _in_vain(name: str, names: Sequence[str]) -> str:
+    """An exchange that changed nothing, with the library that may have been meant."""
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"--replace {name} changes nothing here: nothing that it loads is called so{meant}"
 
 
 def _gap(message: str, names: Sequence[str]) -> str:
@@ -221,8 +229,9 @@ class _Scanner:
         target, findings, notes = self._one(start.name, options, sysroot)
         path = f"{start.prefix}{target.path}"
         launches = (Launch(start.source, start.preload), *target.launches) if start.source else target.launches
-        unused = [name for name, _ in options.replace if name not in {Path(o.path).name for o in target.closure}]
-        notes = [*notes, *(Diagnostic("warning", path, f"--replace {name} changes nothing here") for name in unused)]
+        names = sorted({Path(o.path).name for o in target.closure})
+        unused = [name for name, _ in options.replace if name not in names]
+        notes = [*notes, *(Diagnostic("warning", path, _in_vain(name, names)) for name in unused)]
         gaps = dict.fromkeys(f"{note.object}: {note.message}" for note in notes if note.level == "error")
         return (
             replace(target, path=path, sysroot=scope.label, launches=launches, incomplete=tuple(gaps)),

@@ -62,6 +62,14 @@ class TestManual:
                 if option.startswith("--"):
                     assert manual.escaped(option) in page
 
+    def test_examples_and_exit_codes_keep_their_lines(self) -> None:
+        lines = manual.page().splitlines()
+        for title in ("Examples:", "Exit codes:", "Verdicts:"):
+            places = [number for number, line in enumerate(lines) if line == title]
+            assert places, title
+            assert all(lines[number - 1] == ".nf" for number in places)
+        assert "\b" not in manual.page()
+
     def test_no_line_is_a_request_by_accident(self) -> None:
         requests = {".TH", ".SH", ".SS", ".PP", ".TP", ".B", ".nf", ".fi"}
         lines = [line for line in manual.page().splitlines() if line.startswith((".", "'"))]

@@ -36,30 +36,37 @@ FAIL_ON: Final = click.option(
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+_FAIL_ON: Final = click.option(
+    "--fail-on",
+    type=click.Choice([*(severity.value for severity in Severity), NEVER]),
+    help="The mildest severity that makes the exit code 1 (default: high).",
+)
+_BASELINE: Final = click.option(
+    "--baseline",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A saved JSON report: only what is new, or worse, since then counts.",
+)
+
+
+def _config(meaning: str) -> Callable[[_Command], _Command]:
+    kind = click.Path(exists=True, dir_okay=False, path_type=Path)
+    return click.option("--config", type=kind, metavar="FILE", help=meaning)
+
+
 def options(command: _Command) -> _Command:
     """The options, for a command that gives a `Gate` their values."""
-    for option in (
-        click.option(
-            "--baseline",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="A saved JSON report: only what is new, or worse, since then counts.",
-        ),
-        click.option("--no-config", is_flag=True, help=f"Do not read {_FILE} of the working directory."),
-        click.option(
-            "--config",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help=f"Policy and defaults; without it, {_FILE} if there is one.",
-        ),
-        click.option(
-            "--fail-on",
-            type=click.Choice([*(severity.value for severity in Severity), NEVER]),
-            help="The mildest severity that makes the exit code 1 (default: high).",
-        ),
-    ):
-        command = option(command)
-    return command
+    no_config = click.option("--no-config", is_flag=True, help=f"Do not read {_FILE} of the working directory.")
+    config = _config(f"Policy and defaults; without it, {_FILE} if there is one.")
+    return _FAIL_ON(config(no_config(_BASELINE(command))))
+
+
+def saved_options(command: _Command) -> _Command:
+    """The options for a command that shows what a scan has judged already."""
+    no_config = click.option("--no-config", is_flag=True, hidden=True, expose_value=False)
+    return _FAIL_ON(
+        _config(f"Policy to apply now, such as {_FILE}; none is read without it.")(no_config(_BASELINE(command)))
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Must never: steer anything; that is `forkproof.probe`, which is imported when th
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,6 +124,12 @@ class Request:
             raise click.UsageError("--sysroot is for --write-plan: a probe runs the program on this machine.")
         if self.write_plan is not None and self.planned is not None:
             raise click.UsageError("--write-plan makes the file that --plan reads: give one of them.")
+        if self.rule is not None:
+            from forkproof import rules
+            from forkproof.cli.rules import unknown
+
+            if rules.find(self.rule) is None:
+                raise unknown(self.rule)
         for file in (self.file, self.write_plan):
             if file is not None:
                 output.check(file)
@@ -155,6 +162,9 @@ class Request:
                 report, plan = planfile.load(self.planned.read_text(encoding="utf-8"), str(self.planned))
             else:
                 report, plan = prepared(what.arguments[0], self.options, watched)
+            if not self.covered:  # those are findings that only the probe makes
+                self.check_finding(report)
+            self.check_lock({lock.name for lock in plan.locks}, report)
             wanted = Wanted(what, self.timeout, self.finding, self.rule, self.lock, self.covered)
             findings = Prover(wanted, watched).prove(plan, list(report.findings))
         report = replace(report, findings=tuple(findings))
@@ -166,6 +176,13 @@ class Request:
         if self.finding is not None and all(f.id != self.finding for f in report.findings):
             known = ", ".join(sorted({f.id for f in report.findings})[:6]) or "none at all"
             raise click.UsageError(f"The scan has no finding {self.finding!r}. Findings that there are: {known}.")
+
+    def check_lock(self, known: set[str], report: Report) -> None:
+        """A lock that was asked for has to be one that the scan knows, or every lock would be steered."""
+        named = known | {finding.lock.name for finding in report.findings if finding.lock is not None}
+        if self.lock is not None and self.lock not in named:
+            near = difflib.get_close_matches(self.lock, sorted(named), n=3) or sorted(named)[:3]
+            raise click.UsageError(f"The scan knows no lock {self.lock!r}. Locks that there are: {', '.join(near)}.")
 
     def rendered(self, report: Report) -> str:
         """The text that was asked for."""

@@ -24,7 +24,7 @@ from forkproof.report.layout import WIDTH
 )
 @click.option("--finding", metavar="ID", help="This finding only.")
 @click.option("--output", "-o", "target", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
-@gate.options
+@gate.saved_options
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
 @click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
 @click.pass_context
@@ -37,24 +37,27 @@ def report_command(
     target: Path | None,
     fail_on: str | None,
     config: Path | None,
-    no_config: bool,
     baseline: Path | None,
     verbose: bool,
     no_color: bool,
 ) -> None:
     """Show a report that `forkproof scan --format json` has saved in another format.
 
-    Its suppressions and severities are those of the scan; --config applies others, --baseline another baseline.
+    Its suppressions, severities and what was left out are those of the scan. forkproof.toml of the working directory is
+    not read again: --config forkproof.toml applies one, its fail-on included, --baseline another baseline.
+
+    The exit code is that of a scan: 0, or 1 if something counts (--fail-on, default high), or 3 if something was not
+    analysed.
 
     \b
     Examples:
       forkproof report report.json
       forkproof report report.json --format html -o report.html
-      forkproof report report.json --format svg --finding inherited-lock-c670fe13bd -o hang.svg
+      forkproof report report.json --format svg --finding inherited-lock-c18eae6e61 -o hang.svg
     """
     if target is not None:
         output.check(target)
-    judged = gate.Gate(fail_on, config, no_config, baseline, looks_around=False)
+    judged = gate.Gate(fail_on, config, False, baseline, looks_around=False)
     judged.check()
     report = judged.marked(read(file))
     if finding is not None:

@@ -108,8 +108,16 @@ class World:
                 raise UsageError(f"--libc {self.libc}: no C library in it", next_step=help_text)
             yield from ((path.name, path.resolve()) for path in found)
         for each in self.replace:
-            name, _, file = each.partition("=")
-            if not name or "/" in name or not Path(file).is_file():
-                help_text = "Give a library's file name and a file: --replace libx.so.1=./new/libx.so.1"
-                raise UsageError(f"--replace {each}: no such file, or no name", next_step=help_text)
+            name, is_pair, file = each.partition("=")
+            reason = ""
+            if not is_pair or not name or not file:
+                reason = "is no pair of a name and a file"
+            elif "/" in name:
+                reason = f"{name} is a path, and libraries are exchanged by the name that their users ask for"
+            elif not Path(file).is_file():
+                reason = f"{file} is a directory" if Path(file).is_dir() else f"there is no file {file} on this machine"
+            if reason:
+                name = name.rsplit("/", 1)[-1] or "libx.so.1"
+                help_text = f"Give a library's file name and a file of this machine: --replace {name}=./new/{name}"
+                raise UsageError(f"--replace {each}: {reason}", next_step=help_text)
             yield name, Path(file).resolve()

@@ -167,13 +167,21 @@ def read_headers(path: Path, data: Data, *, with_content: bool = True) -> Header
     )
 
 
+def _instead(head: bytes) -> str:
+    """What to do with what is no ELF file."""
+    if head[:2] == b"#!":
+        return "A shell script stands for the ELF program that it starts, if that is in the sysroot: --sysroot DIR."
+    if head[:21] == b"!<arch>\ndebian-binary":
+        return "Packages are read by scan, matrix and diff; or unpack it, and name its program with --sysroot DIR."
+    is_json = head.lstrip()[:1] == b"{"
+    return "If it is a saved report, show it: forkproof report FILE." if is_json else ""
+
+
 def _identify(path: Path, data: Data) -> tuple[Machine, int]:
     head = data[:64]
     if head[:4] != b"\x7fELF":
         looks = "a script" if head[:2] == b"#!" else "an archive" if head[:7] == b"!<arch>" else "not ELF"
-        is_json = head.lstrip()[:1] == b"{"
-        report = "If it is a saved report, show it: forkproof report FILE." if is_json else ""
-        raise NotElf(path, f"is {looks}: expected an ELF program or shared object", next_step=report)
+        raise NotElf(path, f"is {looks}: expected an ELF program or shared object", next_step=_instead(head))
     if len(head) < 64:
         raise DamagedElf(path, f"is truncated: {len(head)} bytes, an ELF64 header has 64")
     if head[4] != 2:

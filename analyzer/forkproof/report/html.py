@@ -55,6 +55,7 @@ def render(report: Report) -> str:
         "chain": stacks.chain,
         "lock_words": lock_words,
         "launched": launched,
+        "titles": stacks.titles,
         "state": state,
         "numbered": _numbered,
         "conditions": _conditions,

@@ -76,8 +76,8 @@ def _details(finding: Finding) -> Iterator[str]:
         yield f"\nLock: {escaped(lock_words(finding.lock))}"
     if finding.fork is not None:
         yield f"\nFork: {escaped(stacks.place(finding.fork))}"
-    yield from _stack("Holder: another thread, which can have the lock when the fork comes", finding.holder)
-    yield from _stack("Requester: the child, which wants it and waits", finding.requester)
+    for title, frames in zip(stacks.titles(finding.rule), (finding.holder, finding.requester), strict=True):
+        yield from _stack(title, frames)
     if finding.holder or finding.requester:
         yield "\n```mermaid"
         yield from flowchart(slice_of([finding]))

@@ -132,7 +132,7 @@ class _Run:
         related += [self.lock(finding.target, finding.lock)] if finding.lock else []
         flows = [
             self.flow(finding.target, path, words)
-            for path, words in ((finding.holder, _HOLDER), (finding.requester, _REQUESTER))
+            for path, words in zip((finding.holder, finding.requester), stacks.titles(finding.rule), strict=True)
             if path
         ]
         result = {
@@ -197,10 +197,6 @@ class _Run:
             "logicalLocations": [logical],
             **({"message": {"text": words}} if words else {}),
         }
-
-
-_HOLDER: Final = "Another thread, which can have the lock when the fork comes"
-_REQUESTER: Final = "The child, which wants the lock and waits"
 
 
 def _rule(rule_id: str) -> _Object:

@@ -29,6 +29,25 @@ EDGES: Final = {
 }
 """How a frame was reached: in two words for a stack, and in a sentence for `--explain`."""
 
+_TITLES: Final = {
+    "threads-lost": ("Thread: one that the child does not have", "Child: how it comes to need it"),
+    "handlers-skipped": ("Holder", "Child: how it comes to what the handlers would have put right"),
+    "handler-unsafe": ("Holder", "Handler: how it comes to that"),
+    "vfork-misuse": ("Holder", "Child: how it comes to that, in its parent's memory"),
+    "lock-reentry": ("Holder: the thread that has it, and comes back for it", "Requester: the same thread"),
+    "atfork-order": ("Holder: what takes it", "Requester: what asks for it while others hold it"),
+}
+_HANG: Final = (
+    "Holder: another thread, which can have the lock when the fork comes",
+    "Requester: the child, which wants it and waits",
+)
+
+
+def titles(rule: str) -> tuple[str, str]:
+    """What a finding's two paths are: of most rules holder and requester of a lock, of some another matter."""
+    return _TITLES.get(rule, _HANG)
+
+
 INNER: Final = 9
 """Frames that a shortened stack shows of its inner end: where the lock is."""
 OUTER: Final = 3

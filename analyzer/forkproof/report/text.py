@@ -219,8 +219,9 @@ def _witnesses(finding: Finding, view: View) -> Iterator[Line]:
     if finding.fork is not None:
         yield from _heading("FORK")
         yield from _paragraph(stacks.place(finding.fork), view)
-    yield from _stack("HOLDER: another thread, which can have the lock when the fork comes", finding.holder, view)
-    yield from _stack("REQUESTER: the child, which wants it and waits", finding.requester, view)
+    for title, frames in zip(stacks.titles(finding.rule), (finding.holder, finding.requester), strict=True):
+        word, colon, rest = title.partition(":")
+        yield from _stack(f"{word.upper()}{colon}{rest}", frames, view)
 
 
 def _stack(title: str, frames: Sequence[Frame], view: View) -> Iterator[Line]:

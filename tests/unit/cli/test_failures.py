@@ -5,9 +5,13 @@ from __future__ import annotations
 import json as stdlib_json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import click
 import pytest
 
+from forkproof.cli.probe import Request
 from forkproof.model import Diagnostic, Report
 from forkproof.options import ScanOptions
 from forkproof.pipeline import lacking
@@ -88,3 +92,18 @@ def test_a_preload_in_vain_is_in_the_last_line(pipeline: Pipeline) -> None:
     pipeline.report = replace(samples.cured(), findings=(), errors=(), diagnostics=(VAIN,))
     done = run("scan", "x", "--preload", "libnope.so")
     assert "something was not analysed" in done.output.splitlines()[-1]
+
+
+class TestProbe:
+    def test_a_rule_that_does_not_exist(self) -> None:
+        done = run("probe", "--rule", "inherited-lok", "--", "/bin/true")
+        assert done.exit_code == 2
+        assert "Did you mean inherited-lock" in done.output
+
+    def test_a_lock_that_does_not_exist(self) -> None:
+        """Without this, every lock would be steered."""
+        asked = cast("Request", SimpleNamespace(lock="arena_lok"))
+        with pytest.raises(click.UsageError, match=r"'arena_lok'\. Locks that there are: arena_lock"):
+            Request.check_lock(asked, {"arena_lock", "other"}, Report())
+        Request.check_lock(cast("Request", SimpleNamespace(lock="arena_lock")), {"arena_lock"}, Report())
+        Request.check_lock(cast("Request", SimpleNamespace(lock=None)), set(), Report())

@@ -35,6 +35,22 @@ class TestReplace:
         assert run("scan", "x", *arguments).exit_code == 2
         assert pipeline.calls == []
 
+    @pytest.mark.usefixtures("pipeline")
+    @pytest.mark.parametrize(
+        ("pair", "reason"),
+        [
+            ("libx.so.1", "is no pair"),
+            ("=/bin/true", "is no pair"),
+            ("/usr/lib/libx.so.1=/bin/true", "/usr/lib/libx.so.1 is a path"),
+            ("libx.so.1=/no/such", "no file /no/such on this machine"),
+            ("libx.so.1=/", "/ is a directory"),
+        ],
+    )
+    def test_a_mistake_is_told_with_its_part(self, pair: str, reason: str) -> None:
+        said = run("scan", "x", "--replace", pair).output
+        assert reason in said
+        assert "--replace libx.so.1=./new/libx.so.1" in said
+
     def test_only_what_exists_is_replaced(self, tmp_path: Path) -> None:
         (tmp_path / "lib").mkdir()
         (tmp_path / "lib/libx.so.1.2").write_text("old")

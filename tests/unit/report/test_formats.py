@@ -169,6 +169,15 @@ def test_a_preload_that_nobody_asked_for_is_told(name: str) -> None:
     assert "scanned since /usr/bin/wrapper starts it" in told
 
 
+@pytest.mark.parametrize("name", ["text", "markdown", "html", "sarif"])
+def test_the_thread_that_is_lost_holds_nothing(name: str) -> None:
+    lost = replace(samples.INHERITED, rule="threads-lost", lock=None, conditions=None)
+    report = replace(samples.incident(), findings=(lost,))
+    said = formats.render(report, name, Look()).lower()
+    assert "thread: one that the child does not have" in said
+    assert "another thread, which can have the lock" not in said
+
+
 class TestHostileNames:
     def test_html_has_one_script(self) -> None:
         page = formats.render(hostile(), "html", Look())
