@@ -61,6 +61,19 @@ def test_nothing_to_scan_is_not_clean() -> None:
         forkproof.scan()
 
 
+def test_an_empty_name_is_a_mistake() -> None:
+    """A script's variable that is not set."""
+    with pytest.raises(UsageError, match="empty"):
+        forkproof.scan("/bin/true", "")
+
+
+def test_a_tar_without_files_is_a_tar(tmp_path: Path) -> None:
+    empty = tmp_path / "x.tar"
+    empty.write_bytes(bytes(10240))
+    (message,) = forkproof.scan(empty).errors
+    assert "holds no ELF program" in message
+
+
 @pytest.mark.parametrize("option", ["preload", "also", "library_path"])
 def test_one_text_is_no_list(option: str) -> None:
     with pytest.raises(TypeError, match=option):

@@ -54,6 +54,10 @@ _LABELLED: Final = 4
 @contextmanager
 def opened(names: Sequence[str], sysroot: Path | None, only: Sequence[str] = ()) -> Iterator[list[Scope]]:
     """The scopes of these names; what was unpacked for them lives as long as the block."""
+    if "" in names:
+        raise UsageError(
+            "a target is empty", next_step="Name a file or a directory; in a script, see which variable is unset."
+        )
     kinds = {name: _kind(name) for name in names}
     with ExitStack() as stack:
         if all(kind is _Kind.PLAIN for kind in kinds.values()):
@@ -86,8 +90,8 @@ def _kind(name: str) -> _Kind:
 
 
 def _is_old_tar(name: str, head: bytes) -> bool:
-    """Before ustar a tar had no magic: its name and a checksum in octal must do."""
-    return name.endswith(".tar") and head[148:155].strip(b" \0").isdigit()
+    """Before ustar a tar had no magic: its name and a checksum in octal must do; one without files is zeros."""
+    return name.endswith(".tar") and (head[148:155].strip(b" \0").isdigit() or head == bytes(512))
 
 
 def _directory_kind(path: Path) -> _Kind:

@@ -108,12 +108,15 @@ def _target(target: Target, findings: Sequence[Finding], view: View) -> Iterator
 def launched(target: Target) -> Iterator[str]:
     """What the scan took on from units, scripts and ld.so's file: it changes the verdict, so nobody need ask for it."""
     for launch in target.launches:
-        libraries = ", ".join(launch.preload)
-        yield (
-            f"scanned with {libraries} preloaded, since {launch.source} says so"
-            if libraries
-            else f"scanned since {launch.source} starts it"
-        )
+        absent = [each for each in launch.preload if any(gap.startswith(f"{each}: ") for gap in target.incomplete)]
+        found = ", ".join(each for each in launch.preload if each not in absent)
+        lacking = f"{', '.join(absent)} is not there" if len(absent) == 1 else f"{', '.join(absent)} are not there"
+        if not launch.preload:
+            yield f"scanned since {launch.source} starts it"
+        elif found:
+            yield f"scanned with {found} preloaded, since {launch.source} says so{f'; {lacking}' if absent else ''}"
+        else:
+            yield f"scanned without what {launch.source} preloads: {lacking}"
 
 
 def counted(findings: Sequence[Finding]) -> str:

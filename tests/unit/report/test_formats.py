@@ -170,6 +170,18 @@ def test_a_preload_that_nobody_asked_for_is_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["text", "markdown", "html", "sarif"])
+def test_a_preload_that_is_not_there_is_not_called_preloaded(name: str) -> None:
+    unit = "/etc/systemd/system/x.service"
+    vain = ("libgone.so: cannot be preloaded (LD_PRELOAD) and is ignored",)
+    some = replace(samples.TARGET, launches=(Launch(unit, ("liba.so", "libgone.so")),), incomplete=vain)
+    none = replace(samples.TARGET, launches=(Launch(unit, ("libgone.so",)),), incomplete=vain)
+    told = " ".join(formats.render(replace(samples.incident(), targets=(some, none)), name, Look()).split())
+    told = told.replace("\\", "")
+    assert f"scanned with liba.so preloaded, since {unit} says so; libgone.so is not there" in told
+    assert f"scanned without what {unit} preloads: libgone.so is not there" in told
+
+
+@pytest.mark.parametrize("name", ["text", "markdown", "html", "sarif"])
 def test_the_thread_that_is_lost_holds_nothing(name: str) -> None:
     lost = replace(samples.INHERITED, rule="threads-lost", lock=None, conditions=None)
     report = replace(samples.incident(), findings=(lost,))
