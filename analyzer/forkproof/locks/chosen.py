@@ -56,20 +56,20 @@ class Stores:
         program = summaries.program
         image, code, base = program.image(obj), program.codes[obj], int(program.base[obj])
         finder = SCANNERS[image.machine].find_references
-        places = (word.offset, *self._slots_of(word))
+        places = self.places(word)
         sites = [finder(image.read(rva, size), rva, p) for rva, size in image.code_ranges for p in places]
         owners = unique(code.owners(np.concatenate(sites))).tolist() if sites else []
         wanted = (Function(base + i) for i in owners if i >= 0)
         return sorted({summaries.flow.whole(f) for f in wanted if self._wanted(f)})
 
-    def _slots_of(self, word: Value) -> list[int]:
-        """GOT slots through which the object reaches a word of its own that others may interpose."""
+    def places(self, word: Value) -> tuple[int, ...]:
+        """The word's address, and the GOT slots through which the object reaches it where others may interpose."""
         assert isinstance(word.base, Object)
         image = self.summaries.program.image(word.base.number)
         table = image.dynamic_symbols
         found = [s for s, symbol in image.slot_symbols.items() if int(table.value[symbol]) == word.offset]
         slots, targets = image.pointers
-        return sorted({*found, *slots[targets == word.offset].tolist()})
+        return (word.offset, *sorted({*found, *slots[targets == word.offset].tolist()}))
 
 
 class Chosen:

@@ -20,10 +20,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from forkproof.callgraph import CALLS
+from forkproof.code.decode import Body
+from forkproof.code.operations import Const, Memory, Set
+from forkproof.locks.chosen import Stores
 from forkproof.locks.identity import Match, is_resolved
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import Summaries, Taken, openness
-from forkproof.locks.values import Entry, Object, Value, chain, root
+from forkproof.locks.values import TELLING, Content, Entry, Object, Value, chain, root
 from forkproof.program import Function
 
 Same = Callable[[Value, Value], Match]
@@ -140,6 +144,9 @@ def coverage(
     kept = _kept(summaries, child, prepared) if child is not None and complete else ()
     found = taken_by(summaries, entries, objects)
     covers = {address: _cover(same, address, prepared) for address in found}
+    for address in (a for a, cover in covers.items() if cover is Cover.UNCOVERED):
+        if any(_is_kept_in(summaries, address, p) for p in prepared):
+            covers[address] = Cover.ASSUMED
     locks: dict[object, AllocatorLock] = {}
     for address, (taken, count) in found.items():
         cover = covers[address]
@@ -181,6 +188,38 @@ def _cover(same: Same, address: Value, prepared: Held) -> Cover:
     if best is Match.ASSUMED:
         return Cover.ASSUMED
     return Cover.UNCOVERED if is_resolved(address) else Cover.UNRESOLVED
+
+
+def _is_kept_in(summaries: Summaries, address: Value, prepared: Value) -> bool:
+    """A lock behind a global pointer may be one behind a field: a function that has the pointer stores that field.
+
+    So jemalloc's first base: arenas are walked by prepare, each with its base; the first arena is given that one.
+    """
+    pointer, field = address.base, prepared.base
+    if address.offset != prepared.offset or not isinstance(pointer, Content) or not isinstance(field, Content):
+        return False
+    if not isinstance(pointer.base, Object) or isinstance(field.base, Object) or field.offset < TELLING:
+        return False
+    flow, graph, word = summaries.flow, summaries.graph, Value(pointer.base, pointer.offset)
+    stores = Stores(summaries, lambda _: True)
+    places = set(stores.places(word))
+    naming = [f for f in stores.naming(word) if _loads(flow.body(f), places)]
+    giving = [f for f in naming if summaries.given(f) == Value(pointer, 0)]
+    asking = {Function(int(graph.source[e])) for f in giving for e in graph.edges_to(f) if graph.kind[e] in CALLS}
+    return any(
+        isinstance(o, Set) and isinstance(o.destination, Memory) and o.destination.displacement == field.offset
+        for function in {*naming, *asking}
+        for instruction in flow.body(function).instructions
+        for o in instruction.operations
+    )
+
+
+def _loads(body: Body, places: set[int]) -> bool:
+    """A function loads a word at one of these addresses: AArch64's finder tells no more than a page."""
+    sets = [(i, o) for i in body.instructions for o in i.operations if isinstance(o, Set)]
+    pages = {o.source.value for _, o in sets if isinstance(o.source, Const)}
+    loads = [(i, o.source) for i, o in sets if isinstance(o.source, Memory) and not o.source.indexed]
+    return any(base + m.displacement in places for i, m in loads for base in ((i.end,) if m.base == "pc" else pages))
 
 
 def _is_gated(same: Same, taken: Taken, prepared: Held) -> bool:

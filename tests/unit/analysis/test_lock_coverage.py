@@ -72,6 +72,15 @@ void take_pointed(void) { with(pointed); }
 NOINLINE void prepare(void) { take(&held); for (int n = 0; n < 8; n++) take(&many[n]); }
 NOINLINE void child(void) { for (int n = 0; n < 8; n++) give(&many[n]); give(&held); }
 NOINLINE void forgetful(void) { for (int n = 0; n < 8; n++) give(&many[n]); }
+struct base { char rest[96]; lock_t lock; };
+struct arena { char rest[1024]; struct base *base; };
+struct base *first_base, *lone_base;
+struct arena *arenas[4];
+NOINLINE struct base *the_first_base(void) { return first_base; }
+void make_arena(unsigned n, struct arena *a, struct base *b) { a->base = n ? b : the_first_base(); arenas[n & 3] = a; }
+void take_first_base(void) { with(&first_base->lock); }
+void take_lone_base(void) { with(&lone_base->lock); }
+NOINLINE void prepare_bases(void) { for (int n = 0; n < 4; n++) if (arenas[n]) take(&arenas[n]->base->lock); }
 NOINLINE void prepare_given(void) { take(the_given()); take(the_pointed()); }
 NOINLINE void looks_only(void) { with(&held); }
 """
@@ -175,6 +184,11 @@ def test_a_lock_that_prepare_has_another_function_name_is_covered(build: Build) 
     covers = _covers(build, ["take_given", "take_pointed", "take_left"], "prepare_given")
     assert covers.pop("left") is Cover.UNCOVERED
     assert list(covers.values()) == [Cover.COVERED, Cover.COVERED]
+
+
+def test_what_a_global_points_to_is_assumed_to_be_where_the_pointer_is_stored(build: Build) -> None:
+    covers = _covers(build, ["take_first_base", "take_lone_base"], "prepare_bases")
+    assert sorted(covers.values(), key=str) == [Cover.ASSUMED, Cover.UNCOVERED]
 
 
 def test_what_is_taken_under_a_covered_lock_only_is_gated(build: Build) -> None:
