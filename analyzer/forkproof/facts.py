@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from forkproof.locks.goals import AllocatorLocks, Goal
     from forkproof.locks.others import OtherLocks
     from forkproof.locks.summary import Step, Summaries
+    from forkproof.signals import Signals
 
 
 _THREAD: Final = int(EdgeKind.THREAD)
@@ -176,7 +177,7 @@ class Facts:
         libc = self.libc_functions
         # Where it is not known which are libc's, none is looked at, and the report says so.
         libc = np.ones(self.flow.graph.size, bool) if libc is None else libc
-        return OtherLocks(self.flow, self.libc.objects, libc, owned, given, using)
+        return OtherLocks(self.flow, self.libc.objects, libc, owned, given, using, self.signals.counted)
 
     @cached_property
     def may_run(self) -> npt.NDArray[np.bool_]:
@@ -189,6 +190,13 @@ class Facts:
         from forkproof.given import Given
 
         return Given(self.flow)
+
+    @cached_property
+    def signals(self) -> Signals:
+        """Who waits for what, and who wakes whom."""
+        from forkproof.signals import Signals
+
+        return Signals(self.flow, self.given, self.libc.objects)
 
     @cached_property
     def _allocator_locks(self) -> dict[int, AllocatorLocks]:

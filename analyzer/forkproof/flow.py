@@ -346,8 +346,9 @@ class Flow:
 
     # ---- values ----------------------------------------------------------------------------
 
-    def states(self, function: Function, sites: Iterable[int]) -> Mapping[int, State]:
-        """What is known before each of these instructions, from the function's entry on.
+    def states(self, function: Function, sites: Iterable[int], *, fields: bool = False) -> Mapping[int, State]:
+        """What is known before each of these instructions, from the function's entry on; with `fields`, what pointers
+        lead to is named.
 
         Calls count as returning unless a name says otherwise: values do not depend on more.
         """
@@ -362,6 +363,7 @@ class Flow:
             effects=lambda site: _ENDS if site in ends else _RETURNS,
             watch=watch,
             within=body.leading_to(watch),
+            fields=fields,
         ).states
 
     def state_before(self, function: Function, site: int) -> State | None:

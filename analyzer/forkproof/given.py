@@ -19,7 +19,7 @@ import numpy as np
 from forkproof.arguments import address_arguments, data_arguments
 from forkproof.callgraph import CALLS, EdgeKind
 from forkproof.code.explore import State
-from forkproof.code.values import Entry, Result
+from forkproof.code.values import Entry, Result, Word
 from forkproof.code.values import Value as KnownValue
 from forkproof.flow import Flow
 from forkproof.locks.values import Content, Made, Object, Value
@@ -109,11 +109,13 @@ class Given:
                 continue
             if value.base is None and self.program.image(obj).is_writable(value.offset):
                 found[site] = Value(place, value.offset)
+            elif isinstance(value.base, Word):
+                found[site] = Value(Content(place, value.base.address), value.offset)
             elif isinstance(value.base, Result) or value.base == Entry(self.flow.convention.stack):
-                found[site] = self._kept_in(obj, state, value) or _made(function, value)
+                found[site] = self.kept_in(obj, state, value) or _made(function, value)
         return found
 
-    def _kept_in(self, obj: int, state: State, value: KnownValue) -> Value | None:
+    def kept_in(self, obj: int, state: State, value: KnownValue) -> Value | None:
         """A variable that holds the same: what the function has stored there before."""
         image = self.program.image(obj)
         cells = (

@@ -175,6 +175,8 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
         return (Address(first, Memory(None, 0, indexed=True, thread=True)),)
     if name == "cset" and isinstance(first, Register):
         return (SetIf(first, _CONDITIONS.get(parts[1], Condition.UNKNOWN)),)
+    if name == "csel" and isinstance(first, Register) and bits == 64 and second is not None:
+        return (Forget(first, (second, operands[2][0]) if operands[2][0] is not None else ()),)
     if name == "and" and isinstance(first, Register) and (width := _LOW_BITS.get(operands[2][0])) is not None:
         return (Set(first, second, width),) if second is not None else (Forget(first),)
     if name in ("add", "sub", "adds", "subs"):

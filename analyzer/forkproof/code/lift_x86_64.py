@@ -250,6 +250,8 @@ def _arithmetic(name: str, first: Operand | None, second: Operand | None, bits: 
     if isinstance(first, Register):
         if name.startswith("set"):
             return (SetIf(first, _CONDITIONS.get(name[3:], Condition.UNKNOWN)),)
+        if name.startswith("cmov") and bits == 64 and second is not None:
+            return (Forget(first, (first, second)),)
         if name in ("xor", "sub") and first == second:
             cleared = Set(first, Const(0)) if bits >= 32 else Forget(first)
             return (cleared, Compare(Const(0), Const(0), 64))

@@ -95,9 +95,10 @@ class Sum(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """The register gets a value that is not followed."""
+    """The register gets a value that is not followed, or one `among` several, by a condition (cmov, csel)."""
 
     destination: Register
+    among: tuple[Operand, ...] = ()
 
 
 class Insert(NamedTuple):

@@ -52,6 +52,7 @@ _LIVES: Final = 4, 8
 """and for one that lives on."""
 _HELD: Final = 5, 8
 """The same for a thread, from where it begins."""
+_MUTEX: Final = ("pthread_mutex_lock", "__pthread_mutex_lock")
 _EXITS: Final = "exit", "quick_exit"
 """What runs handlers before it ends the process."""
 _HANDLER_DEPTH: Final = 2
@@ -137,10 +138,14 @@ class _Window:
         held = self.others.places(self.by_threads)
         asked = self._asked(self.others.places(self.by_child))
         for address in sorted(asked, key=repr):
-            holders = [p for other, places in held.items() if self.same(address, other) is Match.EXACT for p in places]
+            holders = [p for other, places in held.items() if self._is_one(address, other) for p in places]
             finding = self._finding(address, asked[address], holders) if holders else None
             if finding is not None:
                 yield finding
+
+    def _is_one(self, address: Value, other: Value) -> bool:
+        """Two locks are one, or elements of one table."""
+        return address == other or self.same(address, other) is Match.EXACT
 
     def _is_worth_a_look(self) -> bool:
         """Threads exist that take locks, and so does the child. Which of them exist at the fork is asked last."""
@@ -301,7 +306,18 @@ class _Window:
         handlers = [prepare for prepare in self._handlers(0) if summaries.relevant[prepare]]
         return frozenset[Value]().union(*(tried_by(summaries, prepare) for prepare in handlers))
 
+    def _is_left_owned(self, address: Value, request: _Request) -> bool:
+        """The child cannot let the lock go, whoever held it across the fork: it has to be made new."""
+        last = request.way.place.steps[-1]
+        called = {Function(int(self.graph.target[e])) for e in self.flow.edges_at(last.function, last.site)}
+        if self.facts.libc.id != "glibc" or called.isdisjoint(self.flow.program.called(_MUTEX)):
+            return False
+        near = self._near_child_handlers()
+        return self.others.is_owned(address) and not any(address in self.others.made_by(f) for f in near)
+
     def _is_quiesced(self, address: Value, request: _Request) -> bool:
+        if self._is_left_owned(address, request):
+            return False
         if any(self.same(address, p) is not Match.NO for p in self.prepared) or self._is_renewed(address):
             return True
         is_held = [address in self.others.held_at(level.function, level.site) for level in self.levels]
@@ -314,13 +330,16 @@ class _Window:
         begin, handlers = root(address.base), self._handlers(2)
         if address in self.tried:  # they may let it go only if the try succeeded
             return any(surely_lets_go(self.others.summaries, handler, address) for handler in handlers)
-        reach = self.graph.distances(handlers, blocked=self.dying)
-        near = np.flatnonzero((reach >= 0) & (reach <= _HANDLER_DEPTH)).tolist()
         return isinstance(begin, Object) and any(
-            address in self.others.let_go_by(Function(f))
-            for f in near
-            if self.flow.program.object_of(Function(f)) == begin.number
+            address in self.others.let_go_by(f)
+            for f in self._near_child_handlers()
+            if self.flow.program.object_of(f) == begin.number
         )
+
+    def _near_child_handlers(self) -> list[Function]:
+        """The child handlers, and what they call in which they make locks new."""
+        reach = self.graph.distances(self._handlers(2), blocked=self.dying)
+        return [Function(f) for f in np.flatnonzero((reach >= 0) & (reach <= _HANDLER_DEPTH)).tolist()]
 
     def _is_held_above(self, level: int, is_held: list[bool]) -> bool:
         """Every caller that the child returns to from this level held the lock when it made the call."""
@@ -504,6 +523,8 @@ class _Window:
         severity, verdict = self._rank(answers, address, request.way, way, rare=bool(rare))
         verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
         quiesced = self._not_quiesced(lock)
+        if self.prepared and self._is_left_owned(address, request):
+            quiesced = f"only its owner may let {lock.name} go, which the child's thread is not, whoever holds it there"
         asks = f"the child {verb} asks for it in {child[-1].function}, {self._whence(request.way, child)}"
         if request.level < 0:
             quiesced = f"no prepare handler takes {lock.name}"

@@ -1,48 +1,77 @@
-"""threads-lost: threads that were started before a daemon forked do not exist in the daemon, which needs them.
+"""threads-lost: threads that were started before a fork do not exist in its child, which waits for them.
 
 Owns: the threads that a daemonizing fork loses, whether its child starts them again, and what shows that it
-      relies on them.
+      relies on them; for any other child only what shows that.
 Takes: `Facts`. Gives: one `Finding` for each function that forks and thread that is lost.
-Must never: speak of a child that execs or exits soon: it is not meant to have its parent's threads.
+Must never: speak of a child that execs or exits soon for losing threads alone: it is not meant to have its parent's.
 Wrong where: see the page of the rule.
 
-The evidence that a daemon relies on a thread, strongest first: it waits for a condition variable that the
-thread signals; it waits for some condition variable, and the thread signals one; none was found.
+The evidence that a child relies on a thread, strongest first: it waits, without end, for a condition variable or a
+semaphore that only the thread signals, or at a barrier that the thread comes to; others signal it too; it waits for one
+and the thread signals one, and which is not known; none was found. A semaphore that begins with something to take is a
+lock, which is `inherited-lock`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
-import numpy as np
-
-from forkproof.arguments import data_arguments
-from forkproof.callgraph import CERTAIN, EdgeKind
+from forkproof.callgraph import CERTAIN, EdgeKind, Reach
 from forkproof.facts import Facts, WindowFacts
-from forkproof.hazards.evidence import ChildCall, ChildCalls, existing_threads, folded, fork_frame, frames_along
+from forkproof.hazards.evidence import (
+    FOLLOWED,
+    ChildCall,
+    ChildCalls,
+    dead_end,
+    existing_threads,
+    folded,
+    fork_frame,
+    frames_along,
+)
 from forkproof.model import Answer, Finding, Frame, Severity, Verdict, WindowKind
 from forkproof.program import Function
+from forkproof.signals import Call, reached
 from forkproof.threads import ThreadSource
 
-_WAKES: Final = ("pthread_cond_signal", "pthread_cond_broadcast", "cnd_signal", "cnd_broadcast", "sem_post")
+_LEAVES: Final = 1
+"""Calls below the own code of a child that execs or exits soon at which it waits as a matter of course."""
+_LIVES: Final = 4
+"""The same for one that lives on,"""
+_RUNS: Final = 5
+"""and at which a thread signals."""
+
+
+class _Reliance(NamedTuple):
+    """What shows that a child relies on a thread."""
+
+    severity: Severity
+    evidence: str
+    wait: Call | None = None
+    depth: int = 0
 
 
 def find(facts: Facts) -> list[Finding]:
-    """All findings about threads that daemons leave behind."""
+    """All findings about threads that children leave behind and wait for."""
     windows = [w for w in facts.windows if _matters(w)]
     return folded(finding for window in windows for finding in _of_window(facts, window))
 
 
 def _matters(window: WindowFacts) -> bool:
-    is_daemon = window.window.kind is WindowKind.DAEMONIZE and window.window.shares_memory is Answer.NO
-    return is_daemon and window.threads is Answer.YES and window.reachable is Answer.YES and bool(window.window.levels)
+    inner = window.window
+    is_apart = inner.kind in FOLLOWED and inner.shares_memory is Answer.NO and bool(inner.levels)
+    return is_apart and window.threads is Answer.YES and window.reachable is Answer.YES
 
 
 def _of_window(facts: Facts, window: WindowFacts) -> Iterator[Finding]:
     child = ChildCalls(facts, window, ())
+    waits = _waits(facts, window, child)
+    if not waits and window.window.kind is not WindowKind.DAEMONIZE:
+        return
     for entry in _lost(facts, window, child):
-        yield _finding(facts, window, child, entry)
+        reliance = _reliance(facts, window, child, waits, entry)
+        if reliance is not None:
+            yield _finding(facts, window, child, entry, reliance)
 
 
 def _lost(facts: Facts, window: WindowFacts, child: ChildCalls) -> list[Function]:
@@ -69,31 +98,99 @@ def _lost(facts: Facts, window: WindowFacts, child: ChildCalls) -> list[Function
     return lost
 
 
-def _finding(facts: Facts, window: WindowFacts, child: ChildCalls, entry: Function) -> Finding:
-    waits, wakes = _waits(facts, child), _wakes(facts, entry)
-    same = sorted({cell for cell, _ in waits if cell is not None} & {cell for cell in wakes if cell is not None})
-    name, fork = facts.flow.name(entry), fork_frame(facts, window)
-    if same:
-        severity = Severity.MEDIUM if window.is_deferred or _may_end(facts, window) else Severity.HIGH
-        evidence = "it waits for a condition that only this thread was seen to signal"
-        edge = next(e for cell, e in waits if cell == same[0])
-    else:
-        severity = Severity.LOW
-        evidence = "whether it relies on the thread was not found"
-        edge = None
+def _waits(facts: Facts, window: WindowFacts, child: ChildCalls) -> list[tuple[int, Call]]:
+    """Where the child waits without end, with the calls between its own code and there; the nearest first."""
+    graph, own = facts.flow.graph, set(child.own)
+    limit = _LIVES if window.window.kind is WindowKind.DAEMONIZE else _LEAVES + 1
+    found = []
+    for call in facts.signals.waits(lambda e: e in own or child.ahead[graph.source[e]] >= 0):
+        depth = 0 if call.edge in own else int(child.ahead[graph.source[call.edge]]) + 1
+        is_near = depth <= limit or (window.window.kind is WindowKind.DAEMONIZE and bool(call.cells))
+        if is_near and dead_end(facts, child.way(ChildCall(call.edge, depth))[:-1]) is None:
+            found.append((depth, call))
+    return sorted(found, key=lambda each: (each[0], each[1].edge))
+
+
+def _reliance(
+    facts: Facts,
+    window: WindowFacts,
+    child: ChildCalls,
+    waits: list[tuple[int, Call]],
+    entry: Function,
+) -> _Reliance | None:
+    """The strongest evidence that the child waits for what only this thread gives."""
+    is_daemon = window.window.kind is WindowKind.DAEMONIZE
+    best = _Reliance(Severity.LOW, "whether it relies on the thread was not found") if is_daemon else None
+    below = facts.flow.graph.distances([entry])
+    wakes = facts.signals.wakes(reached(below, facts.flow)) if waits else []
+    source = facts.flow.graph.source
+    others = facts.signals.wakes(lambda e: below[source[e]] < 0) if wakes else []
+    for depth, wait in waits:
+        mine = [w for w in wakes if w.kind == wait.kind]
+        if any(_is_same(wait, w) for w in mine) and not wait.cells & facts.signals.counted:
+            rivals = [o for o in others if o.kind == wait.kind and (_is_same(wait, o) or not o.cells)]
+            own = [o for o in rivals if _is_childs(facts, child, o)]
+            if wait.kind == "sem" and any(_is_same(wait, o) for o in own):
+                continue  # it posts what it waits for: a lock, or a signal of its own
+            rivals = [o for o in rivals if wait.kind == "sem" or o not in own]  # nobody wakes himself
+            is_hidden = wait.kind == "sem" and facts.signals.may_count_more
+            is_sure = not rivals and not is_hidden
+            is_sure = is_sure and not window.is_deferred and not _may_end(facts, window)
+            is_sure = is_sure and (is_daemon or depth <= _LEAVES)
+            found = _Reliance(
+                Severity.HIGH if is_sure else Severity.MEDIUM,
+                f"it waits for {_NOUNS[wait.kind]} that {'only ' if not rivals else ''}this thread was seen to signal",
+                wait,
+                depth,
+            )
+        elif is_daemon and depth <= _LIVES and any(_may_be_same(facts, wait, w, below) for w in mine):
+            evidence = f"it waits for {_NOUNS[wait.kind]}, and whether this thread signals that one is not known"
+            found = _Reliance(Severity.MEDIUM, evidence, wait, depth)
+        else:
+            continue
+        if best is None or found.severity.rank < best.severity.rank:
+            best = found
+    return best
+
+
+_NOUNS: Final = {"condvar": "a condition", "sem": "a semaphore", "barrier": "a barrier"}
+
+
+def _is_same(wait: Call, wake: Call) -> bool:
+    return bool(wait.cells & wake.cells)
+
+
+def _may_be_same(facts: Facts, wait: Call, wake: Call, below: Reach) -> bool:
+    """One of the two words is not known, and the thread comes to its call as a matter of course."""
+    is_open = not wait.cells or not wake.cells
+    return wait.kind != "sem" and is_open and int(below[facts.flow.graph.source[wake.edge]]) <= _RUNS
+
+
+def _is_childs(facts: Facts, child: ChildCalls, call: Call) -> bool:
+    return call.edge in child.own or child.ahead[facts.flow.graph.source[call.edge]] >= 0
+
+
+def _finding(facts: Facts, window: WindowFacts, child: ChildCalls, entry: Function, reliance: _Reliance) -> Finding:
+    name, fork, severity = facts.flow.name(entry), fork_frame(facts, window), reliance.severity
+    is_daemon = window.window.kind is WindowKind.DAEMONIZE
+    what = f"the daemon forks in {fork.function}" if is_daemon else f"{fork.function} forks"
+    where = "in it" if is_daemon else "in the child, which waits for it"
+    fix = "Start threads after the daemon has forked, or again in it: in its own code, or in a child handler."
+    if not is_daemon:
+        fix = "Keep what needs the thread out of the child: ask it before the fork, or in the parent."
     return Finding(
         rule="threads-lost",
         severity=severity,
         verdict=Verdict.REACHABLE if severity is Severity.HIGH else Verdict.SUSPECTED,
         target=facts.target,
         object=facts.object_name(facts.flow.program.object_of(entry)),
-        message=f"the thread {name} is started before the daemon forks in {fork.function}, and does not exist in it",
+        message=f"the thread {name} is started before {what}, and does not exist {where}",
         why=f"{_where(facts, window.source)} starts it. A child of fork has one thread; nothing that this one was seen "
-        f"to run, no fork handler included, starts {name} again; {evidence}.",
-        fix="Start threads after the daemon has forked, or again in it: in its own code, or in a child handler.",
+        f"to run, no fork handler included, starts {name} again; {reliance.evidence}.",
+        fix=fix,
         fork=fork,
         holder=facts.flow.frames(window.source.path, entry) if window.source is not None else (),
-        requester=_way(facts, window, child, edge),
+        requester=_way(facts, window, child, reliance),
     )
 
 
@@ -101,62 +198,11 @@ def _where(facts: Facts, source: ThreadSource | None) -> str:
     return f"{facts.flow.name(source.root)} ({source.why})" if source is not None else "A constructor"
 
 
-def _way(facts: Facts, window: WindowFacts, child: ChildCalls, edge: int | None) -> tuple[Frame, ...]:
-    if edge is None:
+def _way(facts: Facts, window: WindowFacts, child: ChildCalls, reliance: _Reliance) -> tuple[Frame, ...]:
+    if reliance.wait is None:
         return ()
-    source = Function(int(facts.flow.graph.source[edge]))
-    depth = 0 if edge in child.own else int(child.ahead[source]) + 1
-    return frames_along(facts, child.way(ChildCall(edge, depth)), window.window.function)
-
-
-_Cell = tuple[int, int]
-
-
-def _waits(facts: Facts, child: ChildCalls) -> list[tuple[_Cell | None, int]]:
-    """Calls of the child that wait for a condition, with the variable where the code names it."""
-    graph = facts.flow.graph
-    names = [n for n, f in facts.flow.signatures.locks.items() if f.op == "wait" and f.kind == "condvar"]
-    targets = facts.flow.program.called(sorted(names))
-    edges = {
-        e
-        for t in targets
-        for e in graph.edges_to(t)
-        if child.ahead[graph.source[e]] >= 0 and int(graph.kind[e]) in CERTAIN
-    }
-    edges |= {e for e in child.own if Function(int(graph.target[e])) in targets}
-    return _with_cells(facts, sorted(edges))
-
-
-def _wakes(facts: Facts, entry: Function) -> list[_Cell | None]:
-    """The condition variables that a thread signals."""
-    graph = facts.flow.graph
-    below = graph.distances([entry])
-    targets = facts.flow.program.called(_WAKES)
-    edges = [
-        e for t in targets for e in graph.edges_to(t) if below[graph.source[e]] >= 0 and int(graph.kind[e]) in CERTAIN
-    ]
-    return [cell for cell, _ in _with_cells(facts, sorted(edges))]
-
-
-def _with_cells(facts: Facts, edges: list[int]) -> list[tuple[_Cell | None, int]]:
-    program, graph = facts.flow.program, facts.flow.graph
-    found: list[tuple[_Cell | None, int]] = []
-    for obj in sorted({program.object_of(Function(int(graph.source[e]))) for e in edges}):
-        mine = [e for e in edges if program.object_of(Function(int(graph.source[e]))) == obj]
-        passed = data_arguments(program, obj, graph.site[np.array(mine, np.int64)], 0)
-        for edge in mine:
-            word = passed.get(int(graph.site[edge]))
-            found.append(((obj, word[0]) if word is not None else _followed(facts, obj, edge), edge))
-    return found
-
-
-def _followed(facts: Facts, obj: int, edge: int) -> _Cell | None:
-    """The same, for an address that the function keeps in a register."""
-    flow, site = facts.flow, int(facts.flow.graph.site[edge])
-    function = flow.whole(Function(int(flow.graph.source[edge])))
-    state = flow.state_before(function, site)
-    value = state.register(flow.convention.arguments[0]) if state is not None else None
-    return (obj, value.offset) if value is not None and value.base is None else None
+    way = child.way(ChildCall(reliance.wait.edge, reliance.depth))
+    return frames_along(facts, way, window.window.function)
 
 
 def _may_end(facts: Facts, window: WindowFacts) -> bool:

@@ -73,6 +73,8 @@ class Data:
         self.calls, self.attempts = calls, attempts
         self.object = Object(obj)
         self.stack = Entry(convention.stack)
+        self.choices: dict[Value, set[Value]] = {}
+        """What the values may be that a condition chooses."""
 
     def is_frame(self, base: Base) -> bool:
         return base == self.stack or (isinstance(base, Named) and base.register == self.stack.register)
@@ -197,7 +199,14 @@ class Data:
 
     def forget(self, instruction: Instruction, operation: Forget, state: State) -> None:
         name = operation.destination.name
-        state.registers[name] = Value(Named(instruction.address, name), 0)
+        value = Value(Named(instruction.address, name), 0)
+        if operation.among:
+            one, *others = (self.address_of(self.read(instruction, o, state)) for o in operation.among)
+            if all(other == one for other in others):
+                value = one
+            else:
+                self.choices.setdefault(value, set()).update((one, *others))
+        state.registers[name] = value
 
     def insert(self, instruction: Instruction, operation: Insert, state: State) -> None:
         old = state.register(operation.destination.name)

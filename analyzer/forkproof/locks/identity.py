@@ -43,6 +43,14 @@ def is_resolved(value: Value) -> bool:
     return isinstance(root(value.base), Object | Made) and not _is_anywhere(value)
 
 
+def is_element(value: Value) -> bool:
+    """Some element of the one table that a variable points to: which one, and how large they are, is not known."""
+    base = value.base
+    if not isinstance(base, Element) or not isinstance(base.base, Content):
+        return False
+    return _is_anywhere(value) and isinstance(base.base.base, Object)
+
+
 def _is_anywhere(value: Value) -> bool:
     """Somewhere in a heap object, at a distance that the code computes."""
     base = value.base

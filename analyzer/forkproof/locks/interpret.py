@@ -46,6 +46,7 @@ from forkproof.code.operations import (
     Syscall,
 )
 from forkproof.locks.branches import EQ, EQUALITY, Attempts, Outcome, compared, decided, equate, exclusive, shown
+from forkproof.locks.choices import Choices
 from forkproof.locks.data import STEPS, Data
 from forkproof.locks.ledger import Ledger
 from forkproof.locks.runs import NOTHING, Acquire, Blocks, Calls, CallSite, Exit, Held, Run, Turn, in_order, told_exits
@@ -149,17 +150,31 @@ class _Interpreter:
             _, _, key = heappop(self.pending)
             self.queued.discard(key)
             self._run_block(key)
+        choices = Choices(self.data, self.joins)
+        unposted = self.ledger.waited - self.ledger.posted
+        signals = {a for a in unposted if not self.calls.is_lock(a)}
+        self.exits = {Exit(e.held - signals, e.result) for e in self.exits} if signals else self.exits
         return Run(
             tuple(
-                self._settled(a)
-                for _, a in sorted(self.ledger.acquires.items(), key=repr)
-                if a.kind != "sem" or a.address in self.ledger.posted
+                self._settled(a._replace(kind="count") if a.address in unposted else a)
+                for _, each in sorted(self.ledger.acquires.items(), key=repr)
+                if each.address not in signals
+                for a in choices.acquired(each)
             ),
-            tuple(CallSite(*c[:2], a, h, c[2]) for c, known in sorted(self.noted.items()) for a, h in known.items()),
+            tuple(
+                CallSite(*c[:2], a, choices.held(h), c[2])
+                for c, known in sorted(self.noted.items())
+                for passed, h in known.items()
+                for a in choices.passed(passed)
+            ),
             told_exits(self.exits, self.ledger.let_go, _KEYS),
             frozenset(self.ledger.releases),
             frozenset(self.ledger.let_go),
-            tuple(a for _, a in sorted(self.ledger.again.items(), key=repr) if self._settled(a).blocking),
+            tuple(
+                a
+                for _, a in sorted(self.ledger.again.items(), key=repr)
+                if a.kind != "sem" and self._settled(a).blocking
+            ),
             frozenset(s for s, b in self.split_calls.items() if self._waits(s, b, may_repeat=True)),
             Blocks(
                 start or 0,
@@ -387,7 +402,8 @@ class _Interpreter:
         if len({locks for locks, _ in found}) > 1:
             self.split_calls[site] = self.block
         most = max((len(locks) for locks, _ in found), default=0)
-        after = [self._returned(site, locks, result, state) for locks, result in found or {(held, None): None}]
+        keeps = calls.keeps(site) if through is None else frozenset[str]()
+        after = [self._returned(site, locks, result, state, keeps) for locks, result in found or {(held, None): None}]
         if targets and calls.gives_thread_cell(targets[0]):
             given: Value | None = self.data.thread_cell(site, arguments[0])
         else:
@@ -409,10 +425,13 @@ class _Interpreter:
             passed = next(iter(variants))
         variants[passed] = variants[passed] & held if passed in variants else held
 
-    def _returned(self, site: int, held: Held, result: str | None, state: State) -> tuple[Held, State]:
+    def _returned(
+        self, site: int, held: Held, result: str | None, state: State, keeps: frozenset[str]
+    ) -> tuple[Held, State]:
         after = state.copy()
         registers = after.registers
         registers.update(self._destroyed(site))
+        registers.update({name: value for name, value in state.registers.items() if name in keeps})
         after.flags = None
         if result == "zero":
             registers[self.convention.result] = ZERO
@@ -433,13 +452,11 @@ class _Interpreter:
         self, site: int, library: LockFunction, arguments: tuple[Value, ...], held: Held
     ) -> list[tuple[Held, str | None]]:
         address = arguments[library.argument] if library.argument < len(arguments) else Value(Named(site, "?"), 0)
-        if library.kind in ("sem", "once", "barrier"):
+        if library.kind in ("once", "barrier"):
             self.waiting.add(self.block)
-            if library.kind == "sem" and library.op == "acquire":
-                self.ledger.acquired(site, address, library.kind, held, blocking=not library.bounded)
-            elif library.kind == "sem" and library.op == "release":
-                self.ledger.posted.add(address)
             return [(held, None)]
+        if library.kind == "sem":
+            return [(self._semaphore(site, library, address, held), None)]
         match library.op:
             case "acquire":
                 self.waiting.add(self.block)
@@ -458,6 +475,16 @@ class _Interpreter:
                 mutex = arguments[library.mutex]
                 self.ledger.acquired(site, mutex, "mutex", held - {mutex}, blocking=True)
         return [(held, None)]
+
+    def _semaphore(self, site: int, library: LockFunction, address: Value, held: Held) -> Held:
+        """It is followed as a lock; whether it is one is told at the end."""
+        self.waiting.add(self.block)
+        if library.op == "acquire":
+            self.ledger.waited.add(address)
+            return self.ledger.acquired(site, address, library.kind, held, blocking=not library.bounded)
+        if library.op == "release":
+            self.ledger.posted.add(address)
+        return self.ledger.released(address, held) if library.op in ("release", "init") else held
 
     def _local(self, target: int, arguments: tuple[Value, ...], held: Held) -> list[tuple[Held, str | None]]:
         effect = self.calls.effect(target, arguments)

@@ -23,7 +23,9 @@ class Ledger:
         self.releases: set[Value] = set()
         self.let_go: set[Value] = set()
         self.posted: set[Value] = set()
-        """Semaphores; one that is waited for and posted in one function is a lock, any other is a signal."""
+        """Semaphores; one that is waited for and posted in one function is a lock, any other may be a signal."""
+        self.waited: set[Value] = set()
+        """Semaphores that are waited for."""
         self.left_out: set[Value] = set()
         """Locks that were taken, and are not followed."""
 

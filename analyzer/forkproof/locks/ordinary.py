@@ -10,7 +10,7 @@ Wrong where: the rare condition is one of data: it then counts as ordinary state
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -21,7 +21,7 @@ from forkproof.code.operations import Call, Const, Memory, Set
 from forkproof.locks.runs import Turn
 from forkproof.locks.summary import Step, Summaries, Taken
 from forkproof.locks.switches import Switches
-from forkproof.locks.values import Content, Named, Object, Value, Word, root
+from forkproof.locks.values import ZERO, Content, Element, Named, Object, Value, Word, root
 from forkproof.program import Function
 
 _DEEPEST: Final = 12
@@ -52,6 +52,16 @@ def _looks_at(turn: Turn, locks: set[Value]) -> bool:
     return any(Value(w.base, w.offset) in locks for w in words if isinstance(w, Content | Word))
 
 
+def _leads_to(turn: Turn, lock: Value) -> bool:
+    """A branch on the pointer that leads to the lock, which is not null there."""
+    base = lock.base
+    while isinstance(base, Content | Element):
+        if turn.value == Value(base, 0) and turn.other == ZERO and turn.equal is False:
+            return True
+        base = base.base
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Occasion:
     """When a lock is taken."""
@@ -63,12 +73,14 @@ class Occasion:
 class Occasions:
     """Answers for the locks of one allocator, or of what has no entries of its own.
 
-    An allocator writes to report a problem; `writes_often`: so does a logger whenever it works, under its lock.
+    An allocator writes to report a problem; `writes_often`: so does a logger whenever it works, under its lock. Its
+    lock may lie behind a pointer that is null at start, and is set for whoever knows the lock.
     """
 
     def __init__(self, summaries: Summaries, entries: Iterable[Function], *, writes_often: bool = False) -> None:
         self.summaries = summaries
         self.reporting = _DYING if writes_often else _REPORTING
+        self.follows_pointers = writes_often
         self.entries = tuple(entries)
         self._steps: dict[Step, str] = {}
         self._easy: dict[tuple[Step, ...], tuple[Step, ...]] = {}
@@ -179,6 +191,9 @@ class Occasions:
             run = self.summaries.run(step.function)
             locks = {a.address for a in run.acquires if a.site == step.site}
             turns = [t for t in run.blocks.requires(run.block_of(step.site)) if not _looks_at(t, locks)]
+            if self.follows_pointers:
+                reached = locks.union(self._passed_locks(step))
+                turns = [t for t in turns if not any(_leads_to(t, lock) for lock in reached)]
             reason = next((r for turn in turns if (r := self._reason(step, turn))), "")
             if not reason and self._is_once(step):
                 reason = "only once"
@@ -188,6 +203,15 @@ class Occasions:
                 reason = "only when an allocation has failed"
             self._steps[step] = reason
         return self._steps[step]
+
+    def _passed_locks(self, step: Step) -> Iterator[Value]:
+        """The locks that a function takes by a call there, in its own terms."""
+        summaries = self.summaries
+        for call in summaries.run(step.function).calls:
+            if call.site == step.site:
+                callee = Function(call.target)
+                for taken in summaries.of(callee).entering:
+                    yield summaries.replaced(callee, call.arguments, taken.address)
 
     def _reason(self, step: Step, turn: Turn) -> str:
         value, other = (turn.value, turn.other) if turn.other.base is None else (turn.other, turn.value)

@@ -31,7 +31,7 @@ from forkproof.columns import unique
 from forkproof.elf.image import Machine
 from forkproof.flow import Flow
 from forkproof.locks.evidence import address_of
-from forkproof.locks.identity import is_resolved
+from forkproof.locks.identity import is_element, is_resolved
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import Step, Summaries
 from forkproof.locks.values import Content, Element, Entry, Made, Named, Object, Value, root, substituted
@@ -42,8 +42,9 @@ from forkproof.signature_values import LockFunction
 Functions = npt.NDArray[np.bool_]
 """Membership of every function."""
 
-KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket", "sem", "object"})
-"""What can be held by a thread that does not exist. A once or a guard is taken once, a FILE is libc's."""
+KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket", "sem", "count", "object"})
+"""What can be held by a thread that does not exist; a count is a semaphore that is posted elsewhere. A once or a guard
+is taken once, a FILE is libc's."""
 _TAKES: Final = frozenset({"acquire", "try", "wait"})
 _SHIFT: Final = 48
 _CLOSE: Final = 4096
@@ -63,6 +64,11 @@ _SHARING: Final = (
     *sorted(_SHARED_INITS),
 )
 """What makes a lock, or its attributes, for several processes if its second argument says so."""
+_TYPING: Final = ("pthread_mutexattr_settype", "pthread_mutexattr_setkind_np")
+_OWNED: Final = frozenset({1, 2})
+"""PTHREAD_MUTEX_RECURSIVE and PTHREAD_MUTEX_ERRORCHECK, in glibc and musl."""
+_KIND: Final = 16
+"""Where a pthread_mutex_t of glibc tells its type: bits/struct_mutex.h."""
 _WRAPPERS: Final = 4
 """Functions that pass a lock on to one another."""
 
@@ -96,10 +102,12 @@ class OtherLocks:
         owned: Collection[Function],
         given: Mapping[Function, Collection[Value]] | None = None,
         using: Mapping[Function, LockFunction] | None = None,
+        counted: frozenset[Value] = frozenset(),
     ) -> None:
         """`libc`: libc's own functions, those inside a static program among them. `owned`: functions of allocators,
         whose locks have rules of their own. `given`: first arguments that threads and handlers get. `using`: functions
-        of libc that take the lock of an object that they are given."""
+        of libc that take the lock of an object that they are given. `counted`: semaphores that begin with something to
+        take, which makes locks of them."""
         self.flow, self.graph = flow, flow.graph
         self.given, self.using = given or {}, using or {}
         self.made = frozenset(
@@ -107,7 +115,7 @@ class OtherLocks:
         )
         self.usable = ~libc
         self.usable[list(owned)] = False
-        self.summaries = Summaries(flow, libc_objects, (), np.zeros(flow.graph.size, bool), self.using, libc)
+        self.summaries = Summaries(flow, libc_objects, (), np.zeros(flow.graph.size, bool), self.using, libc, counted)
 
     # ---- what is worth a look --------------------------------------------------------------
 
@@ -235,7 +243,7 @@ class OtherLocks:
         run = summaries.run(function)
         for acquire in run.acquires:
             step, address = Step(function, acquire.site), self._told(function, acquire.address)
-            if acquire.kind in KINDS and is_resolved(address):
+            if self._is_lock(acquire.kind, address):
                 held = self._all_told(function, acquire.held)
                 found.append((address, Place(function, (step,), acquire.blocking, self._is_shared(step), held)))
         for call in run.calls:
@@ -244,7 +252,7 @@ class OtherLocks:
                 if taken.kind not in KINDS or not isinstance(root(taken.address.base), Entry):
                     continue
                 address = self._told(function, summaries.replaced(callee, call.arguments, taken.address))
-                if is_resolved(address):
+                if self._is_lock(taken.kind, address):
                     steps = (Step(function, call.site), *taken.path)
                     blocking = taken.blocking or call.site in run.waiting_calls
                     held = self._all_told(function, call.held)
@@ -252,6 +260,11 @@ class OtherLocks:
         for value in sorted(self.given.get(function, ()), key=repr):
             found += self._taken_of(function, value)
         return found
+
+    def _is_lock(self, kind: str, address: Value) -> bool:
+        """It has an identity, and is something that others can hold."""
+        is_held = kind in KINDS and (kind != "count" or address in self.summaries.counted)
+        return is_held and (is_resolved(address) or is_element(address))
 
     def _told(self, function: Function, value: Value) -> Value:
         """A value of one function's, where it begins at something that the function hands to a thread as well."""
@@ -270,7 +283,7 @@ class OtherLocks:
         for taken in self.summaries.of(function).taken:
             if taken.kind in KINDS and isinstance(root(taken.address.base), Entry):
                 address = self.summaries.replaced(function, (first,), taken.address)
-                if is_resolved(address):
+                if self._is_lock(taken.kind, address):
                     is_shared = self._is_shared(taken.path[-1])
                     yield address, Place(function, taken.path, taken.blocking, is_shared, frozenset())
 
@@ -328,6 +341,30 @@ class OtherLocks:
                 if not addresses:
                     objects.add(flow.program.object_of(function))
         return frozenset(found), frozenset(objects)
+
+    def is_owned(self, address: Value) -> bool:
+        """A mutex that only its owner may let go, recursive or checked: after a fork the child's thread is another."""
+        if address in self._owned:
+            return True
+        begin = address.base
+        if not isinstance(begin, Object) or begin.number >= len(self.flow.program.codes):
+            return False
+        kind = self.flow.program.image(begin.number).read(address.offset + _KIND, 4).tobytes()
+        return int.from_bytes(kind, "little") in _OWNED
+
+    @cached_property
+    def _owned(self) -> frozenset[Value]:
+        """Those of them that code makes: with attributes, in a function that sets such a type."""
+        flow, found = self.flow, set[Value]()
+        setters = flow.program.called(_TYPING)
+        for function in self._callers_of(setters):
+            targets = {int(self.graph.site[e]): Function(int(self.graph.target[e])) for e in flow.outgoing(function)}
+            states = flow.states(function, [s for s, t in targets.items() if t in setters or t in self._inits])
+            types = {flow.passed(function, st, 1).constant for s, st in states.items() if targets[s] in setters}
+            if types and types <= _OWNED:
+                plain = {s for s, st in states.items() if flow.passed(function, st, 1).constant == 0}
+                found.update(a for s, addresses in self._made_at(function) if s not in plain for a in addresses)
+        return frozenset(found)
 
     def _first_of(self, function: Function, state: State) -> list[Value]:
         """What is passed first, as addresses."""

@@ -47,6 +47,12 @@ class Calls(Protocol):
     def comes_back(self, site: int) -> bool:
         """False when the call is known not to return."""
 
+    def is_lock(self, semaphore: Value) -> bool:
+        """Whether a semaphore is, or may be, one that begins with something to take."""
+
+    def keeps(self, site: int) -> frozenset[str]:
+        """Registers that the call at a site leaves as they were, against the convention."""
+
     def library(self, target: int) -> LockFunction | None:
         """What the target does, if it is a lock function of a library."""
 

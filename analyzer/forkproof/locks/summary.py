@@ -29,6 +29,7 @@ from forkproof.locks.identity import Arrays
 from forkproof.locks.interpret import interpret
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
 from forkproof.locks.state import State
+from forkproof.locks.survivors import INSIDE, Survivors
 from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
 from forkproof.model import Frame
 from forkproof.program import Function
@@ -128,13 +129,15 @@ class Summaries:
         among: npt.NDArray[np.bool_] | None = None,
         using: Mapping[Function, LockFunction] | None = None,
         libc: npt.NDArray[np.bool_] | None = None,
+        counted: frozenset[Value] = frozenset(),
     ) -> None:
         """Only functions of these objects are followed: the allocators and whoever registers fork handlers.
 
         Or, where the caller knows better, only those in `among`, to which it adds. `using`: lock functions that no
-        signature names. `libc`: libc's own functions, if they are not all that its objects hold.
+        signature names. `libc`: libc's own functions, if they are not all that its objects hold. `counted`: semaphores
+        that are locks, whoever posts them.
         """
-        self.among, self.using, self.libc = among, using or {}, libc
+        self.among, self.using, self.libc, self.counted = among, using or {}, libc, counted
         self.objects = frozenset(objects) - (libc_objects if libc is None else frozenset())
         self.flow, self.graph, self.program = flow, flow.graph, flow.program
         self.libc_objects = libc_objects
@@ -159,6 +162,11 @@ class Summaries:
         names = sorted(locks, key=lambda name: (locks[name].op == "init", name))
         named = {int(f): locks[name] for f, name in self.program.called(names).items()}
         return {**{int(f): lock for f, lock in self.using.items()}, **named}
+
+    @cached_property
+    def survivors(self) -> Survivors:
+        """What calls leave in registers."""
+        return Survivors(self.flow)
 
     @cached_property
     def arrays(self) -> Arrays:
@@ -452,6 +460,18 @@ class FunctionCalls:
 
     def comes_back(self, site: int) -> bool:
         return self.effects(site).returns
+
+    def is_lock(self, semaphore: Value) -> bool:
+        counted = self.summaries.counted
+        return semaphore in counted or (bool(counted) and isinstance(root(semaphore.base), Entry))
+
+    def keeps(self, site: int) -> frozenset[str]:
+        edges = self.flow.edges_at(self.function, site)
+        if not edges or any(self.flow.graph.kind[e] not in INSIDE for e in edges):
+            return frozenset()
+        return frozenset.intersection(
+            *(self.summaries.survivors.of(Function(int(self.flow.graph.target[e]))) for e in edges)
+        )
 
     def library(self, target: int) -> LockFunction | None:
         return self.summaries.library.get(target)

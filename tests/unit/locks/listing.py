@@ -66,6 +66,14 @@ class _Calls:
     def comes_back(self, site: int) -> bool:
         return self.callees.sites.get(site) not in self.callees.ending
 
+    def keeps(self, site: int) -> frozenset[str]:
+        del site
+        return frozenset()
+
+    def is_lock(self, semaphore: Value) -> bool:
+        del semaphore
+        return False
+
     def library(self, target: int) -> LockFunction | None:
         return self.callees.library.get(self._name(target))
 
