@@ -12,6 +12,7 @@ Wrong where: a lock is passed through memory, or through more than `_WRAPPERS` f
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -69,6 +70,8 @@ _OWNED: Final = frozenset({1, 2})
 """PTHREAD_MUTEX_RECURSIVE and PTHREAD_MUTEX_ERRORCHECK, in glibc and musl."""
 _KIND: Final = 16
 """Where a pthread_mutex_t of glibc tells its type: bits/struct_mutex.h."""
+_WRAPPER: Final = 256
+"""Bytes of a function that may do no more than make a lock new."""
 _WRAPPERS: Final = 4
 """Functions that pass a lock on to one another."""
 
@@ -389,6 +392,9 @@ class OtherLocks:
     def _cleared(self) -> dict[Function, list[tuple[int, Value]]]:
         return {}
 
+    def _is_small(self, function: Function) -> bool:
+        return self.summaries.is_within(function, _WRAPPER)
+
     def _made(self, function: Function) -> list[tuple[int, Value]]:
         return [(site, value) for site, values in self._made_at(function) for value in values]
 
@@ -400,7 +406,8 @@ class OtherLocks:
         for site, state in flow.states(function, arguments).items():
             value = state.register(flow.convention.arguments[arguments[site]])
             addresses = self._addresses(function, value)
-            if self.summaries.library[targets[site]].op == "release" and self.summaries.relevant[function]:
+            library = self.summaries.library.get(targets[site])
+            if library is not None and library.op == "release" and self.summaries.relevant[function]:
                 own = {address for address, _ in self.taken_in(function)}
                 addresses = [address for address in addresses if address not in own]
             found.append((site, addresses))
@@ -411,7 +418,25 @@ class OtherLocks:
         """What makes a lock new. In glibc for x86-64 pthread_spin_init is also pthread_spin_unlock."""
         locks = self.flow.signatures.locks
         called = self.flow.program.called(sorted(name for name, f in locks.items() if f.op == "init"))
-        return {f: locks[name] for f, name in called.items()}
+        found = {f: locks[name] for f, name in called.items()}
+        fresh = dict(found)
+        for _ in range(_WRAPPERS):
+            fresh = {f: made for f, made in self._passing(fresh).items() if f not in found}
+            found |= fresh
+        return found
+
+    def _passing(self, inits: Mapping[Function, LockFunction]) -> dict[Function, LockFunction]:
+        """Functions that make new what they are given: rb_native_mutex_initialize."""
+        flow, graph, found = self.flow, self.graph, dict[Function, LockFunction]()
+        names = {KnownEntry(register): i for i, register in enumerate(flow.convention.arguments)}
+        for function in filter(self._is_small, self._callers_of(inits)):
+            targets = {int(graph.site[e]): Function(int(graph.target[e])) for e in flow.outgoing(function)}
+            sites = {site: inits[target] for site, target in targets.items() if target in inits}
+            for site, state in flow.states(function, sites).items():
+                value = state.register(flow.convention.arguments[sites[site].argument])
+                if value is not None and value.offset == 0 and value.base in names:
+                    found[function] = replace(sites[site], argument=names[value.base])
+        return found
 
     def _stored(self, function: Function) -> list[tuple[int, Value]]:
         flow, body = self.flow, self.flow.body(function)
