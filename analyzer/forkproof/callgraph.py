@@ -15,13 +15,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from forkproof.arguments import address_arguments, followed_arguments
-from forkproof.columns import position_in, spans, unique
+from forkproof.columns import among, position_in, spans, unique
 from forkproof.program import Columns, Function, Program, slot_columns
 from forkproof.signatures import Signatures
 
@@ -70,6 +70,17 @@ class ImportCalls:
     symbol: Columns
     target: Columns
     """Function number, or -1 where the reference binds to no function."""
+
+
+class _Steps(NamedTuple):
+    """Edges of some kinds, sorted by where a step along them begins."""
+
+    begin: Columns
+    """Of each function, the first of its steps; one more than there are functions."""
+    end: npt.NDArray[np.int32]
+    """The function that each step leads to."""
+    edge: npt.NDArray[np.int32]
+    """The edge that each step goes along."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,13 +152,13 @@ class CallGraph:
 
         Breadth first, one vectorised step a level: O(edges) in all.
         """
-        pointers, end = (self._in, self.source) if backward else (self._out, self.target)
-        order = self._by_target if backward else None
-        allowed = np.zeros(max(EdgeKind) + 1, bool)
-        allowed[[int(k) for k in kinds]] = True
-        usable = allowed[self.kind] if without else None
-        if usable is not None:
-            usable[list(without)] = False
+        pointers, step, edges = self._steps(frozenset(kinds), backward)
+        if without:  # a step that leads back to where it begins leads nowhere
+            is_left_out = np.zeros(len(self.kind), bool)
+            is_left_out[list(without)] = True
+            left_out = np.flatnonzero(is_left_out[edges])
+            step = step.copy()
+            step[left_out] = (self.target if backward else self.source)[edges[left_out]]
         distance = np.full(self.size, -1, np.int32)
         distance[list(blocked)] = _BLOCKED
         frontier = unique(np.fromiter((int(r) for r in roots), np.int64))
@@ -156,9 +167,7 @@ class CallGraph:
         level = 0
         while len(frontier):
             level += 1
-            edges = spans(pointers[frontier], pointers[frontier + 1])
-            positions = edges if order is None else order[edges]
-            ends = end[positions[allowed[self.kind[positions]] if usable is None else usable[positions]]]
+            ends = step[spans(pointers[frontier], pointers[frontier + 1])]
             new = ends[distance[ends] == -1]
             # Each once, in any order: the last that put its number in the function's place. Sorting costs more.
             numbers = self._numbers[: len(new)]
@@ -167,6 +176,23 @@ class CallGraph:
             distance[frontier] = level
         distance[distance == _BLOCKED] = -1
         return distance
+
+    def _steps(self, kinds: frozenset[EdgeKind], backward: bool) -> _Steps:
+        """The steps along edges of some kinds; searches repeat, with the same kinds."""
+        known = self._known_steps.get((kinds, backward))
+        if known is None:
+            begins, ends = (self._in, self.source) if backward else (self._out, self.target)
+            edges = self._by_target if backward else self._numbers
+            usable = among(self.kind, kinds)[edges]
+            before = np.zeros(len(edges) + 1, np.int64)
+            np.cumsum(usable, out=before[1:])
+            edges = edges[usable]
+            known = self._known_steps[kinds, backward] = _Steps(before[begins], ends[edges], edges)
+        return known
+
+    @cached_property
+    def _known_steps(self) -> dict[tuple[frozenset[EdgeKind], bool], _Steps]:
+        return {}
 
     def spread(self, reached: npt.NDArray[np.bool_], new: Columns, kinds: Iterable[EdgeKind]) -> None:
         """Add to `reached` the functions `new` and what leads on from them."""

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Reach, sorted_graph
 from forkproof.code.operations import Call, Memory, Operation
 from forkproof.locks.chosen import Chosen
-from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
+from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run, in_order
 from forkproof.locks.summary import FunctionCalls, Step, Summaries
 from forkproof.locks.values import Element, Object, Thread, Value
 from forkproof.program import Function
@@ -70,6 +70,9 @@ class Reentries:
         self.lock = _ANY
         self._shared: dict[tuple[Function, Held], Run] = {}
         self._flags: dict[Function, Effect | None] = {}
+        self._deciding: set[Function] = set()
+        self._circles = 0
+        """How often flags were asked for that were being decided."""
 
     def of(self, addresses: Iterable[Value], among: Iterable[Function]) -> list[Reentry]:
         """The best re-entry for each lock, begun in one of these functions: an ordinary one before a rare one, calls
@@ -247,10 +250,28 @@ class Reentries:
         if function not in self._flags:
             self._flags[function] = None
             if self.summaries.program.object_of(function) in self.summaries.objects and self._uses_thread(function):
-                run = self.summaries.interpreted_run(function, NOTHING, NOTHING, calls=_Following(self, function))
+                self._deciding.add(function)
+                run = self._run_for_flags(function)
+                self._deciding.discard(function)
                 cells = frozenset(r for r in run.releases if isinstance(r.base, Thread))
-                self._flags[function] = Effect(run.exits, cells) if cells else None
+                exits = sorted((Exit(e.held - {_ANY}, e.result) for e in run.exits), key=in_order)
+                self._flags[function] = Effect(tuple(exits), cells) if cells else None
+        elif function in self._deciding:
+            self._circles += 1
         return self._flags[function]
+
+    def _run_for_flags(self, function: Function) -> Run:
+        """The function followed with a lock that is none of the program's, which serves all locks, as in `_run`.
+
+        Not where it asked for what was not decided yet, in a circle of calls: that is one question's answer only.
+        """
+        known = self._shared.get((function, NOTHING))
+        if known is None:
+            before = self._circles
+            known = self._watched(function, frozenset([_ANY]), _ANY)
+            if self._circles == before:
+                self._shared[function, NOTHING] = known
+        return known
 
     def _uses_thread(self, function: Function) -> bool:
         """Its code refers to the thread's own storage."""
