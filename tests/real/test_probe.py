@@ -45,8 +45,11 @@ CLEAN = (
     "daemon_shimmed",
     "cxx_new_hooked",
 )
-OF_OTHER_LOCKS = ("child_localtime",)
-"""Locks that are not an allocator's: libc's."""
+OF_OTHER_LOCKS = (
+    "own_spin_looked",
+    "child_localtime",
+)
+"""Locks that are not an allocator's: the program's own, that who waits for looks at, without trying; libc's."""
 WITHOUT_LOCKS = ("daemon_tls", "daemon_lockfree", "daemon_late_threads", "daemon_libc")
 
 SOMEBODY_ELSE = (
@@ -158,7 +161,12 @@ class TestFixtures:
         assert (found["severity"], found["probe"]["scan_severity"], ran.returncode) == ("high", "medium", 1)
 
     @pytest.mark.parametrize(
-        ("name", "expected"), [("own_mutex", Verdict.CONFIRMED), ("own_mutex_hooked", Verdict.REFUTED)]
+        ("name", "expected"),
+        [
+            ("own_mutex", Verdict.CONFIRMED),
+            ("own_mutex_hooked", Verdict.REFUTED),
+            ("own_semaphore", Verdict.CONFIRMED),  # 0 is taken
+        ],
     )
     def test_own_lock(self, built_fixtures: object, name: str, expected: Verdict) -> None:
         """A mutex of the program itself: its sites are the program's calls of lock functions."""
@@ -168,6 +176,15 @@ class TestFixtures:
             assert record.verdict is expected, record.why
             assert record.lock is not None
             assert record.lock.name == "log_lock"
+
+    @pytest.mark.parametrize(("name", "twin"), [("own_semaphore_shared", "own_semaphore"), ("own_recursive", "")])
+    def test_never_confirmed(self, built_fixtures: object, name: str, twin: str) -> None:
+        """A lock in memory that processes share is mapped from /dev/zero, which is no object. One that the fork itself
+        holds hangs in every run, so that no control run ends; that is no refutation either."""
+        path = str(_path(built_fixtures, name))
+        record = asked(path, "inherited-lock", path, "log_lock", "spawn_child")
+        assert record.verdict is Verdict.INCONCLUSIVE, record.why
+        assert bool(twin) or "whatever others do" in record.why
 
     def test_one_lock_by_name(self, built_fixtures: object) -> None:
         """A lock that the scan calls covered, asked for by its name: the refutation is of this one."""

@@ -180,8 +180,7 @@ class Observer:
             return ()
         from forkproof.probe.prove import place_name
 
-        memory = thread.process.memory
-        taken = [lock for lock in sorted(self.census.places) if memory.word(lock, 4)]
+        taken = [lock for lock in sorted(self.census.places) if self.stage.is_taken(thread.process, lock)]
         return tuple(place_name(self.census.places[lock], lock) for lock in taken)
 
     def _execed(self, thread: Thread) -> None:

@@ -273,7 +273,8 @@ class Prover:
         runs = [(n, run) for n, attempt in enumerate(tries, 1) for run in attempt.runs]
         protected = [(n, run) for n, run in runs if run.outcome is Outcome.PROTECTED]
         held = [(n, run) for n, run in runs if run.outcome is Outcome.PASSED]
-        if protected and not held:
+        kept = [(n, run) for n, run in runs if run.outcome is Outcome.KEPT]
+        if protected and not held and not kept:
             number, run = protected[0]
             tried = len({r.lock.address for _, r in protected if r.lock})
             why = (
@@ -284,7 +285,7 @@ class Prover:
         if not runs:
             name = finding.lock.name if finding.lock is not None else "a lock"
             return replace(blank, why=f"no other thread and child were seen to take {name} in the run without steering")
-        number, run = (held or runs)[-1]
+        number, run = (kept or held or runs)[-1]
         return replace(self._told(finding, blank, run, number), why=_undecided(run))
 
     def _hung(

@@ -25,7 +25,7 @@ from typing import Final
 from forkproof.model import ProbeThread
 from forkproof.probe import watch
 from forkproof.probe.attempt import STUCK, attempt, moves
-from forkproof.probe.sites import Acquire
+from forkproof.probe.sites import Acquire, is_free
 from forkproof.probe.stack import Address
 from forkproof.probe.stage import Kind, Scene, Stage
 from forkproof.probe.tracee import Process, Thread
@@ -151,8 +151,8 @@ class _Run:
             return
         own.ticks += 1
         own.stuck = 0 if moves(own.thread) else own.stuck + 1
-        is_free = own.thread.process.memory.word(own.lock, 4) == 0
-        if is_free or (own.others and (own.stuck >= STUCK or own.ticks >= _LONG)):
+        free = is_free(own.thread.process.memory, own.lock, 4, own.acquire.free)
+        if free or (own.others and (own.stuck >= STUCK or own.ticks >= _LONG)):
             self._let_go()
 
     def _let_go(self) -> None:
@@ -162,7 +162,7 @@ class _Run:
 
     def _comes_back(self, own: _Own) -> Reentered | None:
         """The owner asks for its own lock: does it get through?"""
-        lock = watch.Lock(own.lock, own.acquire.width)
+        lock = watch.Lock(own.lock, own.acquire.width, own.acquire.free)
         watched = watch.Watch(self.stage, lock, own.thread, whose="the process")
         watched.note(Scene(Kind.SITE, own.thread, own.acquire, own.lock))
         self._let_go()

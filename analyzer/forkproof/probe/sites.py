@@ -3,7 +3,8 @@
 Owns: what an acquiring instruction means: its operand, its success, where a thread that executes it comes out.
 Takes: an `AcquireSite` and the object's code. Gives: `Acquire`, which reads both off a thread's registers.
 Must never: look for sites (that is the lock analysis), or step between a load-exclusive and its store.
-Wrong where: a lock's free value is not 0; a ticket lock (who gets a ticket has not got the lock) is not understood.
+Wrong where: a lock's free value is another than `Free` knows (musl's pthread_spinlock_t on x86-64); a ticket lock (who
+      gets a ticket has not got the lock) is not understood.
 
     form             the lock                       got it, when
     library call     the first argument             it returned, with 0 where it returns a status
@@ -55,6 +56,16 @@ class Form(Enum):
     UNKNOWN = "unknown"
 
 
+class Free(Enum):
+    """What a lock's word is while nobody has it."""
+
+    ZERO = "0"
+    POSITIVE = "positive: a semaphore's count; 1 in a pthread_spinlock_t of glibc for x86-64"
+    UNWRITTEN = "no reader and no writer: glibc's pthread_rwlock_t"
+
+
+_UNUSED: Final = 0b101
+"""PTHREAD_RWLOCK_WRPHASE and RWAITING, which a free rwlock of glibc may keep: nptl/pthread_rwlock_common.c."""
 _STATUS: Final = re.compile(r"_*(pthread_|sem_|mtx_)")
 """Functions that return 0 when they have got the lock; others return nothing."""
 _OPAQUE_SIZE: Final = {Machine.X86_64: 40, Machine.AARCH64: 48}
@@ -102,6 +113,16 @@ class Acquire:
     """Rvas at which a thread comes out, where it cannot be single-stepped over the instruction."""
     is_tail_call: bool = False
 
+    is_x86: bool = False
+
+    @property
+    def free(self) -> Free:
+        """What the lock's word is while nobody has it."""
+        callee = self.site.callee
+        if callee.startswith("sem_") or (self.is_x86 and callee.startswith("pthread_spin_")):
+            return Free.POSITIVE
+        return Free.UNWRITTEN if "rwlock" in callee else Free.ZERO
+
     def lock(self, registers: Registers) -> int:
         """The lock's address, for a thread that is at the site."""
         if self.operand is not None:
@@ -120,9 +141,7 @@ class Acquire:
 
     def is_free(self, registers: Registers, memory: Memory) -> bool:
         """Nobody has the lock; known for words only."""
-        if self.form is Form.CALL:
-            return memory.word(self.lock(registers), 4) == 0
-        return memory.word(self.lock(registers), self.width) == 0
+        return is_free(memory, self.lock(registers), 4 if self.form is Form.CALL else self.width, self.free)
 
     def got(self, before: Registers, after: Registers, bias: int) -> bool | None:
         """Whether a thread that has come out has the lock; None: it has not come out yet, but goes round again."""
@@ -143,6 +162,19 @@ class Acquire:
                     return False
                 return True if value_of(after, self.result) == 0 else None
         return False
+
+
+def is_free(memory: Memory, lock: int, width: int, free: Free) -> bool:
+    """What a lock's word says; one that cannot be read is not free."""
+    word = memory.word(lock, width)
+    if word is None:
+        return False
+    match free:
+        case Free.POSITIVE:
+            return 0 < word & 0xFFFFFFFF < 1 << 31
+        case Free.UNWRITTEN:
+            return word & ~_UNUSED == 0
+    return word == 0
 
 
 def value_of(registers: Registers, name: str) -> int:
@@ -190,7 +222,7 @@ def _x86(site: AcquireSite, size: int, mnemonic: str, text: str) -> Acquire:
         exits = (site.rva + size,) if mnemonic == "call" else ()
         return Acquire(
             site, Form.CALL, size, _OPAQUE_SIZE[Machine.X86_64], pointer="rdi", exits=exits,
-            is_tail_call=mnemonic == "jmp",
+            is_tail_call=mnemonic == "jmp", is_x86=True,
         )  # fmt: skip
     operand, width = _x86_memory(text), next((w for n, w in _X86_WIDTHS.items() if text.find(f"{n} ptr") >= 0), 4)
     width = 8 if "qword ptr" in text else 4 if "dword ptr" in text else width

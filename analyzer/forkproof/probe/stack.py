@@ -161,9 +161,14 @@ class Modules:
         return found is not None and found.is_code
 
     def address(self, process: Process, value: int) -> Address:
-        """A run-time address as a place in an object, data included."""
+        """A run-time address as a place in an object, data included; not one in a file that is no object.
+
+        Memory that processes share is mapped from /dev/zero, a memfd or some file.
+        """
         found = self._mapping(process, value)
-        return Address("", value) if found is None or not found.path else Address(found.path, value - found.bias)
+        if found is None or not found.path or self._module(process, found) is None:
+            return Address("", value)
+        return Address(found.path, value - found.bias)
 
     def runtime(self, process: Process, path: str, rva: int) -> int | None:
         """Where a place of an object is in this process."""

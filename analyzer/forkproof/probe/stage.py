@@ -26,12 +26,13 @@ from forkproof.probe import syscalls
 from forkproof.probe.forkcalls import ForkCall, fork_call
 from forkproof.probe.ptrace import Gone
 from forkproof.probe.session import Reason, Session, Stop
-from forkproof.probe.sites import Acquire, AcquireSite, Form, decode_site
+from forkproof.probe.sites import Acquire, AcquireSite, Form, Free, decode_site, is_free
 from forkproof.probe.stack import Modules
 from forkproof.probe.tracee import Process, Thread
 
 TICK: Final = 0.012
 """Seconds without a stop after which the stage says that nothing happens: the rhythm of samples."""
+_WORD: Final = 4
 _LOG: Final = 40
 _BEFORE: Final = 4
 """Lines of a process's log that its child's begins with."""
@@ -109,6 +110,8 @@ class Stage:
         self.modules = Modules(known)
         self.machine = self.session.machine.name
         self.actors: dict[int, Actor] = {}
+        self._free: dict[int, Free] = {}
+        """Of the locks that were seen at sites and are not free at 0."""
         self.output = ""
         self._acquires = decoded(tuple(sites))
         self._output = -1
@@ -207,6 +210,14 @@ class Stage:
         """Paths of the objects that have sites."""
         return frozenset(a.site.object for a in self._acquires)
 
+    def is_taken(self, process: Process, lock: int) -> bool:
+        """By the word at an address at which a lock was seen."""
+        return not is_free(process.memory, lock, _WORD, self.free_of(lock))
+
+    def free_of(self, lock: int) -> Free:
+        """What the word of a lock that was seen is while nobody has it."""
+        return self._free.get(lock, Free.ZERO)
+
     def is_acquirer(self, process: Process, pc: int) -> bool:
         """The function at a run-time address has an acquire site."""
         found = self.modules.of(process, pc)
@@ -251,7 +262,10 @@ class Stage:
             case Reason.BREAKPOINT:
                 acquire = self.acquire_at(thread.process, thread.registers.pc)
                 if acquire is not None:
-                    return Scene(Kind.SITE, thread, acquire, acquire.lock(thread.registers))
+                    lock = acquire.lock(thread.registers)
+                    if acquire.free is not Free.ZERO:
+                        self._free[lock] = acquire.free
+                    return Scene(Kind.SITE, thread, acquire, lock)
             case Reason.SYSCALL:
                 if (scene := self._syscall(thread, actor)) is not None:
                     return scene

@@ -58,6 +58,8 @@ _SPINS: Final = 40
 _AGAIN: Final = 20
 """Ticks after which breakpoints that nobody meets are written again: an emulator may go on with code that was there
 before (qemu-system 7.2 does, when a page is written while it is being translated)."""
+_AFTERWARDS: Final = 3.0
+"""Seconds for which a child is watched when the fork itself had the lock."""
 _WORD: Final = 4
 _SETTLING: Final = 50
 """Ticks after the first hang in which others may come to hang too, or the process that hangs to end."""
@@ -71,6 +73,7 @@ class Outcome(Enum):
     HUNG = "the child waits for the lock"
     PASSED = "the child did not hang"
     PROTECTED = "the fork had the lock itself"
+    KEPT = "the child waits for a lock that the fork itself had"
     NO_FORK = "no such fork was reached"
     NO_HOLDER = "no other thread came to take such a lock"
     LOST = "the program ended before anything could be shown"
@@ -142,6 +145,8 @@ class _Dance:
         self.seen_sites = 0
         self.skip, self.next_skip = 0, _SKIP
         self.rest = watch.Rest(stage)
+        self.child: Thread | None = None
+        """Of the fork that matters, where the lock was not to be had."""
 
     def run(self) -> Performance:
         root = self.stage.start()
@@ -208,7 +213,7 @@ class _Dance:
         assert thread is not None
         assert acquire is not None
         thread.is_frozen = True
-        lock = watch.Lock(scene.lock, acquire.width)
+        lock = watch.Lock(scene.lock, acquire.width, acquire.free)
         self.parked = _Parked(thread, acquire, lock)
         self.stage.disarm(thread.process)
 
@@ -326,12 +331,12 @@ class _Dance:
             seen = where(thread.process.pid, thread.tid)
             word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments) if seen else None
             if word in self.cast.locks and word is not None:
-                return _Parked(thread, None, watch.Lock(word, _WORD))
-            taken = [a for a in sorted(self.cast.locks) if thread.process.memory.word(a, _WORD)]
+                return _Parked(thread, None, watch.Lock(word, _WORD, self.stage.free_of(word)))
+            taken = [a for a in sorted(self.cast.locks) if self.stage.is_taken(thread.process, a)]
             may_spin = seen is not None and seen.state == "R" and len(taken) == 1
             spins[thread.tid] = spins.get(thread.tid, 0) + 1 if may_spin else 0
             if spins[thread.tid] >= _SPINS and self._is_in_acquirer(thread):
-                return _Parked(thread, None, watch.Lock(taken[0], _WORD))
+                return _Parked(thread, None, watch.Lock(taken[0], _WORD, self.stage.free_of(taken[0])))
         return None
 
     def _is_in_acquirer(self, thread: Thread) -> bool:
@@ -395,12 +400,33 @@ class _Dance:
             came = self._comes_back_after(forker, thread)
         if not came:
             return replace(found, outcome=Outcome.NO_HOLDER, reached="after the fork it did not get the lock either")
+        self.session.thaw([thread])
+        watched = self._watched_all_the_same(parked.lock)
+        if watched is not None:
+            reached = "the forking thread has it, whatever others do, and nobody lets it go in the child"
+            return replace(found, outcome=Outcome.KEPT, watched=watched, reached=reached)
         return replace(
             found, outcome=Outcome.PROTECTED,
             holder=replace(found.holder, doing="could not take the lock: the forking thread had it"),
             reached=f"the thread did not get it in {_TRIES} samples while the forking thread stood at its fork and all "
             "others ran, and got it once the forking thread had gone on",
         )  # fmt: skip
+
+    def _watched_all_the_same(self, lock: watch.Lock) -> watch.Watched | None:
+        """The child, if it waits for what the fork itself holds: handlers that let go too little there."""
+        if self.child is None or not self.child.process.is_alive:
+            return None
+        watched = watch.Watch(self.stage, lock, self.child)
+        for scene in self.stage.scenes(min(self.deadline, time.monotonic() + _AFTERWARDS)):
+            watched.note(scene)
+            self.stage.go(scene.thread, scene.child)
+            if scene.kind is Kind.TICK:
+                watched.sample()
+                if watched.hung is not None:
+                    return watched.result(watched.hung)
+                if watched.is_over or (not watched.is_waiting and self.rest.has_come(scene)):
+                    break
+        return None
 
     def _return_address(self, thread: Thread) -> int | None:
         """Where the function that wants the lock returns to: the innermost one that is in an object with sites."""
@@ -411,7 +437,7 @@ class _Dance:
                 return back
         return None
 
-    def _comes_back(self, thread: Thread, ticks: int) -> bool:
+    def _comes_back(self, thread: Thread, ticks: int, forker: Thread | None = None) -> bool:
         """Run everything that is not stopped; true when the thread comes to its return address, where it then is."""
         end = time.monotonic() + ticks * TICK
         while (left := end - time.monotonic()) > 0:
@@ -420,7 +446,7 @@ class _Dance:
                 continue
             if stop.thread is thread and stop.reason is Reason.BREAKPOINT:
                 return True
-            self._pass_over(stop)
+            self._pass_over(stop, forker)
         return False
 
     def _comes_back_after(self, forker: Thread, thread: Thread) -> bool:
@@ -431,12 +457,16 @@ class _Dance:
                 continue
             if stop.thread is thread and stop.reason is Reason.BREAKPOINT:
                 return True
-            if stop.thread is forker and stop.reason is Reason.SYSCALL and self._comes_back(thread, _PAUSE_TICKS):
+            if (
+                stop.thread is forker
+                and stop.reason is Reason.SYSCALL
+                and self._comes_back(thread, _PAUSE_TICKS, forker)
+            ):
                 return True
-            self._pass_over(stop)
+            self._pass_over(stop, forker)
         return False
 
-    def _pass_over(self, stop: Stop) -> None:
+    def _pass_over(self, stop: Stop, forker: Thread | None = None) -> None:
         """A stop of no interest here; a child runs without breakpoints."""
         if stop.reason is Reason.ENDED:
             return
@@ -447,6 +477,8 @@ class _Dance:
             return
         if scene.child is not None and scene.call is not None and scene.call.copies_memory:
             self.stage.disarm(scene.child.process)
+            if scene.thread is forker:
+                self.child = scene.child
         self.stage.go(scene.thread, scene.child)
 
     # ---- the fork --------------------------------------------------------------------------

@@ -10,7 +10,8 @@ Wrong where: the program gives up waiting after longer than the samples last, or
 How a thread is known to wait, the strongest first:
 1. it is in futex(FUTEX_WAIT) on a word of the lock;
 2. it was refused at an acquire site, and in every sample its stack is at least as deep as there, and it does nothing
-   but run or pause: it spins.
+   but run or pause: it spins;
+3. in every sample it goes round a loop that does nothing but look at the lock (`forkproof.probe.spin`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Final
 from forkproof.model import ProbeThread
 from forkproof.probe import syscalls
 from forkproof.probe.ptrace import Gone, named
+from forkproof.probe.sites import Free, is_free
+from forkproof.probe.spin import spins_on
 from forkproof.probe.stage import TICK, Kind, Scene, Stage
 from forkproof.probe.tracee import Process, Thread, Where, where
 
@@ -39,6 +42,7 @@ class Lock:
 
     address: int
     size: int
+    free: Free = Free.ZERO
 
     @property
     def word_size(self) -> int:
@@ -72,6 +76,8 @@ class _Asked:
     sp: int
     in_row: int = 0
     since: float = 0.0
+    looks: bool = False
+    """It was not at an acquire site, but spins on the lock's word."""
 
 
 @dataclass(slots=True)
@@ -135,7 +141,7 @@ class Watch:
         self.stage.disarm(child.process)
 
     def _is_free(self, child: _Child) -> bool:
-        return child.process.memory.word(self.lock.address, self.lock.word_size) == 0
+        return is_free(child.process.memory, self.lock.address, self.lock.word_size, self.lock.free)
 
     # ---- samples ---------------------------------------------------------------------------
 
@@ -177,6 +183,29 @@ class Watch:
                 asked.in_row = asked.in_row + 1 if self._still_asks(thread, asked) else 0
                 if not asked.in_row:
                     del child.asked[thread.tid]
+            elif thread.tid not in child.futex and self._spins(thread, seen):
+                self.was_asked = True
+                child.asked[thread.tid] = _Asked(0, 1, time.monotonic(), looks=True)
+
+    def _spins(self, thread: Thread, seen: Where | None) -> bool:
+        """It runs, in a function that takes locks, and looks at this one again and again."""
+        if seen is None or seen.state != "R" or not self._is_running(seen):
+            return False
+        session = self.stage.session
+        session.freeze([thread])
+        try:
+            return (
+                thread.is_stopped
+                and self.stage.is_acquirer(thread.process, thread.registers.pc)
+                and spins_on(self.stage, thread, self.lock.contains)
+            )
+        except Gone:
+            return False
+        finally:
+            session.thaw([thread])
+
+    def _is_running(self, seen: Where) -> bool:
+        return seen.syscall is None or syscalls.is_pause(self.stage.machine, seen.syscall)
 
     def _is_between(self, thread: Thread, syscall: int | None, child: _Child) -> bool:
         """A lock that waits with a time limit looks at its word now and then: what counts is that it comes back."""
@@ -187,8 +216,10 @@ class Watch:
         seen = where(thread.process.pid, thread.tid)
         if seen is None:
             return False
+        if asked.looks:
+            return self._spins(thread, seen)
         word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments)
-        if seen.syscall is not None and not syscalls.is_pause(self.stage.machine, seen.syscall):
+        if not self._is_running(seen):
             return self.lock.contains(word)
         return self._sp(thread) <= asked.sp
 
