@@ -33,6 +33,8 @@ CLEAN = _CLEAN[: 1 if IS_SMALL else None]
 SHIM = "/work/fixtures/libforkshim.so"
 RUNS, FIXTURE_RUNS = (1, 1) if IS_SMALL else (5, int(os.environ.get("FORKPROOF_PROBE_RUNS", "2")))
 
+pytestmark = pytest.mark.together  # of two workers each would boot a machine
+
 Results = Mapping[str, Any]
 
 
