@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,8 +16,6 @@ from tests.unit.closure.memory import MemorySysroot, fake_image
 from tests.unit.closure.test_ldcache import make_cache
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.unit.closure.conftest import Compiler
 
 P = "/usr/bin/p"
@@ -297,7 +296,9 @@ def test_inherited_rpath_as_ld_so_takes_it(gcc: Compiler) -> None:
 
 
 def test_hardware_subdirectories_as_ld_so_takes_them(gcc: Compiler) -> None:
-    names = ("glibc-hwcaps/x86-64-v3", "glibc-hwcaps/x86-64-v2", "tls/haswell", "haswell/x86_64", "tls", "x86_64", ".")
+    names = ["glibc-hwcaps/x86-64-v3", "glibc-hwcaps/x86-64-v2", "tls/haswell", "haswell/x86_64", "tls", "x86_64", "."]
+    if "GenuineIntel" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        names = [name for name in names if "haswell" not in name]  # a platform that glibc gives Intel's only
     program = None
     for number, name in enumerate(reversed(names)):
         gcc.library(f"lib/{name}/liba.so", f"int a(void) {{ return {number}; }}")
