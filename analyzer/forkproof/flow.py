@@ -137,9 +137,7 @@ class Flow:
         return function in self._bodies
 
     def _extent(self, function: Function) -> tuple[int, int]:
-        obj = self.program.object_of(function)
-        index = function - int(self.program.base[obj])
-        return int(self.program.codes[obj].start[index]), min(int(self.program.codes[obj].size[index]), _HUGE)
+        return self.program.rva_of(function), min(self.program.size_of(function), _HUGE)
 
     def cold_parts(self, function: Function) -> tuple[Function, ...]:
         """Functions of the table that are really pieces of this one."""

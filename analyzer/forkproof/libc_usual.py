@@ -200,9 +200,9 @@ class Usual:
     def _is_atomic_helper(self, function: Function, site: int) -> bool:
         for edge in self.flow.edges_at(function, site):
             target = Function(int(self.graph.target[edge]))
-            obj = self.program.object_of(target)
-            size = int(self.program.codes[obj].size[target - int(self.program.base[obj])])
-            if 0 < size <= _HELPER and any(_is_atomic(i) for i in self.flow.body(target).instructions):
+            if 0 < self.program.size_of(target) <= _HELPER and any(
+                _is_atomic(i) for i in self.flow.body(target).instructions
+            ):
                 return True
         return False
 

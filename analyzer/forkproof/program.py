@@ -76,6 +76,11 @@ class Program:
         """Start address of a function in its object."""
         return int(self.start[function])
 
+    def size_of(self, function: Function) -> int:
+        """Bytes of a function, its cold parts left out; 0 where that is not known."""
+        obj = self.object_of(function)
+        return int(self.codes[obj].size[function - int(self.base[obj])])
+
     def function(self, obj: int, rva: int) -> Function | None:
         """The function that begins at an address, if one does."""
         index = self.codes[obj].function_starting(rva)

@@ -145,7 +145,7 @@ def coverage(
     found = taken_by(summaries, entries, objects)
     covers = {address: _cover(same, address, prepared) for address in found}
     for address in (a for a, cover in covers.items() if cover is Cover.UNCOVERED):
-        if any(_is_kept_in(summaries, address, p) for p in prepared):
+        if _is_kept_where(summaries, address, prepared):
             covers[address] = Cover.ASSUMED
     locks: dict[object, AllocatorLock] = {}
     for address, (taken, count) in found.items():
@@ -190,24 +190,26 @@ def _cover(same: Same, address: Value, prepared: Held) -> Cover:
     return Cover.UNCOVERED if is_resolved(address) else Cover.UNRESOLVED
 
 
-def _is_kept_in(summaries: Summaries, address: Value, prepared: Value) -> bool:
+def _is_kept_where(summaries: Summaries, address: Value, prepared: Held) -> bool:
     """A lock behind a global pointer may be one behind a field: a function that has the pointer stores that field.
 
     So jemalloc's first base: arenas are walked by prepare, each with its base; the first arena is given that one.
     """
-    pointer, field = address.base, prepared.base
-    if address.offset != prepared.offset or not isinstance(pointer, Content) or not isinstance(field, Content):
+    pointer = address.base
+    if not isinstance(pointer, Content) or not isinstance(pointer.base, Object):
         return False
-    if not isinstance(pointer.base, Object) or isinstance(field.base, Object) or field.offset < TELLING:
+    behind = (p.base for p in prepared if p.offset == address.offset and isinstance(p.base, Content))
+    fields = {b.offset for b in behind if b.offset >= TELLING and not isinstance(b.base, Object)}
+    if not fields:
         return False
     flow, graph, word = summaries.flow, summaries.graph, Value(pointer.base, pointer.offset)
     stores = Stores(summaries, lambda _: True)
     places = set(stores.places(word))
     naming = [f for f in stores.naming(word) if _loads(flow.body(f), places)]
     giving = [f for f in naming if summaries.given(f) == Value(pointer, 0)]
-    asking = {Function(int(graph.source[e])) for f in giving for e in graph.edges_to(f) if graph.kind[e] in CALLS}
+    asking = {Function(int(graph.source[e])) for f in giving for e in graph.edges_to(f) if int(graph.kind[e]) in CALLS}
     return any(
-        isinstance(o, Set) and isinstance(o.destination, Memory) and o.destination.displacement == field.offset
+        isinstance(o, Set) and isinstance(o.destination, Memory) and o.destination.displacement in fields
         for function in {*naming, *asking}
         for instruction in flow.body(function).instructions
         for o in instruction.operations

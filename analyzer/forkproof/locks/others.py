@@ -392,9 +392,6 @@ class OtherLocks:
     def _cleared(self) -> dict[Function, list[tuple[int, Value]]]:
         return {}
 
-    def _is_small(self, function: Function) -> bool:
-        return self.summaries.is_within(function, _WRAPPER)
-
     def _made(self, function: Function) -> list[tuple[int, Value]]:
         return [(site, value) for site, values in self._made_at(function) for value in values]
 
@@ -429,7 +426,9 @@ class OtherLocks:
         """Functions that make new what they are given: rb_native_mutex_initialize."""
         flow, graph, found = self.flow, self.graph, dict[Function, LockFunction]()
         names = {KnownEntry(register): i for i, register in enumerate(flow.convention.arguments)}
-        for function in filter(self._is_small, self._callers_of(inits)):
+        for function in self._callers_of(inits):
+            if flow.program.size_of(function) > _WRAPPER:
+                continue
             targets = {int(graph.site[e]): Function(int(graph.target[e])) for e in flow.outgoing(function)}
             sites = {site: inits[target] for site, target in targets.items() if target in inits}
             for site, state in flow.states(function, sites).items():

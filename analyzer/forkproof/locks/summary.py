@@ -407,7 +407,7 @@ class Summaries:
     def given(self, function: Function) -> Value | None:
         """What every call of a function returns, if all that it does is to give a variable: its address or content."""
         if function not in self._given:
-            self._given[function] = self._find_given(function) if self.is_within(function, _GETTER) else None
+            self._given[function] = self._find_given(function) if self.program.size_of(function) <= _GETTER else None
         return self._given[function]
 
     def _find_given(self, function: Function) -> Value | None:
@@ -424,17 +424,12 @@ class Summaries:
                 step(data, instruction, operation, state)
         return None
 
-    def is_within(self, function: Function, size: int) -> bool:
-        """The function has at most so many bytes."""
-        obj = self.program.object_of(function)
-        return int(self.program.codes[obj].size[function - int(self.program.base[obj])]) <= size
-
     def _small(self, function: Function) -> Summary:
         """A small function without atomic operations may still unlock, with a plain store."""
         known = self.known.get(function)
         if known is None:
             known = self.known[function] = EMPTY  # in a circle of tail calls
-            if self.is_within(function, _SMALL):
+            if self.program.size_of(function) <= _SMALL:
                 body = self.flow.body(function)
                 operations = [o for i in body.instructions for o in i.operations]
                 if not any(isinstance(o, Call) for o in operations):

@@ -43,9 +43,7 @@ class Survivors:
 
     def _unwritten(self, function: Function, depth: int) -> frozenset[str]:
         flow, program = self.flow, self.flow.program
-        index = function - int(program.base[program.object_of(function)])
-        size = int(program.codes[program.object_of(function)].size[index])
-        if not 0 < size <= _MOST_BYTES:
+        if not 0 < program.size_of(function) <= _MOST_BYTES:
             return frozenset()
         left = set(flow.convention.destroyed)
         for instruction in flow.body(function).instructions:

@@ -25,6 +25,8 @@ from forkproof.probe.tracee import Thread
 _ROUND: Final = 64
 _LONGEST: Final = 15
 """Bytes of an instruction."""
+_STRINGS: Final = frozenset({"movs", "stos", "ins"})
+"""Instructions that write where no operand of the lifter's says so."""
 _FRAME: Final = 4096
 """Bytes above the stack pointer in which a loop may keep its variables."""
 _RED_ZONE: Final = 128
@@ -57,6 +59,8 @@ def _decoded(stage: Stage, thread: Thread, here: Registers) -> tuple[int, tuple[
     if not rows:
         return None
     _, size, mnemonic, operands = rows[0]
+    if machine is Machine.X86_64 and mnemonic.split()[-1].rstrip("bwdq") in _STRINGS and "xmm" not in operands:
+        return None
     lift = lift_x86_64.lift if machine is Machine.X86_64 else lift_aarch64.lift
     return size, lift(mnemonic, operands)
 

@@ -1,0 +1,77 @@
+"""Does a thread spin by looking at a word? One round of loops that do, and of loops that do something as well."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from forkproof.probe.ptrace import MACHINES, Registers
+from forkproof.probe.spin import spins_on
+
+AT, LOCK, OTHER, STACK = 0x1000, 0x5000, 0x6000, 0x7000
+ADDRESSES = {"rdi": LOCK, "rsi": OTHER, "rsp": STACK, "x0": LOCK, "x1": OTHER, "sp": STACK}
+LOOK, NOP = "8b07", "90"  # mov eax, [rdi]
+LOOK_ARM, NOP_ARM = "000040b9", "1f2003d5"  # ldr w0, [x0]
+
+
+class Thread:
+    """Runs the instructions of a loop one after the other, round and round."""
+
+    def __init__(self, machine: str, instructions: list[str]) -> None:
+        self.machine, self.codes, self.at = MACHINES[machine], [bytes.fromhex(i) for i in instructions], 0
+        self.process = SimpleNamespace(memory=self)
+
+    def read(self, address: int, size: int) -> bytes:
+        assert address == self.registers.pc
+        return self.codes[self.at][:size]
+
+    @property
+    def registers(self) -> Registers:
+        pc = AT + sum(map(len, self.codes[: self.at]))
+        values = {**ADDRESSES, self.machine.pc: pc}
+        return Registers(self.machine, tuple(values.get(name, 0) for name in self.machine.registers))
+
+    def step(self, _: object) -> bool:
+        self.at = (self.at + 1) % len(self.codes)
+        return True
+
+
+def spins(machine: str, instructions: list[str]) -> bool:
+    thread = Thread(machine, instructions)
+    stage: Any = SimpleNamespace(machine=machine, session=SimpleNamespace(step=thread.step))
+    return spins_on(stage, thread, lambda address: address == LOCK)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("machine", "loop"),
+    [
+        ("x86_64", [LOOK, "85c0", NOP]),  # test eax, eax
+        ("x86_64", ["833f00", "f390"]),  # cmp dword ptr [rdi], 0; pause
+        ("x86_64", ["89442408", LOOK]),  # mov [rsp + 8], eax: a variable of the function's own
+        ("aarch64", [LOOK_ARM, NOP_ARM]),
+        ("aarch64", ["00fcdf88", "3f2003d5"]),  # ldar w0, [x0]; yield
+    ],
+)
+def test_a_loop_that_only_looks(machine: str, loop: list[str]) -> None:
+    assert spins(machine, loop)
+
+
+@pytest.mark.parametrize(
+    ("machine", "loop"),
+    [
+        ("x86_64", [NOP, "8b06"]),  # looks at something else
+        ("x86_64", [LOOK, "8906"]),  # mov [rsi], eax
+        ("x86_64", [LOOK, "830601"]),  # add dword ptr [rsi], 1
+        ("x86_64", [LOOK, "0f1106"]),  # movups [rsi], xmm0
+        ("x86_64", [LOOK, "f348ab"]),  # rep stosq
+        ("x86_64", [LOOK, "f00fb10e"]),  # lock cmpxchg [rsi], ecx
+        ("x86_64", [LOOK, "0f05"]),  # syscall: read
+        ("x86_64", [LOOK, *[NOP] * 100]),  # too far round
+        ("aarch64", [LOOK_ARM, "200000b9"]),  # str w0, [x1]
+        ("aarch64", [NOP_ARM, NOP_ARM]),
+    ],
+)
+def test_a_loop_that_does_something_or_looks_elsewhere(machine: str, loop: list[str]) -> None:
+    assert not spins(machine, loop)
