@@ -61,8 +61,8 @@ def built_aarch64() -> Result:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that are marked `together` go to one worker, with those of their module that have the same parameters.
 
-    First, since xdist reads the groups in its own hook of this name. It writes them into a name of the item that pytest 9
-    no longer reads, hence the limit in pyproject.toml.
+    First, since xdist reads the groups in its own hook of this name. It writes them where pytest 9 does not read them,
+    hence the limit in pyproject.toml.
     """
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})

@@ -321,7 +321,8 @@ class TestHardCases:
     def test_is_probed_as_ever(self, robustly: Robust, what: str) -> None:
         found = robustly(what)
         assert Verdict.CONFIRMED not in verdicts(found)
-        assert any(f.probe is not None and f.probe.holder is not None for f in found), "the lock was held"
+        reasons = [f.probe.why for f in found if f.probe is not None]
+        assert any(f.probe is not None and f.probe.holder is not None for f in found), f"was not held: {reasons}"
 
     def test_acquire_that_faults(self, robust: Path) -> None:
         """The thread is not stepped over it for ever, and gets its signal."""

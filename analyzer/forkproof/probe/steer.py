@@ -27,7 +27,7 @@ Rejected: repeating without steering. 140 daemonizing runs of a program that han
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
@@ -36,6 +36,7 @@ from typing import Final
 from forkproof.model import Frame, ProbeThread
 from forkproof.probe import syscalls, watch
 from forkproof.probe.attempt import STUCK, attempt, moves
+from forkproof.probe.patience import Patience
 from forkproof.probe.session import Reason, Stop
 from forkproof.probe.sites import Acquire
 from forkproof.probe.stage import TICK, Kind, Scene, Stage
@@ -300,7 +301,7 @@ class _Dance:
         self.skip = 0
         self.stage.arm(process)
         quiet = ticks = 0
-        patience = _LATE if self.cast.locks else _LATE_ANY
+        waited, enough = Patience(), _LATE if self.cast.locks else _LATE_ANY
         spins: dict[int, int] = {}
         for scene in self.stage.scenes(self.deadline):
             if scene.kind is Kind.SITE and scene.thread is not None and scene.thread.process is process:
@@ -315,8 +316,9 @@ class _Dance:
                     self.session.freeze([self.parked.thread])
                     break
                 ticks += 1
+                waited.tick(others)
                 quiet = 0 if any(moves(t) for t in others) else quiet + 1
-                if quiet >= STUCK or ticks >= patience:
+                if quiet >= STUCK or waited.ticks >= enough:
                     break
                 if ticks % _AGAIN == 0:
                     self.stage.disarm(process)
@@ -357,7 +359,7 @@ class _Dance:
             return self._gets(parked)
         # Taken: by the forker, or by one of the others in the middle of its work. Let these finish.
         self.session.thaw(others)
-        for _ in self._ticks(_TRIES):
+        for _ in self._ticks(_TRIES, others):
             if parked.acquire.is_free(parked.thread.registers, parked.thread.process.memory):
                 self.session.freeze(others)
                 if parked.acquire.is_free(parked.thread.registers, parked.thread.process.memory):
@@ -370,15 +372,17 @@ class _Dance:
         assert parked.acquire is not None
         return attempt(self.stage, parked.thread, parked.acquire)
 
-    def _ticks(self, number: int) -> Iterator[int]:
-        """Let time pass, a tick at a time, stops handled."""
-        for tick in range(number):
+    def _ticks(self, number: int, running: list[Thread]) -> Iterator[None]:
+        """Let time pass, a tick at a time, stops handled; so many in which these could run."""
+        waited = Patience()
+        while waited.ticks < number:
             end = time.monotonic() + TICK
             while (left := end - time.monotonic()) > 0:
                 stop = self.session.wait(left)
                 if stop is not None:
                     self._pass_over(stop)
-            yield tick
+            waited.tick(running)
+            yield
 
     # ---- protected -------------------------------------------------------------------------
 
@@ -394,7 +398,7 @@ class _Dance:
             return replace(found, outcome=Outcome.NO_HOLDER, reached="where the thread would return to is not known")
         with thread.process.memory.breakpoints_at((back,)):
             self.session.thaw([*others, thread])
-            if self._comes_back(thread, _TRIES):
+            if self._comes_back(thread, _TRIES, running=[*others, thread]):
                 return replace(found, outcome=Outcome.NO_HOLDER, reached="another thread had the lock for a long time")
             self.stage.go(forker)
             came = self._comes_back_after(forker, thread)
@@ -437,16 +441,21 @@ class _Dance:
                 return back
         return None
 
-    def _comes_back(self, thread: Thread, ticks: int, forker: Thread | None = None) -> bool:
+    def _comes_back(
+        self, thread: Thread, ticks: int, forker: Thread | None = None, running: Sequence[Thread] = ()
+    ) -> bool:
         """Run everything that is not stopped; true when the thread comes to its return address, where it then is."""
-        end = time.monotonic() + ticks * TICK
-        while (left := end - time.monotonic()) > 0:
-            stop = self.session.wait(left)
-            if stop is None:
-                continue
-            if stop.thread is thread and stop.reason is Reason.BREAKPOINT:
-                return True
-            self._pass_over(stop, forker)
+        waited = Patience()
+        while waited.ticks < ticks:
+            end = time.monotonic() + TICK
+            while (left := end - time.monotonic()) > 0:
+                stop = self.session.wait(left)
+                if stop is None:
+                    continue
+                if stop.thread is thread and stop.reason is Reason.BREAKPOINT:
+                    return True
+                self._pass_over(stop, forker)
+            waited.tick(running)
         return False
 
     def _comes_back_after(self, forker: Thread, thread: Thread) -> bool:
