@@ -47,9 +47,11 @@ CLEAN = (
 )
 OF_OTHER_LOCKS = (
     "own_spin_looked",
+    "own_recursive",
     "child_localtime",
 )
-"""Locks that are not an allocator's: the program's own, that who waits for looks at, without trying; libc's."""
+"""Locks that are not an allocator's: the program's own, that who waits for looks at, without trying; its own that fork
+handlers hold and never let go; libc's."""
 WITHOUT_LOCKS = ("daemon_tls", "daemon_lockfree", "daemon_late_threads", "daemon_libc")
 
 SOMEBODY_ELSE = (
@@ -177,14 +179,21 @@ class TestFixtures:
             assert record.lock is not None
             assert record.lock.name == "log_lock"
 
-    @pytest.mark.parametrize(("name", "twin"), [("own_semaphore_shared", "own_semaphore"), ("own_recursive", "")])
-    def test_never_confirmed(self, built_fixtures: object, name: str, twin: str) -> None:
-        """A lock in memory that processes share is mapped from /dev/zero, which is no object. One that the fork itself
-        holds hangs in every run, so that no control run ends; that is no refutation either."""
-        path = str(_path(built_fixtures, name))
+    def test_lock_that_processes_share(self, built_fixtures: object) -> None:
+        """Its memory is mapped from /dev/zero, which is no object."""
+        path = str(_path(built_fixtures, "own_semaphore_shared"))
         record = asked(path, "inherited-lock", path, "log_lock", "spawn_child")
         assert record.verdict is Verdict.INCONCLUSIVE, record.why
-        assert bool(twin) or "whatever others do" in record.why
+
+    def test_lock_that_the_fork_itself_has(self, built_fixtures: object) -> None:
+        """The child hangs whatever other threads do; in the control run it starts with the lock free."""
+        path = str(_path(built_fixtures, "own_recursive"))
+        record = asked(path, "inherited-lock", path, "log_lock", "spawn_child")
+        assert record.verdict is Verdict.CONFIRMED, record.why
+        assert "the forking thread itself had" in record.why
+        assert record.holder is not None
+        assert record.holder.doing == "forks, and has the lock"
+        assert "made free" in record.control
 
     def test_one_lock_by_name(self, built_fixtures: object) -> None:
         """A lock that the scan calls covered, asked for by its name: the refutation is of this one."""

@@ -246,7 +246,10 @@ class Prover:
             found.runs.append(run)
             if run.outcome is Outcome.HUNG and run.lock is not None:
                 control = replace(cast, locks=frozenset({run.lock.address}), holds=False)
-                found.hung, found.control = run, self._perform(finding, control)
+                found.hung, found.control = run, self._compared(finding, control)
+                break
+            if run.outcome is Outcome.KEPT:
+                found.hung, found.control = run, self._perform(finding, replace(cast, frees=run.lock, early=False))
                 break
             if run.outcome not in (Outcome.PASSED, Outcome.PROTECTED) or run.lock is None:
                 break
@@ -255,6 +258,14 @@ class Prover:
             left -= {run.lock.address}
             cast = replace(cast, locks=left)
         return found
+
+    def _compared(self, finding: Finding, cast: Cast) -> Performance:
+        """The control run; where no thread comes to be stopped in it, which is chance, another."""
+        for early in (cast.early, not cast.early, cast.early, not cast.early):
+            control = self._perform(finding, replace(cast, early=early))
+            if control.outcome is not Outcome.NO_HOLDER:
+                break
+        return control
 
     def _is_meant(self, seen: int, finding: Finding) -> bool:
         """A lock that was seen is one that the finding speaks of, and that was asked for, if one was."""
@@ -291,15 +302,21 @@ class Prover:
     def _hung(
         self, finding: Finding, blank: ProbeRecord, run: Performance, control: Performance, number: int
     ) -> ProbeRecord:
-        record = replace(self._told(finding, blank, run, number), control=_control(control))
+        is_kept = run.outcome is Outcome.KEPT
+        told = _freed_control(control) if is_kept else _control(control)
+        record = replace(self._told(finding, blank, run, number), control=told)
         if control.outcome is not Outcome.PASSED:
             why = "the child waited for the lock, but the control run cannot be compared: " + record.control
             return replace(record, why=why)
         assert record.lock is not None
+        whose, changed = (
+            ("the forking thread itself had at the fork", "with the lock made free in the child at its start")
+            if is_kept
+            else ("a thread of its parent held at the fork", "with that thread stopped before the acquire")
+        )
         why = (
-            f"a child waits for {record.lock.name or 'the lock'} at {record.lock_address}, which a thread of its "
-            "parent held at the fork and which no thread of its own has; with that thread stopped before the acquire, "
-            "nothing else changed, it does not"
+            f"a child waits for {record.lock.name or 'the lock'} at {record.lock_address}, which {whose} and which no "
+            f"thread of its own has; {changed}, nothing else changed, it does not"
         )
         return replace(record, verdict=Verdict.CONFIRMED, why=why)
 
@@ -396,6 +413,15 @@ def _control(control: Performance) -> str:
             return f"with the thread stopped before the acquire: {control.watched.story}"
         case Outcome.HUNG:
             return "the child hung although the thread had been stopped before it had the lock"
+    return f"{control.outcome.value}: {control.reached}" if control.reached else control.outcome.value
+
+
+def _freed_control(control: Performance) -> str:
+    match control.outcome:
+        case Outcome.PASSED if control.watched is not None:
+            return f"with the lock made free in the child at its start: {control.watched.story}"
+        case Outcome.HUNG:
+            return "the child hung although it started with the lock free"
     return f"{control.outcome.value}: {control.reached}" if control.reached else control.outcome.value
 
 

@@ -70,6 +70,8 @@ _STATUS: Final = re.compile(r"_*(pthread_|sem_|mtx_)")
 """Functions that return 0 when they have got the lock; others return nothing."""
 _OPAQUE_SIZE: Final = {Machine.X86_64: 40, Machine.AARCH64: 48}
 """Bytes of a pthread_mutex_t: any word of it is the lock."""
+_COUNT, _OWNER, _USERS = 4, 8, 12
+"""Where they are in glibc's pthread_mutex_t."""
 _PAIR_BYTES: Final = 48
 _X86_WIDTHS: Final = {"byte": 1, "word": 2, "dword": 4, "qword": 8}
 
@@ -175,6 +177,31 @@ def is_free(memory: Memory, lock: int, width: int, free: Free) -> bool:
         case Free.UNWRITTEN:
             return word & ~_UNUSED == 0
     return word == 0
+
+
+def freed(memory: Memory, lock: int, width: int, free: Free, owner: int) -> bool:
+    """Make a lock what it is while nobody has it; false where that is not possible.
+
+    A mutex of glibc also tells whose it is, how often that thread has it, and who uses it: struct __pthread_mutex_s.
+    """
+    word = memory.word(lock, width)
+    if word is None:
+        return False
+    match free:
+        case Free.POSITIVE:
+            word = 1
+        case Free.UNWRITTEN:
+            word &= _UNUSED
+        case Free.ZERO:
+            word = 0
+    if not memory.set_word(lock, word, width):
+        return False
+    if memory.word(lock + _OWNER, 4) == owner:
+        users = memory.word(lock + _USERS, 4) or 1
+        memory.set_word(lock + _COUNT, 0, 4)
+        memory.set_word(lock + _OWNER, 0, 4)
+        memory.set_word(lock + _USERS, users - 1, 4)
+    return True
 
 
 def value_of(registers: Registers, name: str) -> int:

@@ -19,6 +19,8 @@ Must never: let time decide anything but when to give up.
 5. Let the forker fork. The child starts with the lock taken, and without its owner. Then let everybody go.
 6. Watch the child (`watch`).
 In the control run step 4 is left out: the thread stays where it is, before the acquire.
+Where the forker has the lock and the child waits for it all the same (`Outcome.KEPT`), no thread can be left out. In
+the control run of that the child starts with the lock's word made free (`Cast.frees`), nothing else changed.
 
 Rejected: holding first. The forker's prepare handlers, or any allocation, then block on the lock long before the fork.
 Rejected: repeating without steering. 140 daemonizing runs of a program that hangs in every steered run hung never.
@@ -38,7 +40,7 @@ from forkproof.probe import syscalls, watch
 from forkproof.probe.attempt import STUCK, attempt, moves
 from forkproof.probe.patience import Patience
 from forkproof.probe.session import Reason, Stop
-from forkproof.probe.sites import Acquire
+from forkproof.probe.sites import Acquire, freed
 from forkproof.probe.stage import TICK, Kind, Scene, Stage
 from forkproof.probe.tracee import Process, Thread, where
 
@@ -92,6 +94,8 @@ class Cast:
     """False: the control run."""
     leader_too: bool = False
     """The leader may be parked: another thread forks."""
+    frees: watch.Lock | None = None
+    """The control run for a lock that the fork itself has: nobody is held, and the child starts with this lock free."""
     early: bool = True
     """A thread may be parked before the forking thread has come to its fork."""
 
@@ -256,6 +260,8 @@ class _Dance:
 
     def _at_fork(self, forker: Thread, stack: tuple[Frame, ...]) -> Performance:
         """Steps 3 to 6; the forker is stopped at the entry of its system call."""
+        if self.cast.frees is not None:
+            return self._fork(forker, self.cast.frees, [], Performance(Outcome.LOST, self.cast.frees, fork=stack))
         process = forker.process
         if self.parked is not None and self.parked.thread.process is not process:
             self._unpark()
@@ -276,7 +282,7 @@ class _Dance:
         if self.cast.holds:
             inner = self.stage.modules.stack(parked.thread)
             found = replace(found, holder=replace(holder, doing="has just taken the lock, and holds it", stack=inner))
-        return self._fork(forker, parked, others, found)
+        return self._fork(forker, parked.lock, [parked.thread, *others], found)
 
     def _described(self, parked: _Parked, stack: tuple[Frame, ...], holder: ProbeThread) -> Performance:
         place = self.stage.modules.address(parked.thread.process, parked.lock.address)
@@ -408,7 +414,8 @@ class _Dance:
         watched = self._watched_all_the_same(parked.lock)
         if watched is not None:
             reached = "the forking thread has it, whatever others do, and nobody lets it go in the child"
-            return replace(found, outcome=Outcome.KEPT, watched=watched, reached=reached)
+            forking = ProbeThread(f"{self.stage.title(forker)} of the parent", "forks, and has the lock", found.fork)
+            return replace(found, outcome=Outcome.KEPT, holder=forking, watched=watched, reached=reached)
         return replace(
             found, outcome=Outcome.PROTECTED,
             holder=replace(found.holder, doing="could not take the lock: the forking thread had it"),
@@ -492,15 +499,17 @@ class _Dance:
 
     # ---- the fork --------------------------------------------------------------------------
 
-    def _fork(self, forker: Thread, parked: _Parked, others: list[Thread], found: Performance) -> Performance:
+    def _fork(self, forker: Thread, lock: watch.Lock, frozen: list[Thread], found: Performance) -> Performance:
         """Steps 5 and 6."""
         self.stage.go(forker)
         watched: watch.Watch | None = None
         settling = 0
         for scene in self.stage.scenes(self.deadline):
             if scene.kind is Kind.FORKED and scene.thread is forker and scene.child is not None and watched is None:
-                watched = watch.Watch(self.stage, parked.lock, scene.child)
-                self.session.thaw([parked.thread, *others])
+                if self.cast.frees and not self._made_free(lock, scene.child.process, forker):
+                    return replace(found, reached="the lock lies where it cannot be made free for the child alone")
+                watched = watch.Watch(self.stage, lock, scene.child)
+                self.session.thaw(frozen)
             elif watched is not None:
                 watched.note(scene)
             self.stage.go(scene.thread, scene.child)
@@ -514,4 +523,10 @@ class _Dance:
                     break
         if watched is None:
             return replace(found, outcome=Outcome.LOST, reached="the fork failed")
+        if self.cast.frees and not watched.was_got:
+            return replace(found, outcome=Outcome.LOST, reached=watched.story())
         return replace(found, outcome=Outcome.PASSED, watched=watched.result(None))
+
+    def _made_free(self, lock: watch.Lock, child: Process, forker: Thread) -> bool:
+        """In the child, before its first instruction."""
+        return freed(child.memory, lock.address, lock.word_size, lock.free, forker.tid)

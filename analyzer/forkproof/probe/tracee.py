@@ -44,7 +44,7 @@ class Memory:
     """
 
     def __init__(self, pid: int, machine: Machine) -> None:
-        self.machine = machine
+        self.pid, self.machine = pid, machine
         self._file = _opened(pid)
         self._breakpoints: dict[int, Breakpoint] = {}
         self._gone: dict[int, bytes] = {}
@@ -93,6 +93,26 @@ class Memory:
         """A little-endian word; None where nothing is mapped."""
         raw = self.read(address, size)
         return int.from_bytes(raw, "little") if len(raw) == size else None
+
+    def set_word(self, address: int, value: int, size: int) -> bool:
+        """Change a word of the program's data; false where that is not possible, or other processes would see it."""
+        if self.is_shared(address):
+            return False
+        try:
+            self._write(address, value.to_bytes(size, "little"))
+        except OSError:
+            return False
+        return True
+
+    def is_shared(self, address: int) -> bool:
+        """What is there belongs to other processes too (MAP_SHARED); true as well where nobody can tell."""
+        with suppress(OSError):
+            for line in Path(f"/proc/{self.pid}/maps").read_text(errors="surrogateescape").splitlines():
+                place, rights, *_ = line.split(maxsplit=2)
+                first, _, end = place.partition("-")
+                if int(first, 16) <= address < int(end, 16):
+                    return rights.endswith("s")
+        return True
 
     def _write(self, address: int, raw: bytes) -> None:
         os.pwrite(self._file, raw, address)

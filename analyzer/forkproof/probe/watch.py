@@ -260,6 +260,12 @@ class Watch:
         """Nobody is left who could come to wait."""
         return all(not c.process.is_alive or c.is_foreign or c.got for c in self.children.values())
 
+    @property
+    def was_got(self) -> bool:
+        """Somebody found the lock free, and was not killed after that."""
+        got = [c.process for c in self.children.values() if c.got]
+        return any(p.ended is None or p.ended.kind.value != "killed" for p in got)
+
     # ---- the result ------------------------------------------------------------------------
 
     def result(self, hung: Process | None) -> Watched:
