@@ -6,7 +6,8 @@
                 --machine aarch64 does it in the laboratory's virtual machine.
     time        a whole `forkproof probe` process, median; the same for files that were scanned before; the scan and
                 the probe alone; beside it a loop that only runs the program, for as long as one probe takes, and how
-                many of its runs hung
+                many of its runs hung. --machine aarch64: the incident in the virtual machine, from the start of the
+                machine, whose image is there, to the report
 
 Figures depend on the machine and on what else runs there: the load average is printed beside them.
 """
@@ -14,18 +15,15 @@ Figures depend on the machine and on what else runs there: the load average is p
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,12 +36,11 @@ from fixtures.build import DEFAULT_OUTPUT, Result, build
 from forkproof.options import ScanOptions
 from forkproof.probe.prepare import plan_text
 from tools import laboratory, probe_fixtures
+from tools.brute_force import brute_force
 from tools.sysroot import find
 
 HERE: Final = Path(__file__).resolve().parents[1]
 TIMED: Final = "daemon_mutex"
-_SETTLE: Final = 1.0
-"""Seconds after which a run of the bare program that has not ended counts as hung: it takes milliseconds."""
 _IN_A_BOOT: Final = 12
 
 
@@ -182,45 +179,6 @@ def timed(arguments: Sequence[str]) -> Timed:
     return Timed(strongest([f["probe"]["verdict"] for f in found if f["probe"]]), seconds, cpu)
 
 
-def processes_of(paths: Sequence[str]) -> Iterator[int]:
-    """Processes that run one of these files."""
-    for link in Path("/proc").glob("[0-9]*/exe"):
-        with suppress(OSError):
-            if str(link.readlink()) in paths:
-                yield int(link.parent.name)
-
-
-def brute_force(
-    command: Sequence[str], seconds: float, environment: dict[str, str], *, lives_on: bool
-) -> tuple[int, int]:
-    """Run the bare program again and again for so long: runs, and how many of them hung.
-
-    A daemon that lives on has not hung: of such a program, the process that was started is to end.
-    """
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # a subreaper: daemons come back to us
-    end, runs, hung = time.monotonic() + seconds, 0, 0
-    while time.monotonic() < end:
-        runs += 1
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, **environment},
-        ) as process:  # fmt: skip
-            limit = time.monotonic() + _SETTLE
-            while process.poll() is None or (not lives_on and list(processes_of([command[0]]))):
-                if time.monotonic() > limit:
-                    hung += 1
-                    break
-                time.sleep(0.002)
-            for pid in [*processes_of([command[0]])]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-    return runs, hung
-
-
 @dataclass(frozen=True)
 class Daemon:
     """QEMU over tcmalloc, which daemonizes."""
@@ -291,6 +249,45 @@ def times(small: Path) -> None:
         print(f"  a loop of the bare program for {seconds:.1f} s: {runs} runs, {hung} hung", flush=True)
 
 
+_INCIDENT: Final = (
+    "/usr/bin/qemu-system-aarch64", "-S", "-no-user-config", "-nodefaults", "-nographic", "-machine", "none",
+    "-daemonize",
+)  # fmt: skip
+_ALLOCATOR: Final = "libtcmalloc.so.4"
+
+
+def guest_times() -> None:
+    """The same for the incident on arm64, each time in a machine that is started for it."""
+    system = find("bookworm-arm64")
+    if system is None or laboratory.missing() is not None:
+        sys.exit(laboratory.missing())
+    laboratory.base()
+    tools = HERE / "tools"
+    with tempfile.TemporaryDirectory(prefix="forkproof-probes-") as scratch:
+        plans, start = Path(scratch), time.perf_counter()
+        (plans / "plan").write_text(
+            plan_text(_INCIDENT[0], ScanOptions(system, preload=(_ALLOCATOR,))), encoding="utf-8"
+        )
+        scan = time.perf_counter() - start
+        job = {"name": "incident", "plan": "plan", "command": _INCIDENT, "preload": [_ALLOCATOR], "runs": 1}
+        (plans / "jobs.json").write_text(json.dumps([{**job, "rule": "atfork-unbound"}]), encoding="utf-8")
+        files = {"plans": plans, "probe_jobs.py": tools / "probe_jobs.py", "brute_force.py": tools / "brute_force.py"}
+        rows, verdicts = [], Counter[str]()
+        for _ in range(5):
+            done = laboratory.run("python3 probe_jobs.py plans/jobs.json /work/out/results.json\n", files)
+            (result,) = json.loads(done.files["results.json"])
+            rows.append((done.seconds, result["seconds"][0]))
+            verdicts[strongest(result["verdicts"][0])] += 1
+        whole = median(seconds for seconds, _ in rows)
+        print(f"the incident on arm64, medians of 5, load average {os.getloadavg()[0]:.1f}")
+        print(f"  machine, probe and report {whole:6.2f} s  {dict(verdicts)}")
+        print(f"  of that the probe's runs  {median(seconds for _, seconds in rows):6.2f} s")
+        print(f"  scan, here, once          {scan:6.2f} s")
+        script = f"python3 brute_force.py {whole} LD_PRELOAD={_ALLOCATOR} {' '.join(_INCIDENT)} > /work/out/found\n"
+        found = laboratory.run(script, files).files["found"].decode().strip()
+        print(f"  a loop of the bare program for {whole:.1f} s in the machine: {found}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Probe every fixture many times, and time the probes.")
     parser.add_argument("--runs", type=int, default=20)
@@ -302,7 +299,9 @@ def main() -> None:
     asked = parser.parse_args()
     print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors; {asked.runs} runs each")
     is_right = asked.no_verdicts or verdicts(asked.machine, asked.runs, asked.only, asked.plans)
-    if not asked.no_times and asked.machine == platform.machine():
+    if not asked.no_times and asked.machine != platform.machine():
+        guest_times()
+    elif not asked.no_times:
         built = build(asked.machine, DEFAULT_OUTPUT)
         times(built.tree.path(built.fixtures[TIMED]))
     sys.exit(not is_right)
