@@ -6,7 +6,7 @@ import pytest
 
 from tools import unwinder_check
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.together]  # they write and build the same sources
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
