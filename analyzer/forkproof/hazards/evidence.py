@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.callgraph import CERTAIN, Reach
+from forkproof.code.explore import Exploration
 from forkproof.columns import among
 from forkproof.facts import Facts, WindowFacts
 from forkproof.model import Answer, Finding, Frame, Severity, Verdict, WindowKind
@@ -170,11 +171,11 @@ def _of_objects(facts: Facts, objects: Collection[int]) -> npt.NDArray[np.bool_]
     return inside
 
 
-def dead_end(facts: Facts, edges: Iterable[int]) -> Function | None:
+def dead_end(facts: Facts, edges: Iterable[int], bodies: Collection[Function] = ()) -> Function | None:
     """The first function on a way that never comes back: a failed assertion, an error handler that exits.
 
     One that goes round in a loop, as threads do, does not come back either, but the way goes on from there again and
-    again.
+    again. `bodies`: what a child is there to run.
     """
     way = list(edges)
     graph = facts.flow.graph
@@ -182,9 +183,51 @@ def dead_end(facts: Facts, edges: Iterable[int]) -> Function | None:
         following = way[place + 1] if place + 1 < len(way) else None
         target = Function(int(graph.target[edge]))
         site = None if following is None else int(graph.site[following])
-        if not facts.flow.returns(target) and not facts.flow.loops(target, site):
+        if not facts.flow.returns(target) and target not in bodies and not facts.flow.loops(target, site):
             return target
     return None
+
+
+def bodies_of_child(facts: Facts, window: WindowFacts) -> list[Function]:
+    """The functions that never come back and are all that the child does: `child_main`, and what that ends in.
+
+    Not what is called when something has gone wrong: nothing else ends the child, neither exec nor a call that does not
+    come back, and no loop around the call does anything else.
+    """
+    flow, found = facts.flow, list[Function]()
+    for number, level in enumerate(window.window.levels):
+        targets = {Function(int(flow.graph.target[e])) for e in level.edges} - flow.dying
+        if level.returns or all(flow.returns(target) for target in targets):
+            continue
+        body, edges = flow.body(level.function), list(level.edges)
+        position = body.position(level.site)
+        start = level.site if position is None else body.instructions[position].end
+        known = {} if number else {flow.convention.result: 0}
+        run = flow.explore_from(level.function, start, known, flow.execs)
+        while not run.returns:
+            end = _only_end(facts, run, edges)
+            if end is None or end in found or end in flow.dying:
+                break
+            found.append(end)
+            run, edges = flow.explored(end), flow.outgoing(end)
+    return found
+
+
+def _only_end(facts: Facts, run: Exploration, edges: Iterable[int]) -> Function | None:
+    """The only call of these that does not come back, or execs, but for what is called after a failure."""
+    flow, graph = facts.flow, facts.flow.graph
+    visited = {t.site for t in run.transfers}
+    ends, others = set[tuple[Function, int]](), set[int]()
+    for edge in edges:
+        source, target, site = Function(int(graph.source[edge])), Function(int(graph.target[edge])), graph.site[edge]
+        if int(site) not in visited or int(site) in facts.failures.sites(source):
+            continue
+        if target in flow.execs or not flow.returns(target):
+            ends.add((target, int(site)))
+        elif flow.program.object_of(target) not in facts.libc.objects:
+            others.add(int(site))
+    loops_on = any((block := run.block_of(site)) in run.onward(block) for site in others)
+    return None if loops_on or len(ends) != 1 else next(iter(ends))[0]
 
 
 def frames_along(facts: Facts, edges: Iterable[int], start: Function) -> tuple[Frame, ...]:

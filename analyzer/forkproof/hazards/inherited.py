@@ -24,6 +24,7 @@ from forkproof.facts import Facts, WindowFacts
 from forkproof.forks import Level
 from forkproof.hazards.evidence import (
     FOLLOWED,
+    bodies_of_child,
     dead_end,
     existing_threads,
     folded,
@@ -191,12 +192,21 @@ class _Window:
         return found
 
     @cached_property
+    def bodies(self) -> list[Function]:
+        """What the child is there to run, where that never comes back."""
+        return bodies_of_child(self.facts, self.window)
+
+    @cached_property
     def by_child(self) -> Functions:
         """What the child can run before it execs or exits, its own part of the functions that fork included."""
         starts = [int(self.graph.target[e]) for level in self.levels for e in level.edges]
         reach = self.graph.distances(starts, blocked=self.ends)
         found: Functions = (reach >= 0) & (reach < self._limits[1])
         found[self._level_functions()] = True
+        if self.bodies:
+            called = [int(self.graph.target[e]) for f in self.bodies for e in self.flow.outgoing(f)]
+            reach = self.graph.distances(called, blocked=self.ends)
+            found |= (reach >= 0) & (reach < self._limits[1])
         if self.exits:
             at_exit = self.graph.distances(self.exit_handlers, blocked=self.ends)
             found |= (at_exit >= 0) & (at_exit <= _LIVES[0])
@@ -412,7 +422,7 @@ class _Window:
                 edges += self.graph.path(best.function, reach) or []
             last = Function(int(self.graph.target[edges[-1]])) if edges else best.function
             place = best.place or by_function[last] if last is not None else best.place
-            end = dead_end(self.facts, edges)
+            end = dead_end(self.facts, edges, self.bodies)
             if end is None or end in self.dead:
                 assert place is not None
                 way = self._way(edges, place)

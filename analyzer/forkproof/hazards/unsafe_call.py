@@ -11,6 +11,7 @@ Wrong where: see the page of the rule.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 from forkproof.facts import Facts, WindowFacts
@@ -18,6 +19,7 @@ from forkproof.hazards.evidence import (
     FOLLOWED,
     ChildCall,
     ChildCalls,
+    bodies_of_child,
     child_handlers,
     dead_end,
     existing_threads,
@@ -127,12 +129,17 @@ class _Window:
         self.ordinary = self._ordinary_calls()
         self.fork = fork_frame(facts, window)
 
+    @cached_property
+    def bodies(self) -> list[Function]:
+        """What the child is there to run, where that never comes back."""
+        return bodies_of_child(self.facts, self.window)
+
     def _calls(self) -> ChildCalls:
         """What the child calls of libc, on ways that do not end in a function that never comes back."""
         while True:
             calls = self._child_calls()
             telling = (c for f, c in calls.all.items() if c.depth and self.locks.takes_inherited(f))
-            ends = (dead_end(self.facts, calls.way(call)[:-1]) for call in telling)
+            ends = (dead_end(self.facts, calls.way(call)[:-1], self.bodies) for call in telling)
             found = {end for end in ends if end is not None} - self.dead
             if not found:
                 return calls
