@@ -47,6 +47,11 @@ class Severity(Enum):
         """0 for high, larger for milder."""
         return list(Severity).index(self)
 
+    @property
+    def lowered(self) -> Severity:
+        """One step milder; low and note stay: below them is nothing that anybody would look at."""
+        return {Severity.HIGH: Severity.MEDIUM, Severity.MEDIUM: Severity.LOW}.get(self, self)
+
 
 class Answer(Enum):
     """A question that may have no answer."""
@@ -310,7 +315,8 @@ class ProbeRecord:
     census: tuple[str, ...] = ()
     """Which locks the program took in a run without steering, and by which threads."""
     scan_severity: Severity | None = None
-    """What the scan had ranked the finding, where the probe raised it: a hang that was shown is high."""
+    """What the scan had ranked the finding, where the probe changed that: a hang that was shown is high; one whose lock
+    nobody took, in a run that came to the fork, is one step lower."""
 
 
 @dataclass(frozen=True, slots=True)

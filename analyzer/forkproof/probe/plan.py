@@ -14,7 +14,7 @@ Where a lock is taken:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -49,6 +49,8 @@ class Plan:
     """Allocators that the program uses and that take locks."""
     locks: tuple[Lock, ...] = ()
     """Locks that can be asked for by name: those of the allocators' allocation paths."""
+    claims: Mapping[tuple[str, int], Lock] = field(default_factory=dict)
+    """Which lock the scan says is taken at a site, by (path, rva): what a run shows can be held against it."""
 
 
 def make(facts: Facts, root: str = "/", findings: Sequence[Finding] = ()) -> Plan:
@@ -63,7 +65,17 @@ def make(facts: Facts, root: str = "/", findings: Sequence[Finding] = ()) -> Pla
             found.setdefault(finding.object, {}).update(dict.fromkeys(map(inside.site, _named_sites(facts, finding))))
     known = {(inside.path(path), rva): name for (path, rva), name in known_names(facts).items()}
     sites = {name: tuple(rows) for name, rows in found.items()}
-    return Plan(sites, known, tuple(active_objects(facts)), tuple(_locks(facts)))
+    claims = {(inside.path(path), rva): lock for (path, rva), lock in _claims(facts, findings)}
+    return Plan(sites, known, tuple(active_objects(facts)), tuple(_locks(facts)), claims)
+
+
+def _claims(facts: Facts, findings: Sequence[Finding]) -> Iterator[tuple[tuple[str, int], Lock]]:
+    """At the ends of a finding's witness paths its lock is taken, if it is one by address."""
+    for finding in findings:
+        if finding.lock is not None and finding.lock.rva is not None and finding.lock.form in ("global", "array"):
+            for path in filter(None, (finding.holder, finding.requester)):
+                for site in _ends(facts, path[-1]):
+                    yield (site.object, site.rva), finding.lock
 
 
 def _locks(facts: Facts) -> Iterator[Lock]:
@@ -93,13 +105,23 @@ def _named_sites(facts: Facts, finding: Finding) -> Iterator[AcquireSite]:
 
 def _witness_sites(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:
     """The end of a witness path is an acquire site; other atomic operations of that function may be one as well."""
+    yield from _ends(facts, frame)
+    for function in _functions_of(facts, frame):
+        yield from _atomics(facts.flow, function)
+
+
+def _ends(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:
+    """Where a frame stands."""
     flow = facts.flow
-    for obj in range(len(flow.program.codes)):
+    for function in _functions_of(facts, frame):
+        site = flow.program.rva_of(function) + frame.offset
+        yield AcquireSite(_path(flow, function), site, callee=_callee(flow, function, site))
+
+
+def _functions_of(facts: Facts, frame: Frame) -> Iterator[Function]:
+    for obj in range(len(facts.flow.program.codes)):
         if facts.object_name(obj) == frame.object:
-            for function in _functions_called(flow, obj, frame.function):
-                site = flow.program.rva_of(function) + frame.offset
-                yield AcquireSite(_path(flow, function), site, callee=_callee(flow, function, site))
-                yield from _atomics(flow, function)
+            yield from _functions_called(facts.flow, obj, frame.function)
 
 
 def _functions_called(flow: Flow, obj: int, name: str) -> list[Function]:

@@ -30,7 +30,8 @@ def dump(report: Report, plan: Plan) -> str:
         },
         "known": sorted([path, rva, name] for (path, rva), name in plan.known.items()),
         "active": list(plan.active),
-        "locks": [[lock.object, lock.name, lock.rva, lock.form] for lock in plan.locks],
+        "locks": [_row(lock) for lock in plan.locks],
+        "claims": sorted([path, rva, *_row(lock)] for (path, rva), lock in plan.claims.items()),
     }
     return standard.dumps(document, indent=1) + "\n"
 
@@ -45,12 +46,18 @@ def load(text: str, path: str) -> tuple[Report, Plan]:
             for name, rows in found["sites"].items()
         }
         known = {(str(where), int(rva)): str(name) for where, rva, name in found["known"]}
-        locks = tuple(
-            Lock(str(o), str(name), None if rva is None else int(rva), str(form))
-            for o, name, rva, form in found.get("locks", ())
-        )
-        return report, Plan(sites, known, tuple(map(str, found["active"])), locks)
+        locks = tuple(_lock(*row) for row in found.get("locks", ()))
+        claims = {(str(where), int(rva)): _lock(*row) for where, rva, *row in found.get("claims", ())}
+        return report, Plan(sites, known, tuple(map(str, found["active"])), locks, claims)
     except (json.BadReport, KeyError, TypeError, ValueError) as error:
         raise InputError(
             path, f"is no plan: {error}", next_step="Make one with: forkproof probe --write-plan FILE -- CMD"
         ) from error
+
+
+def _row(lock: Lock) -> list[Any]:
+    return [lock.object, lock.name, lock.rva, lock.form]
+
+
+def _lock(holder: Any, name: Any, rva: Any, form: Any) -> Lock:  # noqa: ANN401
+    return Lock(str(holder), str(name), None if rva is None else int(rva), str(form))

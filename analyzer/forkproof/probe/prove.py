@@ -101,6 +101,7 @@ class Prover:
         self._tries: dict[tuple[str, int], _Try] = {}
         self._sites: dict[str, tuple[AcquireSite, ...]] = {}
         self._known: Mapping[tuple[str, int], str] = {}
+        self._claims: Mapping[tuple[str, int], Lock] = {}
         self._asked: set[Lock] = set()
 
     def prove(self, plan: Plan, findings: list[Finding]) -> list[Finding]:
@@ -111,7 +112,7 @@ class Prover:
         covered = covered_findings(plan, target, findings, self.wanted.lock) if self.wanted.covered else []
         objects = sorted({f.object for f in (*chosen, *covered)})
         if objects:
-            self._known = plan.known
+            self._known, self._claims = plan.known, plan.claims
             self._sites = {name: plan.sites.get(name, ()) for name in objects}
             self._asked = {lock for lock in plan.locks if lock.name == self.wanted.lock}
         proven = self._reentries([f for f in chosen if f.rule == _REENTRY])
@@ -135,7 +136,7 @@ class Prover:
         census = self._census_run(every, seconds)
         if census.may_have_missed:
             census.add(self._census_run(every, seconds))
-        self._census_lines = tuple(census_lines(census))
+        self._census_lines = (*census_lines(census), *claim_lines(census, self._claims))
         return census
 
     def _census_run(self, sites: Sequence[AcquireSite], seconds: float) -> Census:
@@ -275,6 +276,11 @@ class Prover:
         place = self.census.places.get(seen)
         return is_of(place, finding.lock) and (not self._asked or any(is_of(place, each) for each in self._asked))
 
+    def _is_idle(self, finding: Finding) -> bool:
+        """No thread took such a lock, on either side of a fork."""
+        assert self.census is not None
+        return not any(self._is_meant(lock, finding) for lock in self.census.places)
+
     # ---- the verdict -----------------------------------------------------------------------
 
     def _verdict(self, finding: Finding, blank: ProbeRecord, tries: list[_Try]) -> ProbeRecord:
@@ -295,6 +301,9 @@ class Prover:
             return replace(self._told(finding, blank, run, number), verdict=Verdict.REFUTED, why=why)
         if not runs:
             name = finding.lock.name if finding.lock is not None else "a lock"
+            if self._is_idle(finding):
+                why = f"nobody was seen to take {name} in a run without steering, which came to the fork"
+                return replace(blank, why=why, scan_severity=finding.severity)
             return replace(blank, why=f"no other thread and child were seen to take {name} in the run without steering")
         number, run = (kept or held or runs)[-1]
         return replace(self._told(finding, blank, run, number), why=_undecided(run))
@@ -341,10 +350,13 @@ def judged(finding: Finding, record: ProbeRecord) -> Finding:
     """The finding with what its probe said.
 
     A confirmed one is high: the scan's rank says how likely a hang is, and this one has been seen. That gates need no
-    second rule for it, and that every format shows it, is why the rank is raised rather than the exit code.
+    second rule for it, and that every format shows it, is why the rank is raised rather than the exit code. One whose
+    lock nobody took, in a run that came to its fork, is ranked one lower: what it needs does not happen in every run.
     """
     if record.verdict is Verdict.INCONCLUSIVE:
-        return replace(finding, probe=record)
+        severity = finding.severity.lowered if record.scan_severity is not None else finding.severity
+        record = replace(record, scan_severity=finding.severity if severity is not finding.severity else None)
+        return replace(finding, severity=severity, probe=record)
     if record.verdict is Verdict.CONFIRMED and finding.severity is not Severity.HIGH:
         record = replace(record, scan_severity=finding.severity)
         finding = replace(finding, severity=Severity.HIGH)
@@ -430,9 +442,6 @@ def named_lock(run: Performance, finding: Finding) -> Lock | None:
     if run.lock is None:
         return finding.lock
     path, rva = run.place
-    static = run.acquire.site.lock if run.acquire is not None else None
-    if static is not None:
-        return static
     named = finding.lock
     if named is not None and named.rva == rva and path and Module.of(path).name == named.object:
         return named
@@ -447,6 +456,34 @@ def census_lines(census: Census) -> Iterable[str]:
     words = {"other": "other threads before a fork", "leader": "the first thread", "child": "children"}
     for taken in census.taken():
         yield f"{place_name(taken.place, taken.lock)}: {words[taken.by]}, {taken.times} times"
+
+
+def claim_lines(census: Census, claims: Mapping[tuple[str, int], Lock]) -> Iterable[str]:
+    """Whether the sites at which the scan names a lock took that one: what it says of addresses, seen in a run.
+
+    A site may take other locks besides, as one in a function that is given the lock does.
+    """
+    taken: dict[AcquireSite, list[int]] = {}
+    for lock, sites in census.sites.items():
+        for site in sites:
+            taken.setdefault(site, []).append(lock)
+    known = [
+        (site, locks, claims[site.object, site.rva])
+        for site, locks in taken.items()
+        if (site.object, site.rva) in claims
+    ]
+    right = 0
+    for site, locks, claim in sorted(known, key=lambda row: (row[0].object, row[0].rva)):
+        if any(is_of(census.places[lock], claim) for lock in locks):
+            right += 1
+            continue
+        module = Module.of(site.object)
+        name, start = module.function(site.rva)
+        seen = ", ".join(place_name(census.places[lock], lock) for lock in sorted(locks))
+        where = f"{name}+{site.rva - start:#x} of {module.name}"
+        yield f"at {where} the scan says {claim.name}; what was taken there is {seen}"
+    if known:
+        yield f"{right} of {len(known)} sites that ran and at which the scan names a lock took that lock"
 
 
 def place_name(place: Address, lock: int) -> str:

@@ -25,7 +25,6 @@ from typing import Final
 from forkproof.code import aarch64
 from forkproof.code.decode import listing
 from forkproof.elf.image import Image, Machine
-from forkproof.model import Lock
 from forkproof.probe.ptrace import Registers
 from forkproof.probe.tracee import Memory
 
@@ -39,8 +38,6 @@ class AcquireSite:
     """Path of the object, as the process maps it."""
     rva: int
     """Of the instruction."""
-    lock: Lock | None = None
-    """What the lock is, where that is known from the code."""
     callee: str = ""
     """The library function, where it is a call of one."""
 

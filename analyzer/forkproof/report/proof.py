@@ -30,7 +30,12 @@ def lines(record: ProbeRecord, width: int, *, verbose: bool) -> Iterator[Line]:
     yield line("  ", Span("PROBE: ", "heading"), Span(record.verdict.value, _STYLES.get(record.verdict, "")))
     yield from wrapped(_sentence(record.why), width, first=line("    "), indent=4)
     if record.scan_severity is not None:
-        text = f"ranked {record.scan_severity.value} by the scan, and high since it was shown"
+        now = (
+            "high since it was shown"
+            if record.verdict is Verdict.CONFIRMED
+            else f"{record.scan_severity.lowered.value} since its lock was not taken"
+        )
+        text = f"ranked {record.scan_severity.value} by the scan, and {now}"
         yield from wrapped(text, width, first=line("    "), indent=6)
     if record.lock is not None and record.lock_address:
         text = f"lock {record.lock.name} of {record.lock.object} at {record.lock_address}"

@@ -35,6 +35,16 @@ class TestRank:
         text = "\n".join(plain(each) for each in proof.lines(found.probe, 80, verbose=False))
         assert (f"ranked {ranked.value} by the scan" in text) == (ranked is not Severity.HIGH)
 
+    def test_a_lock_that_nobody_takes_is_ranked_one_lower(self, ranked: Severity) -> None:
+        idle = replace(record(Verdict.INCONCLUSIVE), scan_severity=ranked)
+        found = judged(replace(samples.INHERITED, severity=ranked), idle)
+        milder = {Severity.HIGH: Severity.MEDIUM, Severity.MEDIUM: Severity.LOW}.get(ranked)
+        assert (found.verdict, found.severity) == (samples.INHERITED.verdict, milder or ranked)
+        assert found.probe is not None
+        assert found.probe.scan_severity is (ranked if milder else None)
+        text = "\n".join(plain(each) for each in proof.lines(found.probe, 80, verbose=False))
+        assert ("since its lock was not taken" in text) == (milder is not None)
+
     def test_others_keep_it(self, ranked: Severity) -> None:
         finding = replace(samples.INHERITED, severity=ranked)
         undecided = judged(finding, record(Verdict.INCONCLUSIVE))
