@@ -67,10 +67,18 @@ def _orderly_end() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def ends_process(context: click.Context) -> bool:
+    """The process ends with this command."""
+    command = context.find_root().command
+    return isinstance(command, LazyGroup) and command.is_process
+
+
 class LazyGroup(click.Group):
     """The group of all commands; the class that says which has them in `entries`, in the order of the help."""
 
     entries: ClassVar[Mapping[str, Entry]] = {}
+    is_process: bool = False
+    """The command line is the process's own, which ends with the command; a caller in Python gives arguments."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Names in the order of the table."""
@@ -91,6 +99,7 @@ class LazyGroup(click.Group):
 
     def main(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - click's signature
         """As click does; --help has nowhere to go where standard output is full."""
+        self.is_process = not arguments and options.get("args") is None
         try:
             return super().main(*arguments, **options)
         except OSError as error:

@@ -19,6 +19,7 @@ import click
 
 from forkproof import rules
 from forkproof.cli import gate, output, running, world
+from forkproof.cli.group import ends_process
 from forkproof.cli.progress import progress
 from forkproof.cli.rules import unknown
 from forkproof.cli.saved import known_findings, read_if_report
@@ -96,7 +97,7 @@ def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN4
     if rule is not None:
         request.deliver(painted(page_lines(rule.page, request.width), color=request.color))
         return
-    report = request.report()
+    report = request.report(is_last=ends_process(context))
     request.deliver(request.rendered(report))
     gc.freeze()  # the process ends: nothing is worth a search for cycles, which takes 0.04 s
     context.exit(judged.exit_code(report))
@@ -140,8 +141,8 @@ class Request:
             output.check(self.file)
         self.gate.check()
 
-    def report(self) -> Report:
-        """Of a scan, or a saved one where one finding of it is to be explained."""
+    def report(self, *, is_last: bool) -> Report:
+        """Of a scan, or a saved one where one finding of it is to be explained; `is_last`: the process ends then."""
         if self.explain is not None and len(self.targets) == 1:
             saved = read_if_report(Path(self.targets[0]))
             if saved is not None:
@@ -152,7 +153,7 @@ class Request:
         with progress() as watched:
             targets = tuple(dict.fromkeys(self.targets))
             if self.probe is None:
-                found = pipeline.scan(targets, options, watched)
+                found = pipeline.scan(targets, options, watched, is_last=is_last)
             else:
                 found = probed(targets[0], self.probe, options, watched)
         return self.gate.marked(found)

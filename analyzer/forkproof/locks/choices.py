@@ -24,14 +24,22 @@ class Choices:
 
     def __init__(self, data: Data, joins: Joins) -> None:
         self.data, self.joins = data, joins
+        self._known: dict[Value, tuple[Value, ...]] = {}
 
     def of(self, value: Value) -> tuple[Value, ...]:
         """The addresses that a value may be; itself where nothing chooses."""
-        begin = Value(root(value.base), 0)
-        if not isinstance(begin.base, Named):
+        found = self._known.get(value)
+        if found is None:
+            found = self._known[value] = self._find(value)
+        return found
+
+    def _find(self, value: Value) -> tuple[Value, ...]:
+        base = root(value.base)
+        if not isinstance(base, Named):
             return (value,)
+        begin = Value(base, 0)
         meant = self.data.choices.get(begin) or self.joins.met([begin]).get(begin, ())
-        found = {self._in(value, begin.base, self.data.address_of(one)) for one in meant}
+        found = {self._in(value, base, self.data.address_of(one)) for one in meant}
         is_told = 1 < len(found) <= _MOST and all(isinstance(root(v.base), Object) for v in found)
         return tuple(sorted(found, key=repr)) if is_told else (value,)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from forkproof.code.conventions import Convention
@@ -101,7 +101,7 @@ class Joins:
 
     def met(self, wanted: Iterable[Value]) -> dict[Value, tuple[Value, ...]]:
         """What each of the names that these values lead to was given to."""
-        known = {phi.value: phi.met for names in self.names.values() for phi in names.values() if phi.met}
+        known = self._phis
         found: dict[Value, tuple[Value, ...]] = {}
         pending = [value for value in wanted if value in known]
         while pending:
@@ -110,6 +110,11 @@ class Joins:
                 found[each] = tuple(known[each])
                 pending += [value for value in found[each] if value in known]
         return found
+
+    @cached_property
+    def _phis(self) -> dict[Value, set[Value]]:
+        """What each name was given to; asked for when nothing meets any more."""
+        return {phi.value: phi.met for names in self.names.values() for phi in names.values() if phi.met}
 
     def is_pointer(self, base: Base) -> bool:
         """What may point to an array: a word of memory, or a parameter."""
