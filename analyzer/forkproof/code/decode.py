@@ -25,6 +25,13 @@ from forkproof.code.operations import Branch, Call, Jump, JumpUnknown, Memory, O
 from forkproof.elf.image import Image, Machine
 
 
+_BRANCHES: Final = (Branch, Jump)
+_LEAVING: Final = (Jump, JumpUnknown, Return, Stop)
+"""What does not go on to the next instruction."""
+_ENDING: Final = frozenset({Branch, *_LEAVING})
+"""What ends a block. Most instructions are none of these, which their types tell at once."""
+
+
 class Instruction(NamedTuple):
     """A decoded instruction and what it does.
 
@@ -67,28 +74,37 @@ class Body:
     @cached_property
     def leaders(self) -> tuple[int, ...]:
         """Positions at which basic blocks begin."""
-        found = {self.index[start] for start, _ in self.parts if start in self.index}
-        for position, instruction in enumerate(self.instructions):
-            for operation in instruction.operations:
-                if isinstance(operation, Branch | Jump) and operation.target in self.index:
-                    found.add(self.index[operation.target])
-                if isinstance(operation, Branch | Jump | JumpUnknown | Return | Stop):
-                    found.add(position + 1)
+        index = self.index
+        found = {index[start] for start, _ in self.parts if start in index}
+        for position, operations in self._ending:
+            found.add(position + 1)
+            for operation in operations:
+                if isinstance(operation, _BRANCHES) and operation.target in index:
+                    found.add(index[operation.target])
         return tuple(sorted(p for p in found if p < len(self.instructions)))
+
+    @cached_property
+    def _ending(self) -> list[tuple[int, tuple[Operation, ...]]]:
+        """The position and the operations of each instruction that ends a block."""
+        return [
+            (position, operations)
+            for position, (_, _, operations) in enumerate(self.instructions)
+            if not _ENDING.isdisjoint(map(type, operations))
+        ]
 
     @cached_property
     def orphans(self) -> tuple[int, ...]:
         """Leaders that no branch names and nothing falls into: what a computed jump may lead to."""
-        named = {self.index[start] for start, _ in self.parts if start in self.index}
-        for position, instruction in enumerate(self.instructions):
-            falls = True
-            for operation in instruction.operations:
-                if isinstance(operation, Branch | Jump) and operation.target in self.index:
-                    named.add(self.index[operation.target])
-                falls &= not isinstance(operation, Jump | JumpUnknown | Return | Stop)
-            if falls:
-                named.add(position + 1)
-        return tuple(p for p in self.leaders if p not in named)
+        index = self.index
+        named = {index[start] for start, _ in self.parts if start in index}
+        stops = set()
+        for position, operations in self._ending:
+            for operation in operations:
+                if isinstance(operation, _BRANCHES) and operation.target in index:
+                    named.add(index[operation.target])
+                if isinstance(operation, _LEAVING):
+                    stops.add(position + 1)
+        return tuple(p for p in self.leaders if p not in named and (p in stops or not p))
 
     @cached_property
     def predecessors(self) -> Mapping[int, tuple[int, ...]]:
@@ -103,11 +119,11 @@ class Body:
     def _following(self, last: Instruction, end: int) -> Iterator[int]:
         """Blocks that may follow one with this last instruction."""
         for operation in last.operations:
-            if isinstance(operation, Branch | Jump) and operation.target in self.index:
+            if isinstance(operation, _BRANCHES) and operation.target in self.index:
                 yield self.index[operation.target]
             if isinstance(operation, JumpUnknown):
                 yield from self.orphans
-            if isinstance(operation, Jump | JumpUnknown | Return | Stop):
+            if isinstance(operation, _LEAVING):
                 return
         yield end
 
@@ -175,6 +191,7 @@ def decode(image: Image, parts: Iterable[tuple[int, int]], *, vectors: bool = Fa
     lift = _vector_lifter(image.machine) if vectors else _lifter(image.machine)
     found: list[Instruction] = []
     prefixed: dict[int, int] = {}
+    new = tuple.__new__  # without the call in Python that a named tuple is made by: there are hundreds of thousands
     for start, size in sorted(ranges):
         code = image.read(start, size).tobytes()
         for address, length, mnemonic, operands in disassemble(image.machine, code, start):
@@ -183,7 +200,7 @@ def decode(image: Image, parts: Iterable[tuple[int, int]], *, vectors: bool = Fa
                 prefixed[address] = address + prefix
                 found.append(Instruction(address + prefix, length - prefix, operations))
             else:
-                found.append(Instruction(address, length, operations))
+                found.append(new(Instruction, (address, length, operations)))
     return Body(ranges[0][0], tuple(found), ranges, prefixed)
 
 

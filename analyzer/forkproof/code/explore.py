@@ -462,9 +462,12 @@ _STEPS: Final[Mapping[type, Callable[[_Explorer, Instruction, Any, State], None]
 """What does not change where control goes. A table, since matching tries the classes one after the other."""
 
 
+_TOLD: Final = (Word, Entry)
+
+
 def _settled(value: Value | None) -> Value | None:
     """A return value as a caller can use it: constants, parameters and words, nothing of this frame."""
-    return value if value is None or value.base is None or isinstance(value.base, Word | Entry) else None
+    return value if value is None or value.base is None or isinstance(value.base, _TOLD) else None
 
 
 def _narrow(value: Value | None, bits: int, *, signed: bool = False) -> Value | None:

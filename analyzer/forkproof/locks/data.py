@@ -58,6 +58,10 @@ THREAD: Final = Value(Thread(None), 0)
 """The thread pointer."""
 
 
+_LOADED: Final = (Content, Entry)
+_POINTING: Final = (Object, Content, Element, Entry)
+
+
 def of_thread(offset: Value) -> Value | None:
     """The cell at an offset from the thread pointer: a number, or one that ld.so puts into the object."""
     if offset.base is None:
@@ -111,7 +115,7 @@ class Data:
         if THREAD.base in (a.base, b.base):
             offset = b if a.base == THREAD.base else a
             return of_thread(Value(offset.base, a.offset + b.offset)) or Value(Named(site, "sum"), 0)
-        if isinstance(a.base, Content | Entry) and isinstance(b.base, Content | Entry):
+        if isinstance(a.base, _LOADED) and isinstance(b.base, _LOADED):
             return Value(Named(site, "sum"), 0)
         if isinstance(b.base, Object) or (not self._may_point(a.base) and self._may_point(b.base)):
             a, b = b, a
@@ -123,7 +127,7 @@ class Data:
 
     @staticmethod
     def _may_point(base: Base) -> bool:
-        return isinstance(base, Object | Content | Element | Entry)
+        return isinstance(base, _POINTING)
 
     def read(self, instruction: Instruction, operand: Operand, state: State) -> Value:
         if isinstance(operand, Const):

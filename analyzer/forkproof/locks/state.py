@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from forkproof.code.conventions import Convention
 from forkproof.code.operations import Condition
@@ -203,7 +203,10 @@ class Joins:
         return phi
 
 
+_SETTLED: Final = (Object, Element, Entry, Thread)
+
+
 def _is_settled(base: Base) -> bool:
     """A value that no round of a loop has changed: a number, an address, or what some element of an array holds."""
     is_some = isinstance(base, Content) and isinstance(base.base, Element)
-    return is_some or base is None or isinstance(base, Object | Element | Entry | Thread)
+    return is_some or base is None or isinstance(base, _SETTLED)
