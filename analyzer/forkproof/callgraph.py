@@ -134,7 +134,18 @@ class CallGraph:
 
     def edges_to(self, function: Function) -> list[int]:
         """Edge positions that lead to a function."""
-        found: list[int] = self._by_target[self._in[function] : self._in[function + 1]].tolist()
+        found: list[int] = self.rows_to(function).tolist()
+        return found
+
+    def rows_to(self, function: Function) -> npt.NDArray[np.int32]:
+        """`edges_to` as a column: for functions that are called from everywhere."""
+        return self._by_target[self._in[function] : self._in[function + 1]]
+
+    @cached_property
+    def only_jumped_to(self) -> npt.NDArray[np.bool_]:
+        """Functions that no edge but jumps leads to."""
+        found = np.ones(self.size, bool)
+        found[self.target[self.kind != EdgeKind.JUMP]] = False
         return found
 
     def distances(
@@ -143,29 +154,34 @@ class CallGraph:
         kinds: Iterable[EdgeKind] = CERTAIN,
         *,
         backward: bool = False,
-        blocked: Iterable[int] = (),
+        blocked: Iterable[int] | npt.NDArray[np.bool_] = (),
         without: Collection[int] = (),
+        until: Collection[int] = (),
     ) -> Reach:
         """Number of edges from the nearest root to each function (or from it to a root); -1: no path.
 
-        No path leads through a `blocked` function, or along an edge of `without`.
+        No path leads through a `blocked` function, or along an edge of `without`. With `until`, what is farther than
+        the nearest of those functions is not looked for.
 
         Breadth first, one vectorised step a level: O(edges) in all.
         """
         pointers, step, edges = self._steps(frozenset(kinds), backward)
         if without:  # a step that leads back to where it begins leads nowhere
-            is_left_out = np.zeros(len(self.kind), bool)
-            is_left_out[list(without)] = True
-            left_out = np.flatnonzero(is_left_out[edges])
-            step = step.copy()
-            step[left_out] = (self.target if backward else self.source)[edges[left_out]]
+            step, begins = step.copy(), self.target if backward else self.source
+            for edge in without:
+                begin = begins[edge]
+                first, last = pointers[begin], pointers[begin + 1]
+                at = first + edges[first:last].searchsorted(edge)  # of one function's steps, the edges are in order
+                if at < last and edges[at] == edge:
+                    step[at] = begin
         distance = np.full(self.size, -1, np.int32)
-        distance[list(blocked)] = _BLOCKED
+        distance[blocked if isinstance(blocked, np.ndarray) else list(blocked)] = _BLOCKED
         frontier = unique(np.fromiter((int(r) for r in roots), np.int64))
         distance[frontier] = 0
         place = np.empty(self.size, np.int32)
+        wanted = list(until)
         level = 0
-        while len(frontier):
+        while len(frontier) and not (wanted and (distance[wanted] >= 0).any()):
             level += 1
             ends = step[spans(pointers[frontier], pointers[frontier + 1])]
             new = ends[distance[ends] == -1]

@@ -166,10 +166,9 @@ class Flow:
 
     def _find_owner(self, function: Function) -> Function | None:
         graph = self.graph
-        incoming = graph.edges_to(function)
-        if not all(kind == _JUMP for kind in graph.kind[incoming].tolist()):
+        if not graph.only_jumped_to[function]:
             return None
-        callers = {*graph.source[incoming].tolist()} - {function}
+        callers = {*graph.source[graph.rows_to(function)].tolist()} - {function}
         if len(callers) != 1:
             return None
         obj, rva = self.program.object_of(function), self.program.rva_of(function)

@@ -438,10 +438,10 @@ class _Derivation:
 
     def _exported(self, takers: frozenset[Function]) -> list[str]:
         """Public names of functions that take a lock, or that lead to one that does; the nearest first."""
-        distance = self.graph.distances(takers, backward=True, blocked=self.flow.dying)
-        near = [(int(distance[f]), plainness(name), name) for f, name in self.public.items() if distance[f] >= 0]
-        least = min((d for d, _, _ in near), default=0)
-        return [name for d, _, name in sorted(near) if d == least]
+        distance = self.graph.distances(takers, backward=True, blocked=self.flow.dying, until=self.public)
+        reached = np.array(list(self.public), np.int64)
+        near = [(plainness(self.public[f]), self.public[f]) for f in reached[distance[reached] >= 0].tolist()]
+        return [name for _, name in sorted(near)]  # all are as near: the search ends with them
 
     def may_take(self) -> Mapping[Function, int]:
         """Who may take which. Ways to die are left out.

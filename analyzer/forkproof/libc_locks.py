@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from forkproof.callgraph import Reach
 from forkproof.content import Part, part_of
 from forkproof.libc_code import Address, Catalogue, LibcLock, Method, derive
@@ -31,7 +33,7 @@ class LibcLocks:
     def __init__(self, flow: Flow, libc: LibcFacts, parts: Parts) -> None:
         self.flow, self.libc, self.parts = flow, libc, parts
         self._ways: dict[int, Reach] = {}
-        self._reaching: dict[tuple[int, bool, frozenset[Function], frozenset[Function], frozenset[int]], Reach] = {}
+        self._reaching: dict[tuple[object, ...], Reach] = {}
         self._calling: dict[frozenset[Function], Reach] = {}
 
     @cached_property
@@ -119,22 +121,26 @@ class LibcLocks:
         dead: frozenset[Function],
         without: frozenset[int],
         *,
+        until: frozenset[Function],
         writing: bool,
     ) -> Reach:
-        """Number of calls from each of `starts` to one of `usual_takers`.
+        """Number of calls from each of `starts` to one of `usual_takers`, up to the nearest of `until`.
 
         No way leads through `dead` functions or along an edge of `without`, nor through libc by another function: what
         that does on its rare ways is no matter of course.
         """
-        key = self._numbers[id(lock)], writing, starts, dead, without
+        key = self._numbers[id(lock)], writing, starts, dead, without, until
         reach = self._reaching.get(key)
         if reach is None:
             takers = self.usual_takers(lock, starts, writing=writing)
-            base, core = self.flow.program.base, self.libc.core
-            inside = set(range(base[core], base[core + 1])) if core is not None else set()
-            blocked = [*self.flow.dying, *dead, *(inside - set(takers))]
-            graph = self.flow.graph
-            reach = self._reaching[key] = graph.distances(takers, backward=True, blocked=blocked, without=without)
+            graph, base, core = self.flow.graph, self.flow.program.base, self.libc.core
+            blocked = np.zeros(graph.size, bool)
+            if core is not None:
+                blocked[base[core] : base[core + 1]] = True
+                blocked[takers] = False
+            blocked[[*self.flow.dying, *dead]] = True
+            reach = graph.distances(takers, backward=True, blocked=blocked, without=without, until=until)
+            self._reaching[key] = reach
         return reach
 
     def way_to(self, lock: LibcLock, function: Function) -> list[int]:

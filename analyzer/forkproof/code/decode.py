@@ -24,7 +24,6 @@ from forkproof.code.disassembler import disassemble
 from forkproof.code.operations import Branch, Call, Jump, JumpUnknown, Memory, Operation, Register, Return, Stop
 from forkproof.elf.image import Image, Machine
 
-
 _BRANCHES: Final = (Branch, Jump)
 _LEAVING: Final = (Jump, JumpUnknown, Return, Stop)
 """What does not go on to the next instruction."""

@@ -68,7 +68,10 @@ class FunctionNames:
 
     def known(self, names: Iterable[str]) -> list[str]:
         """Those of the names that a function here bears, in the order given."""
-        return [name for name in names if any(name in table for table in self._first)]
+        wanted = list(names)
+        asked = set(wanted)
+        borne = set[str]().union(*(table.keys() & asked for table in self._first))
+        return [name for name in wanted if name in borne]
 
     def addresses(self, name: str) -> tuple[int, ...]:
         """Addresses of the functions that bear a name; a local name may have several."""

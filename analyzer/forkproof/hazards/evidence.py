@@ -118,9 +118,7 @@ class ChildCalls:
         edges += [e for level in window.window.levels for e in level.edges]
         self.own = [e for e in edges if may_call[self.graph.target[e]] and e not in self.without]
         starts = [int(self.graph.target[e]) for e in self.own if not inside[self.graph.target[e]]]
-        self.ahead = self.graph.distances(
-            starts, blocked=[*ends, *np.flatnonzero(inside).tolist()], without=self.without
-        )
+        self.ahead = self.graph.distances(starts, blocked=blocked | inside, without=self.without)
         self._before: dict[Function, int] = {}
         self.all: dict[Function, ChildCall] = {}
         for edge in self.own:
@@ -134,9 +132,10 @@ class ChildCalls:
         called = rows[wanted[graph.target[rows]] & among(graph.kind[rows], _KINDS)]
         called = called[~np.isin(called, list(self.without))]
         order = called[np.lexsort((graph.site[called], source[called], self.ahead[source[called]]))]
-        for edge in order.tolist():
-            call = ChildCall(edge, int(self.ahead[source[edge]]) + 1)
-            self.all.setdefault(Function(int(graph.target[edge])), call)
+        depths = self.ahead[source[order]].tolist()
+        for edge, function, depth in zip(order.tolist(), graph.target[order].tolist(), depths, strict=True):
+            if function not in self.all:
+                self.all[Function(function)] = ChildCall(edge, depth + 1)
 
     def way(self, call: ChildCall) -> list[int]:
         """The edges from the child's own code to a call, which is the last of them."""
@@ -155,9 +154,10 @@ class ChildCalls:
 
     def _find_before(self, function: Function) -> int:
         """The first edge by which a shortest way comes to a function: ways to many calls share their beginnings."""
-        incoming = np.array([e for e in self.graph.edges_to(function) if e not in self.without], np.int64)
+        incoming = self.graph.rows_to(function)
         nearer = self.ahead[self.graph.source[incoming]] == self.ahead[function] - 1
-        return int(incoming[nearer & among(self.graph.kind[incoming], _KINDS)].min())
+        found = incoming[nearer & among(self.graph.kind[incoming], _KINDS)].tolist()
+        return min(edge for edge in found if edge not in self.without)
 
 
 _KINDS: Final = [int(kind) for kind in CERTAIN]

@@ -86,7 +86,7 @@ def _way(facts: Facts, handler: Function, goals: frozenset[Function]) -> list[in
     dead: set[Function] = set(facts.flow.program.called(names))
     while True:
         blocked = [f for f in (*facts.flow.dying, *dead) if f not in goals]
-        reach = facts.flow.graph.distances(goals, backward=True, blocked=blocked)
+        reach = facts.flow.graph.distances(goals, backward=True, blocked=blocked, until=[handler])
         edges = facts.flow.graph.path(handler, reach)
         if not edges:
             return None

@@ -202,8 +202,10 @@ class _Window:
         unseen = Answer.UNKNOWN if self.window.source else Answer.YES
         threads = (existing_threads(self.facts, self.window.source), Answer.YES), (other_threads(self.facts), unseen)
         starts = frozenset(f for group, _ in threads for f in group)
+        first = frozenset(next((group for group, _ in threads if group), ()))
         while True:
-            reach = self.locks.reaching(lock, starts, frozenset(self.dead), frozenset(self.failing), writing=only_reads)
+            dead, failing = frozenset(self.dead), frozenset(self.failing)
+            reach = self.locks.reaching(lock, starts, dead, failing, until=first, writing=only_reads)
             found = [(f, answer) for group, answer in threads if (f := nearest(group, reach)) is not None]
             if not found:
                 return None
