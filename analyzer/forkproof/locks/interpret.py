@@ -21,6 +21,7 @@ An atomic operation is an attempt. It acquires on the edges that show its succes
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from heapq import heappop, heappush
 from typing import Final
 
@@ -99,6 +100,12 @@ def interpret(
     store; what is loaded there is that constant. So a flag that keeps a visitor out decides the branch that tests it.
     """
     return _Interpreter(body, machine, obj, calls, watched, joined=joined, flagged=flagged).run(held)
+
+
+@lru_cache(maxsize=1 << 10)
+def _destroyed(names: frozenset[str], site: int) -> Mapping[str, Value]:
+    """Names for registers that a call leaves; functions are followed again for other locks."""
+    return {name: Value(Named(site, name), 0) for name in names}
 
 
 class _Interpreter:
@@ -229,7 +236,7 @@ class _Interpreter:
             else:
                 known.append(key)
         if old is None:
-            self.inputs[key] = state.copy()
+            self.inputs[key] = state  # whoever brings it goes on with a copy
         else:
             self.visits[key] = self.visits.get(key, 0) + 1
             if not self.joins.join(old, state, position, keep=self.visits[key] <= _VISITS) and not grown:
@@ -431,7 +438,8 @@ class _Interpreter:
         after = state.copy()
         registers = after.registers
         registers.update(self._destroyed(site))
-        registers.update({name: value for name, value in state.registers.items() if name in keeps})
+        if keeps:
+            registers.update({name: value for name, value in state.registers.items() if name in keeps})
         after.flags = None
         if result == "zero":
             registers[self.convention.result] = ZERO
@@ -444,8 +452,7 @@ class _Interpreter:
         """The registers that a call leaves with names of its own."""
         known = self.destroyed.get(site)
         if known is None:
-            names = self.convention.destroyed
-            known = self.destroyed[site] = {name: Value(Named(site, name), 0) for name in names}
+            known = self.destroyed[site] = _destroyed(self.convention.destroyed, site)
         return known
 
     def _library(
@@ -613,7 +620,7 @@ class _Interpreter:
         if way is not False:
             target = self.body.position(branch.target)
             outcome = self.attempts.outcome(branch, flags, taken=True)
-            locks, then = self._refined(branch, flags, outcome, state, held, taken=True)
+            locks, then = self._refined(branch, flags, outcome, state.copy(), held, taken=True)
             if target is not None:
                 self.attempts.note_failure(outcome, target)
                 found.append((target, locks, then))
@@ -621,6 +628,7 @@ class _Interpreter:
                 self._leave(instruction, None, locks, then)
         if way is not True:
             outcome = self.attempts.outcome(branch, flags, taken=False)
+            state.failed = 0
             locks, then = self._refined(branch, flags, outcome, state, held, taken=False)
             self.attempts.note_failure(outcome, here + 1)
             found.append((here + 1, locks, then))
@@ -645,18 +653,18 @@ class _Interpreter:
         return base is None or (isinstance(base, Entry) and base.register in self.convention.arguments)
 
     def _refined(
-        self, branch: Branch, flags: Flags | None, outcome: Outcome | None, state: State, held: Held, *, taken: bool
+        self, branch: Branch, flags: Flags | None, outcome: Outcome | None, after: State, held: Held, *, taken: bool
     ) -> tuple[Held, State]:
         """The state on one side of a branch, with what the side shows."""
-        after = state.copy()
         equal = (branch.condition is EQ) is taken
         if flags is not None and flags.kind == "cmp" and branch.condition in EQUALITY and equal:
             equate(after, flags)
-        if outcome is not None and not outcome[1] and outcome[0] == state.reserved:
+        if outcome is not None and not outcome[1] and outcome[0] == after.reserved:
             # An exclusive load gave something else: code that tests it again takes the same side.
             after.replace(Value(Old(outcome[0]), 0), Value(Named(outcome[0], "nonzero"), 0))
-        if flags is not None and (outcome is not None or flags.left == Value(Named(after.pending, "nonzero"), 0)):
-            after.pending = 0
+        if after.pending and flags is not None:
+            if outcome is not None or flags.left == Value(Named(after.pending, "nonzero"), 0):
+                after.pending = 0
         if outcome is not None and outcome[1] and outcome[0] in self.attempts.known:
             attempt = self.attempts.known[outcome[0]]
             if attempt.kind == "spin":  # what was found is what was expected

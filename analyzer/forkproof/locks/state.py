@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Final, NamedTuple
 
 from forkproof.code.conventions import Convention
@@ -84,6 +84,12 @@ class State:
         return copied
 
 
+@lru_cache(maxsize=1 << 15)
+def _named(position: int, name: str) -> Value:
+    """The name that a block gives: functions are followed again for other locks, and one object is compared quickest."""
+    return Value(Named(-1 - position, name), 0)
+
+
 class _Phi(NamedTuple):
     """A name that was given where ways meet."""
 
@@ -129,7 +135,7 @@ class Joins:
         mine, theirs = old.registers, new.registers
         if not (keep and mine == theirs):
             names = self.names.setdefault(position, {})
-            for name in mine.keys() | theirs.keys():
+            for name in (*theirs, *(mine.keys() - theirs.keys())):
                 a = mine.get(name) or entry(name)
                 b = theirs.get(name) or entry(name)
                 if a is b or a == b:
@@ -172,7 +178,7 @@ class Joins:
         names = self.names.setdefault(position, {})
         found = names.get(name)
         if found is None:
-            found = names[name] = _Phi(Value(Named(-1 - position, name), 0), set())
+            found = names[name] = _Phi(_named(position, name), set())
         phi = found.value
         joined = phi if not keep or a == phi else self._in_common(a, b, phi, position, name)
         if joined is phi:
