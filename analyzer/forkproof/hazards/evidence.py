@@ -156,7 +156,7 @@ class ChildCalls:
         """The first edge by which a shortest way comes to a function: ways to many calls share their beginnings."""
         incoming = self.graph.rows_to(function)
         nearer = self.ahead[self.graph.source[incoming]] == self.ahead[function] - 1
-        found = incoming[nearer & among(self.graph.kind[incoming], _KINDS)].tolist()
+        found: list[int] = incoming[nearer & among(self.graph.kind[incoming], _KINDS)].tolist()
         return min(edge for edge in found if edge not in self.without)
 
 

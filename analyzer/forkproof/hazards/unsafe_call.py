@@ -204,8 +204,8 @@ class _Window:
         starts = frozenset(f for group, _ in threads for f in group)
         first = frozenset(next((group for group, _ in threads if group), ()))
         while True:
-            dead, failing = frozenset(self.dead), frozenset(self.failing)
-            reach = self.locks.reaching(lock, starts, dead, failing, until=first, writing=only_reads)
+            ends = frozenset(self.dead), frozenset(self.failing)
+            reach = self.locks.reaching(lock, starts, *ends, until=first, writing=only_reads)
             found = [(f, answer) for group, answer in threads if (f := nearest(group, reach)) is not None]
             if not found:
                 return None

@@ -662,9 +662,9 @@ class _Interpreter:
         if outcome is not None and not outcome[1] and outcome[0] == after.reserved:
             # An exclusive load gave something else: code that tests it again takes the same side.
             after.replace(Value(Old(outcome[0]), 0), Value(Named(outcome[0], "nonzero"), 0))
-        if after.pending and flags is not None:
-            if outcome is not None or flags.left == Value(Named(after.pending, "nonzero"), 0):
-                after.pending = 0
+        pending = Value(Named(after.pending, "nonzero"), 0) if after.pending else None
+        if pending is not None and flags is not None and (outcome is not None or flags.left == pending):
+            after.pending = 0
         if outcome is not None and outcome[1] and outcome[0] in self.attempts.known:
             attempt = self.attempts.known[outcome[0]]
             if attempt.kind == "spin":  # what was found is what was expected

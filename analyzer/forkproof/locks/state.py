@@ -86,7 +86,7 @@ class State:
 
 @lru_cache(maxsize=1 << 15)
 def _named(position: int, name: str) -> Value:
-    """The name that a block gives: functions are followed again for other locks, and one object is compared quickest."""
+    """The name that a block gives: functions are followed again for each lock, and one object is compared quickest."""
     return Value(Named(-1 - position, name), 0)
 
 
@@ -135,9 +135,14 @@ class Joins:
         mine, theirs = old.registers, new.registers
         if not (keep and mine == theirs):
             names = self.names.setdefault(position, {})
-            for name in (*theirs, *(mine.keys() - theirs.keys())):
-                a = mine.get(name) or entry(name)
-                b = theirs.get(name) or entry(name)
+            pairs: list[tuple[str, Value | None, Value | None]]
+            if keep:  # one object on both sides is what most registers hold
+                pairs = [(name, value, b) for name, value in mine.items() if (b := theirs.get(name)) is not value]
+                pairs += [(name, None, theirs[name]) for name in theirs.keys() - mine.keys()]
+            else:
+                pairs = [(name, mine.get(name), theirs.get(name)) for name in mine.keys() | theirs.keys()]
+            for name, before, other in pairs:
+                a, b = before or entry(name), other or entry(name)
                 if a is b or a == b:
                     if keep or _is_settled(a.base):
                         continue
