@@ -314,6 +314,26 @@ def test_distances_and_paths(build: Build) -> None:
     assert int(jumps_only[functions["b"]]) == -1
 
 
+def test_a_search_ends_with_the_nearest_function_that_it_is_for(build: Build) -> None:
+    graph = _chain(build)
+    a, b, c, d = sorted(graph.program.called("abcd"), key=graph.program.name_of)
+    found = graph.distances([d], backward=True, until=[c, a])
+    assert [int(found[f]) for f in (a, b, c, d)] == [-1, -1, 1, 0]
+    assert [int(found[f]) for f in (a, c) for found in [graph.distances([d], backward=True, until=[a])]] == [2, 1]
+    assert int(graph.distances([d], backward=True, until=[d])[c]) == -1
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_no_way_leads_along_an_edge_that_is_left_out(build: Build, backward: bool) -> None:
+    graph = _chain(build)
+    a, b, c, d = sorted(graph.program.called("abcd"), key=graph.program.name_of)
+    (straight,) = (e for e in graph.edges_from(a) if graph.target[e] == c)
+    found = graph.distances([d if backward else a], backward=backward, without=[straight])
+    assert [int(found[f]) for f in (a, b, c, d)] == ([3, 2, 1, 0] if backward else [0, 1, 2, 3])
+    whole = graph.distances([d if backward else a], backward=backward)
+    assert [int(whole[f]) for f in (a, b, c, d)] == ([2, 2, 1, 0] if backward else [0, 1, 1, 2])
+
+
 # ---- the command -------------------------------------------------------------------------------
 
 

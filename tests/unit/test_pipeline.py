@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from forkproof import pipeline
 from forkproof.errors import UsageError
 from forkproof.facts import Facts
 from forkproof.model import Finding
+from forkproof.options import QUIET, ScanOptions
 
 
 def _stumbles(facts: Facts) -> list[Finding]:
@@ -31,6 +33,21 @@ def test_a_bug_is_told_of_the_program_that_met_it() -> None:
     (message,) = report.errors
     assert message.startswith("/bin/false: internal error: KeyError: 'surprise'")
     assert "scan this program alone" in message
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("targets", "is_last", "collects"),
+    [(["/bin/true"], False, True), (["/bin/true"], True, False), (["/bin/true", "/bin/echo"], True, True)],
+    ids=["one of many scans", "the last of a process", "several programs"],
+)
+def test_garbage_is_left_only_where_the_process_ends(targets: list[str], is_last: bool, collects: bool) -> None:
+    assert gc.isenabled()
+    try:
+        pipeline.scan(targets, ScanOptions(), QUIET, is_last=is_last)
+        assert gc.isenabled() is collects
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("machine")

@@ -24,8 +24,12 @@ class Pipeline:
     report: Report = field(default_factory=samples.incident)
     error: BaseException | None = None
     calls: list[tuple[tuple[str, ...], ScanOptions]] = field(default_factory=list)
+    was_last: list[bool] = field(default_factory=list)
 
-    def scan(self, targets: Sequence[str], options: ScanOptions, progress: Progress) -> Report:
+    def scan(
+        self, targets: Sequence[str], options: ScanOptions, progress: Progress, *, is_last: bool = False
+    ) -> Report:
+        self.was_last.append(is_last)
         self.calls.append((tuple(targets), replace(options, cache=None, jobs=1)))
         progress.stage("loading", 0, 2)
         if self.error is not None:

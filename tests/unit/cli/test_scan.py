@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import forkproof
+from forkproof.cli import main
 from forkproof.cli.group import Ended
 from forkproof.errors import DamagedElf, UsageError
 from forkproof.model import Diagnostic, Report, Severity, Verdict
@@ -64,6 +66,20 @@ class TestRequest:
         result = run(*arguments)
         assert (result.exit_code, pipeline.calls) == (2, [])
         assert message in result.output
+
+
+class TestEndOfProcess:
+    """Only a process of the command's own ends with it: what a caller in Python leaves is collected as ever."""
+
+    def test_a_command_line(self, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["forkproof", "scan", "x"])
+        with pytest.raises(SystemExit):
+            main()
+        assert pipeline.was_last == [True]
+
+    def test_a_caller(self, pipeline: Pipeline) -> None:
+        run("scan", "x")
+        assert pipeline.was_last == [False]
 
 
 class TestExitCodes:
