@@ -49,6 +49,8 @@ class EdgeKind(IntEnum):
     """The callee is passed to a function that keeps it for later (exit, event loop)."""
     TABLE = 9
     """The caller refers to a constant table that holds the callee: low confidence."""
+    FIELD = 10
+    """A thread's code calls through a field of an object into which the callee is put: of which object is not known."""
 
 
 CERTAIN: Final = frozenset(
@@ -267,10 +269,12 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
     3. IFUNC resolvers to what they choose from;
     4. calls through registers, of the few functions on which all depends, and of what leads to those;
     5. callbacks: address arguments of functions that call them;
-    6. what is handed over in closures, and by way of wrappers of what starts threads.
+    6. what is handed over in closures, and by way of wrappers of what starts threads;
+    7. what is put into fields that threads call through.
     Table edges are left to `forkproof.tables`: most questions do not need them.
     """
     # Imported here, since they take what this module makes.
+    from forkproof.fields import field_edges
     from forkproof.handed import handed_edges
     from forkproof.registers import edges_leading_on, register_edges
 
@@ -284,7 +288,7 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
     joined = ImportCalls(*(np.concatenate([getattr(c, n) for c in imports]) for n in ImportCalls.__dataclass_fields__))
     parts += _callback_edges(program, concatenated(parts), signatures)
     graph = sorted_graph(program, parts, joined)
-    for more in (edges_leading_on, handed_edges):
+    for more in (edges_leading_on, handed_edges, field_edges):
         if new := more(graph, signatures):
             parts += new
             graph = sorted_graph(program, parts, joined)

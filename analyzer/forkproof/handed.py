@@ -89,7 +89,7 @@ class _Call(NamedTuple):
 
 def handed_edges(graph: CallGraph, signatures: Signatures) -> list[EdgeColumns]:
     """All edges that can be found so."""
-    search = _Search(graph, signatures)
+    search = Search(graph, signatures)
     search.follow_starts()
     search.follow_main()
     known = {
@@ -104,7 +104,7 @@ def handed_edges(graph: CallGraph, signatures: Signatures) -> list[EdgeColumns]:
     return [known_edges(source, target, site, kind)]
 
 
-class _Search:
+class Search:
     """One search of one program."""
 
     def __init__(self, graph: CallGraph, signatures: Signatures) -> None:

@@ -248,7 +248,14 @@ def _rows(rows: Iterable[Any]) -> str:
     return f"[\n{lines}\n]" if lines else "[]"
 
 
-_STYLES: Final = {"thread": "bold", "deferred": "dashed", "callback": "dashed", "table": "dotted", "ifunc": "dashed"}
+_STYLES: Final = {
+    "thread": "bold",
+    "deferred": "dashed",
+    "callback": "dashed",
+    "table": "dotted",
+    "field": "dotted",
+    "ifunc": "dashed",
+}
 
 
 def _dot(shown: Shown) -> str:

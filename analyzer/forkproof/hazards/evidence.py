@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CERTAIN, Reach
+from forkproof.callgraph import CALLS, CERTAIN, Reach
 from forkproof.code.explore import Exploration
 from forkproof.columns import among
 from forkproof.facts import Facts, WindowFacts
@@ -220,7 +220,7 @@ def _only_end(facts: Facts, run: Exploration, edges: Iterable[int]) -> Function 
     ends, others = set[tuple[Function, int]](), set[int]()
     for edge in edges:
         source, target, site = Function(int(graph.source[edge])), Function(int(graph.target[edge])), graph.site[edge]
-        if int(site) not in visited or int(site) in facts.failures.sites(source):
+        if int(graph.kind[edge]) not in CALLS or int(site) not in visited or int(site) in facts.failures.sites(source):
             continue
         if target in flow.execs or not flow.returns(target):
             ends.add((target, int(site)))

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from forkproof.allocators import looks_up_registrar
-from forkproof.callgraph import CALLS, EdgeKind, Reach
+from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Reach
 from forkproof.facts import Facts, WindowFacts
 from forkproof.forks import Level
 from forkproof.hazards.evidence import (
@@ -53,6 +53,8 @@ _LIVES: Final = 4, 8
 """and for one that lives on."""
 _HELD: Final = 5, 8
 """The same for a thread, from where it begins."""
+_IN_THREADS: Final = CERTAIN | {EdgeKind.FIELD}
+"""What leads a thread to a lock; some of it is suspected."""
 _MUTEX: Final = ("pthread_mutex_lock", "__pthread_mutex_lock")
 _EXITS: Final = "exit", "quick_exit"
 """What runs handlers before it ends the process."""
@@ -150,7 +152,7 @@ class _Window:
 
     def _is_worth_a_look(self) -> bool:
         """Threads exist that take locks, and so does the child. Which of them exist at the fork is asked last."""
-        reach = self.graph.distances(self.facts.threads.entries, blocked=self.dying)
+        reach = self.graph.distances(self.facts.threads.entries, _IN_THREADS, blocked=self.dying)
         main = self.flow.main
         any_thread = (reach >= 0) & (reach <= _HELD[1])
         if main is not None and self.window.source is not None and self.window.source.why == "forks from a thread":
@@ -184,7 +186,7 @@ class _Window:
     @cached_property
     def by_threads(self) -> Functions:
         """What those threads can run, on ways that are not too long."""
-        reach = self.graph.distances(self.threads, blocked=self.dying)
+        reach = self.graph.distances(self.threads, _IN_THREADS, blocked=self.dying)
         found: Functions = (reach >= 0) & (reach <= _HELD[1])
         if Answer.YES not in self.threads.values():
             # Most of what libraries could do does not happen; of threads that may not exist, that would be a guess.
@@ -204,8 +206,8 @@ class _Window:
         found: Functions = (reach >= 0) & (reach < self._limits[1])
         found[self._level_functions()] = True
         if self.bodies:
-            called = [int(self.graph.target[e]) for f in self.bodies for e in self.flow.outgoing(f)]
-            reach = self.graph.distances(called, blocked=self.ends)
+            edges = [e for f in self.bodies for e in self.flow.outgoing(f) if self.graph.kind[e] in CERTAIN]
+            reach = self.graph.distances([int(self.graph.target[e]) for e in edges], blocked=self.ends)
             found |= (reach >= 0) & (reach < self._limits[1])
         if self.exits:
             at_exit = self.graph.distances(self.exit_handlers, blocked=self.ends)
@@ -466,13 +468,13 @@ class _Window:
             for _ in range(_TRIES):
                 by_function = {p.function: p for p in reversed(places)}
                 reach = self.graph.distances(
-                    by_function, backward=True, blocked=[*self.dying, *self.dead], without=early
+                    by_function, _IN_THREADS, backward=True, blocked=[*self.dying, *self.dead], without=early
                 )
                 found = [(int(reach[f]), f) for f in starts if reach[f] >= 0]
                 if not found:
                     break
                 start = min(found)[1]
-                edges = self.graph.path(start, reach, without=early) or []
+                edges = self.graph.path(start, reach, _IN_THREADS, without=early) or []
                 end = dead_end(self.facts, edges)
                 if end is None or end in self.dead:
                     last = Function(int(self.graph.target[edges[-1]])) if edges else start
@@ -531,6 +533,10 @@ class _Window:
         rare = self._rare(request.way) or self._rare(way)
         answers = (self.window.threads, exists, Answer.YES, Answer.UNKNOWN if may_be_quiesced else Answer.YES)
         severity, verdict = self._rank(answers, address, request.way, way, rare=bool(rare))
+        doubt = "" if exists is Answer.YES else "; whether that thread exists at the fork is not known"
+        if (kept := self._kept(way)) is not None:
+            verdict, answers = Verdict.SUSPECTED, (answers[0], Answer.UNKNOWN, *answers[2:])
+            doubt += f"; it calls {kept} if that is what it finds in a field, where the program puts it"
         verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
         quiesced = self._not_quiesced(lock)
         if self.prepared and self._is_left_owned(address, request):
@@ -541,7 +547,6 @@ class _Window:
             asks = f"the child handler {child[0].function} asks for it before fork returns"
         if may_be_quiesced:
             quiesced += f", but {may_be_quiesced}"
-        doubt = "" if exists is Answer.YES else "; whether that thread exists at the fork is not known"
         conditions = Conditions(
             threads=threads_sentence(facts, self.window),
             holder=f"the thread that begins in {flow.name(start)} takes it in {thread[-1].function}{doubt}",
@@ -567,6 +572,11 @@ class _Window:
             conditions=conditions,
         )
 
+    def _kept(self, way: _Way) -> str | None:
+        """The function on a way that is called through a field: which objects come there is not known."""
+        kept = [e for e in way.edges if self.graph.kind[e] == EdgeKind.FIELD]
+        return self.flow.name(Function(int(self.graph.target[kept[0]]))) if kept else None
+
     def _rare(self, way: _Way) -> str:
         """What must be the case for the lock to be taken there, if it is something rare."""
         return Occasions(self.others.summaries, (), writes_often=True).rare(way.place.steps)
@@ -575,11 +585,8 @@ class _Window:
         self, answers: tuple[Answer, Answer, Answer, Answer], address: Value, child: _Way, thread: _Way, *, rare: bool
     ) -> tuple[Severity, Verdict]:
         """High needs one lock for sure, and two ordinary ways of calls that are sure."""
-        is_sure = (
-            _is_sure(address)
-            and child.is_sure
-            and all(int(self.graph.kind[e]) in CALLS for e in (*child.edges, *thread.edges))
-        )
+        edges = (*child.edges, *thread.edges)
+        is_sure = _is_sure(address) and child.is_sure and all(int(self.graph.kind[e]) in CALLS for e in edges)
         is_ordinary = is_sure and child.depth <= self._limits[0] and thread.depth <= _HELD[0] and not rare
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
         is_doubtful = rare or Answer.UNKNOWN in answers or not starts_near(self.window)

@@ -22,6 +22,7 @@ EDGES: Final = {
     "callback": ("as callback", "its address is an argument of a function that calls back"),
     "deferred": ("kept for later", "its address is handed to a function that calls it later"),
     "table": ("via table", "its address is in a table that the caller reads: the call may choose another entry"),
+    "field": ("via field", "the caller calls what a field holds, and the program puts its address into such a field"),
     "ifunc": ("via ifunc", "an implementation that an ifunc resolver may choose"),
     "thread": ("new thread", "the start function of a thread"),
     "fork": ("in the child", "the child goes on where fork returns"),

@@ -92,3 +92,90 @@ CHILDREN = (
 def test_a_child_that_never_comes_back(case: Case, build: Build) -> None:
     code = _LOG + _WRITER + case.code.replace("@UP", _UP)
     assert " ".join(f.severity.value for f in _own(findings_of(program(build, code)))) == case.expected
+
+
+_QUEUE = """
+struct job { void (*run)(void *); void *data; struct job *next; void (*done)(void *); };
+static struct job *head; static pthread_mutex_t queue = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t more = PTHREAD_COND_INITIALIZER;
+NOINLINE void submit(void (*run)(void *), void *data, void (*done)(void *)) {
+    struct job *j = malloc(sizeof *j); j->run = run; j->data = data; j->done = done;
+    pthread_mutex_lock(&queue); j->next = head; head = j; pthread_cond_signal(&more); pthread_mutex_unlock(&queue);
+}
+NOINLINE void submit_plainly(void (*run)(void *), void *data) { submit(run, data, 0); }
+NOINLINE static struct job *take(void) {
+    pthread_mutex_lock(&queue); while (!head) pthread_cond_wait(&more, &queue);
+    struct job *j = head; head = j->next; pthread_mutex_unlock(&queue); return j;
+}
+static void *worker(void *p) { for (;;) { struct job *j = take(); j->run(j->data); free(j); } return p; }
+"""
+_RING = """
+struct task { void (*run)(void *); void *data; };
+static struct task ring[64]; static unsigned in, out;
+NOINLINE void submit(void (*run)(void *), void *data) {
+    struct task *t = &ring[in++ % 64]; t->run = run; t->data = data;
+}
+static void *worker(void *p) {
+    for (;;) { while (ask() > 1) work(1); struct task t = ring[out++ % 64]; work(2); t.run(t.data); } return p;
+}
+"""
+_LOOP = """
+struct watcher { struct watcher *next; int fd; void (*ready)(struct watcher *, int); void (*gone)(struct watcher *); };
+struct loop { struct watcher *first; int runs; };
+NOINLINE void watch(struct watcher *w, void (*ready)(struct watcher *, int), void (*gone)(struct watcher *)) {
+    w->fd = 1; w->ready = ready; w->gone = gone;
+}
+NOINLINE static void run(struct loop *l) {
+    while (l->runs) for (struct watcher *w = l->first; w; w = w->next) w->ready(w, w->fd);
+}
+static void *worker(void *p) { run(p); return p; }
+"""
+_VARIABLE = """
+static void (*notify)(void *); static void *subject;
+NOINLINE void on_event(void (*f)(void *), void *data) { notify = f; subject = data; }
+static void *worker(void *p) { for (;;) { if (notify) notify(subject); work(1); } return p; }
+"""
+_TASK = "static void task(void *p) { for (;;) log_line(p); } static void quiet(void *p) { work(4); }"
+_READY = """
+static void logs(struct watcher *w, int n) { log_line("x"); }
+static void is_quiet(struct watcher *w, int n) { work(n); }
+static void logs_end(struct watcher *w) { log_line("x"); }
+"""
+_START = "pthread_t t; pthread_create(&t, 0, worker, 0);"
+_FORK = 'if (fork() == 0) { log_line("c"); _exit(0); } return ask(); }'
+_ADD = "struct watcher *w = calloc(1, sizeof *w); struct loop *l = calloc(1, sizeof *l); l->first = w; l->runs = 1;"
+_RUN = "pthread_t t; pthread_create(&t, 0, worker, l);"
+
+#: What a thread calls through a field. Expected: severity and verdict of the finding; empty for none.
+KEPT = (
+    Case("job", "medium suspected", f'{_QUEUE}{_TASK} int main(void) {{ {_START} submit(task, "x", quiet); {_FORK}'),
+    Case("job_that_is_quiet", "", f'{_QUEUE}{_TASK} int main(void) {{ {_START} submit(quiet, "x", task); {_FORK}'),
+    Case(
+        "wrapper", "medium suspected", f'{_QUEUE}{_TASK} int main(void) {{ {_START} submit_plainly(task, "x"); {_FORK}'
+    ),
+    Case("wrapper_and_quiet", "", f'{_QUEUE}{_TASK} int main(void) {{ {_START} submit_plainly(quiet, "x"); {_FORK}'),
+    Case(
+        "filled_in_place",
+        "medium suspected",
+        f"""{_QUEUE}{_TASK} int main(void) {{
+            {_START} struct job *j = calloc(1, sizeof *j); j->run = task; j->data = "x"; head = j; {_FORK}""",
+    ),
+    Case("ring", "medium suspected", f'{_RING}{_TASK} int main(void) {{ {_START} submit(task, "x"); {_FORK}'),
+    Case("ring_and_quiet", "", f'{_RING}{_TASK} int main(void) {{ {_START} submit(quiet, "x"); {_FORK}'),
+    Case("loop", "medium suspected", f"{_LOOP}{_READY} int main(void) {{ {_ADD} watch(w, logs, 0); {_RUN} {_FORK}"),
+    Case(
+        "loop_and_quiet", "", f"{_LOOP}{_READY} int main(void) {{ {_ADD} watch(w, is_quiet, logs_end); {_RUN} {_FORK}"
+    ),
+    Case("variable", "medium suspected", f'{_VARIABLE}{_TASK} int main(void) {{ on_event(task, "x"); {_START} {_FORK}'),
+    Case("variable_and_quiet", "", f'{_VARIABLE}{_TASK} int main(void) {{ on_event(quiet, "x"); {_START} {_FORK}'),
+)
+
+
+@pytest.mark.parametrize(("case", "build"), parameters(KEPT, (*MACHINES, Build("x86_64", ("-O0",)))))
+def test_what_a_thread_calls_through_a_field(case: Case, build: Build) -> None:
+    found = _own(findings_of(program(build, _LOG + case.code)))
+    assert " ".join(f"{f.severity.value} {f.verdict.value}" for f in found) == case.expected
+    for finding in found:
+        assert "field" in {frame.edge for frame in finding.holder}
+        assert finding.conditions is not None
+        assert "if that is what it finds in a field" in finding.conditions.holder

@@ -1,0 +1,366 @@
+"""Functions that are put into fields of objects, and called from there: jobs of a pool, callbacks of a loop.
+
+Owns: which fields threads call through, what is put into the same fields, and the edges between both.
+Takes: a call graph with all other edges, the signatures. Gives: edges of the kind `field`.
+Must never: be taken for evidence that this very object comes to the call: a field is known by the code's object and its
+      offset, and by what is passed along. Findings by such edges are suspected.
+Wrong where: objects of two types have functions in the same place; where a library keeps what another one calls.
+
+A thread that calls `job->run(job->data)` names no function. What is looked for is the other end: a function that stores
+its parameter at that offset of something (`submit`), and the functions that are passed to it; or code that stores a
+function there itself. If the thread passes another field along, that field must be filled in the same place.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from forkproof.arguments import address_arguments, followed_arguments
+from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, known_edges
+from forkproof.code.decode import Body, decode
+from forkproof.code.explore import State, explore
+from forkproof.code.operations import Address, Call, Const, Jump, JumpUnknown, Memory, Operand, Register, Return, Set
+from forkproof.code.values import Base, Entry, Value
+from forkproof.columns import unique
+from forkproof.elf.image import Machine
+from forkproof.handed import Search
+from forkproof.program import Function
+from forkproof.signatures import Signatures
+
+_DEPTH: Final = 5
+"""Calls between where a thread begins and the call through a field."""
+_MOST_CALLERS: Final = 40
+"""Functions that call through fields, the nearest to a thread's begin first."""
+_LARGEST: Final = 1 << 14
+"""Bytes of such a function,"""
+_SMALL: Final = 1 << 10
+"""and of one that puts its parameter into a field."""
+_TINY: Final = 24
+"""Bytes of a function that may be no more than a tail call."""
+_BLOCKS: Final = 4
+"""Blocks, each with one before it, in which it is looked for where a call's target was loaded."""
+_FRAMES: Final = frozenset({"rsp", "rbp", "sp", "x29"})
+"""Registers by which local variables are found."""
+_BEFORE: Final = 160
+"""Bytes before a call in which an address that it passes is formed."""
+_AFTER: Final = 64
+"""Bytes after a function's address is formed in which it is stored."""
+_FAR: Final = 1 << 12
+"""Where an offset is no field's any more."""
+_WRAPPER: Final = 256
+"""Bytes of a function that may do no more than pass on what it is given,"""
+_FEW: Final = 24
+"""and calls of one that are followed where no instruction nearby tells what they pass."""
+_WRAPPERS: Final = 3
+"""Functions that pass on what another one puts into a field."""
+_MANY: Final = 64
+"""Functions that one field holds, beyond which it tells nothing."""
+
+
+class Field(NamedTuple):
+    """What a call goes through."""
+
+    object: int
+    offset: int
+    is_global: bool
+    """A variable of that address, not a field behind a pointer."""
+    data: int | None
+    """The offset of what is passed along; None where that is the thing itself, or anything for a variable."""
+
+
+class _Kept(NamedTuple):
+    """A function that puts a parameter into a field."""
+
+    function: Function
+    parameter: int
+    field: Field
+
+
+def field_edges(graph: CallGraph, signatures: Signatures) -> list[EdgeColumns]:
+    """Edges from functions that threads run, and that call through fields, to what is put there."""
+    search = _Fields(graph, signatures)
+    calls = search.calls()
+    if not calls:
+        return []
+    held = search.held({field for _, _, field in calls})
+    found = sorted(
+        {(int(f), target, site) for f, site, field in calls if len(held[field]) <= _MANY for target in held[field]}
+    )
+    if not found:
+        return []
+    source, target, site = (np.array(column, np.int64) for column in zip(*found, strict=True))
+    return [known_edges(source, target, site, np.full(len(found), EdgeKind.FIELD))]
+
+
+class Origin(NamedTuple):
+    """Where a value comes from: a load at a site, a register before it, or a constant for what is not followed."""
+
+    site: int
+    operand: Operand
+
+
+class _Fields(Search):
+    """One search of one program."""
+
+    # ---- calls -----------------------------------------------------------------------------
+
+    def calls(self) -> list[tuple[Function, int, Field]]:
+        """(function, site, field) of the calls through fields that threads make and nothing has explained."""
+        graph, base = self.graph, self.program.base
+        starts = unique(graph.target[graph.kind == EdgeKind.THREAD])
+        libc = {self.program.object_of(f) for f in self.program.called(("pthread_create",))} - {0}
+        inside = [f for obj in libc for f in range(base[obj], base[obj + 1])]
+        reach = graph.distances(np.setdiff1d(starts, inside), blocked=inside)
+        may_call = self._calls_unknown | self._are_tiny
+        near = np.flatnonzero((reach >= 0) & (reach <= _DEPTH) & may_call)
+        order = [Function(f) for f in near[np.lexsort((near, reach[near]))].tolist()]
+        chosen = [f for f in order if self._size(f) <= _LARGEST][:_MOST_CALLERS]
+        return [(f, site, field) for f in chosen for site, field in self._through_fields(f)]
+
+    @cached_property
+    def _are_tiny(self) -> npt.NDArray[np.bool_]:
+        """Functions that may be no more than a tail call through a register, which the sites do not tell."""
+        return np.concatenate([code.size for code in self.program.codes]) <= _TINY
+
+    def _through_fields(self, function: Function) -> Iterator[tuple[int, Field]]:
+        obj, rva = self.program.object_of(function), self.program.rva_of(function)
+        explained = {site for _, _, site, _ in self.graph.rows_from(function)}
+        body = decode(self.program.image(obj), [(rva, self._size(function))])
+        found: dict[int, tuple[Origin, Origin]] = {}
+        for position, through in _unknown_calls(body):
+            site = body.instructions[position].address
+            target = self._origin(body, position, through) if site not in explained else None
+            if target is not None and isinstance(target.operand, Memory):
+                found[site] = target, self._origin(body, position, Register(self.convention.arguments[0]))
+        watch = {origin.site for pair in found.values() for origin in pair}
+        machine = self.program.image(obj).machine
+        states = explore(body, machine, rva, watch=watch, within=body.leading_to(watch), fields=True).states
+        for site, (target, data) in found.items():
+            place = self._place(body, target, states)
+            if place is not None and place[0] is None:
+                yield site, Field(obj, place[1], True, None)
+            elif place is not None and 0 <= place[1] < _FAR:
+                passed = self._place(body, data, states)
+                if passed is not None and passed[0] == place[0] and passed[1] != place[1]:
+                    yield site, Field(obj, place[1], False, passed[1])
+                elif self._is_itself(body, target, data):
+                    yield site, Field(obj, place[1], False, None)
+
+    def _place(self, body: Body, origin: Origin, states: Mapping[int, State]) -> tuple[Base | str, int] | None:
+        """The cell that a value is loaded from."""
+        end = body.instructions[body.index[origin.site]].end
+        is_known = origin.site in states and isinstance(origin.operand, Memory)
+        return self._cell(origin.operand, states[origin.site], end) if is_known else None  # type: ignore[arg-type]
+
+    def _is_itself(self, body: Body, target: Origin, data: Origin) -> bool:
+        """What is passed along is the pointer through which the target was loaded."""
+        base = getattr(target.operand, "base", None)
+        if base is None or data.operand == Register(base):
+            return base is not None
+        return self._origin(body, body.index[target.site], Register(base)).operand == data.operand
+
+    def _origin(self, body: Body, position: int, wanted: Operand) -> Origin:
+        """Where a value comes from that an instruction uses: the load that gave it, or the register that had it."""
+        if isinstance(wanted, Memory) and wanted.base not in _FRAMES:
+            return Origin(body.instructions[position].address, wanted)
+        first, found = body.leaders[bisect_right(body.leaders, position) - 1], None
+        for _ in range(_BLOCKS):
+            for here in range(position - 1, first - 1, -1):
+                site = body.instructions[here].address
+                for o in reversed(body.instructions[here].operations):
+                    is_lost = isinstance(o, Call) and getattr(wanted, "name", None) in self.convention.destroyed
+                    if is_lost:
+                        return found or Origin(site, Const(0))
+                    if getattr(o, "destination", None) != wanted:
+                        continue
+                    if not isinstance(o, Set) or o.bits < 64 or isinstance(o.source, Const):
+                        return found or Origin(site, Const(0))
+                    if isinstance(o.source, Memory):
+                        found = Origin(site, o.source)
+                        if o.source.base not in _FRAMES:
+                            return found
+                    wanted = o.source  # a local variable, if it is stored before
+            before = body.predecessors.get(first, ())
+            if len(before) != 1:
+                break
+            first = before[0]
+            position = body.block_end(first)
+        return found or Origin(body.instructions[first].address, wanted)
+
+    def _cell(self, memory: Memory, state: State, end: int) -> tuple[Base | str, int] | None:
+        """The thing that a cell is in, and where; None for data, a register's name where no more is known of it."""
+        if memory.base == "pc":
+            return None, end + memory.displacement
+        if memory.base is None:  # an array of an executable with a fixed base
+            return (None, memory.displacement) if memory.indexed else None
+        value = state.register(memory.base)
+        if memory.indexed:
+            return None if value is None or value.base is not None else (None, value.offset + memory.displacement)
+        if value is None:
+            return memory.base, memory.displacement
+        is_local = value.base == Entry(self.convention.stack)
+        return None if is_local else (value.base, value.offset + memory.displacement)
+
+    # ---- what fields hold ------------------------------------------------------------------
+
+    def held(self, fields: Collection[Field]) -> dict[Field, set[int]]:
+        """The functions that are put into these fields."""
+        found: dict[Field, set[int]] = {field: set() for field in fields}
+        for kept in self._keepers(fields):
+            found[kept.field] |= self._passed_to(kept)
+        for obj in sorted({field.object for field in fields}):
+            mine = [field for field in fields if field.object == obj]
+            for place, function in self._stored(obj, {(f.is_global, f.offset) for f in mine}):
+                for field in mine:
+                    if (field.is_global, field.offset) == place:
+                        found[field].add(function)
+        return found
+
+    def _stored(self, obj: int, places: Collection[tuple[bool, int]]) -> Iterator[tuple[tuple[bool, int], int]]:
+        """Functions whose addresses an object's code stores there, in the instructions after it has formed them."""
+        code, image = self.program.codes[obj], self.program.image(obj)
+        for site, target in zip(code.sites.taken_site.tolist(), code.sites.taken_target.tolist(), strict=True):
+            function = self.program.function(obj, target)
+            if function is not None:
+                for cell, end in _stores_of(decode(image, [(site, _AFTER)], vectors=True), target):
+                    is_global = cell.base == "pc"
+                    place = is_global, cell.displacement + (end if is_global else 0)
+                    if place in places and cell.base not in (None, self.convention.stack):
+                        yield place, function
+
+    def _keepers(self, fields: Collection[Field]) -> Iterator[_Kept]:
+        """Functions that are passed functions, and put them into one of the fields."""
+        for function in self._receivers({field.object for field in fields}):
+            obj = self.program.object_of(function)
+            yield from self._keeps(function, [field for field in fields if field.object == obj])
+
+    def _receivers(self, objects: Collection[int]) -> list[Function]:
+        """Functions of some objects that may be passed the address of a function."""
+        functions = [Function(f) for f in sorted(self._receiving)]
+        return [f for f in functions if self.program.object_of(f) in objects and self._size(f) <= _SMALL]
+
+    @cached_property
+    def _receiving(self) -> frozenset[int]:
+        """Functions that are called where a function's address has just been formed, or by small ones that are."""
+        graph, program, found = self.graph, self.program, set[int]()
+        for obj, code in enumerate(program.codes):
+            taken = np.sort(code.sites.taken_site)
+            first, last = np.searchsorted(graph.source, program.base[obj : obj + 2])
+            edges = np.flatnonzero(np.isin(graph.kind[first:last], [int(k) for k in CALLS])) + first
+            site = graph.site[edges]
+            before = taken.searchsorted(site) - 1
+            near = (before >= 0) & (site - taken[before] <= _BEFORE) if len(taken) else np.zeros(len(site), bool)
+            found.update(graph.target[edges[near]].tolist())
+        for _ in range(_WRAPPERS):
+            wrappers = [Function(f) for f in sorted(found) if self._size(Function(f)) <= _WRAPPER]
+            found |= {
+                int(graph.target[e]) for f in wrappers for e in graph.edges_from(f) if int(graph.kind[e]) in CALLS
+            }
+        return frozenset(found)
+
+    def _keeps(self, function: Function, fields: Collection[Field]) -> Iterator[_Kept]:
+        program, arguments = self.program, self.convention.arguments
+        obj, rva = program.object_of(function), program.rva_of(function)
+        body = decode(program.image(obj), [(rva, self._size(function))], vectors=True)
+        stores = _stores(body)
+        offsets = {memory.displacement for places in stores.values() for memory, _ in places}
+        words = {body.instructions[body.index[s]].end + m.displacement for s in stores for m, _ in stores[s]}
+        if program.image(obj).machine is Machine.X86_64:  # a variable is named by what stores to it
+            fields = [f for f in fields if not f.is_global or f.offset in words]
+        fields = [f for f in fields if f.is_global or (f.offset in offsets and (f.data is None or f.data in offsets))]
+        if not fields:
+            return
+        states = explore(body, program.image(obj).machine, rva, watch=stores, fields=True).states
+        filled: dict[Base | str, dict[int, Value | None]] = {}
+        for site, places in sorted(stores.items()):
+            for memory, source in places if site in states else ():
+                cell = self._cell(memory, states[site], body.instructions[body.index[site]].end)
+                if cell is not None:
+                    filled.setdefault(cell[0], {})[cell[1]] = states[site].register(source.name)
+        for field in fields:
+            for base, cells in filled.items():
+                if field.is_global == (base is None) and (field.data is None or field.data in cells):
+                    value = cells.get(field.offset)
+                    if value is not None and isinstance(value.base, Entry) and self._is_given(value):
+                        yield _Kept(function, arguments.index(value.base.register), field)
+
+    def _passed_to(self, kept: _Kept) -> set[int]:
+        """The functions that are passed to one that keeps them, by way of others that pass them on."""
+        found, pending = set[int](), [(kept.function, kept.parameter, 0)]
+        seen = {(kept.function, kept.parameter)}
+        while pending:
+            function, parameter, depth = pending.pop()
+            calls = self._callers(function, ())
+            for obj in sorted({self.program.object_of(caller) for caller, _ in calls}):
+                mine = [(caller, site) for caller, site in calls if self.program.object_of(caller) == obj]
+                sites = np.array([site for _, site in mine], np.int64)
+                passed = address_arguments(self.program, obj, sites, parameter)
+                if len(sites) <= _FEW and np.all(passed < 0):
+                    passed = followed_arguments(self.program, obj, sites, parameter, passed)
+                found.update(passed[passed >= 0].tolist())
+                for (caller, site), target in zip(mine, passed.tolist(), strict=True):
+                    if (
+                        target < 0
+                        and depth < _WRAPPERS
+                        and self._size(caller) <= _WRAPPER
+                        and caller in self._receiving
+                    ):
+                        new = [(caller, p) for p in self._passes_on(caller, site, parameter)]
+                        pending += [(*pair, depth + 1) for pair in new if pair not in seen]
+                        seen.update(new)
+        return found
+
+    def _passes_on(self, caller: Function, site: int, parameter: int) -> Iterator[int]:
+        """Which of its own parameters a function passes along."""
+        for call in self._look(caller, {site}):
+            value = call.state.register(self.convention.arguments[parameter])
+            if value is not None and isinstance(value.base, Entry) and self._is_given(value):
+                yield self.convention.arguments.index(value.base.register)
+
+
+def _unknown_calls(body: Body) -> Iterator[tuple[int, Operand]]:
+    """(position, what it goes through) of calls and tail calls that name no function."""
+    for position, instruction in enumerate(body.instructions):
+        for o in instruction.operations:
+            is_call = isinstance(o, Call) or (isinstance(o, JumpUnknown) and not body.orphans)
+            if is_call and isinstance(o, Call | JumpUnknown) and o.through is not None:
+                yield position, o.through
+
+
+def _stores(body: Body) -> dict[int, list[tuple[Memory, Register]]]:
+    """What a function stores of its registers, by site."""
+    found: dict[int, list[tuple[Memory, Register]]] = {}
+    for instruction in body.instructions:
+        for o in instruction.operations:
+            is_store = isinstance(o, Set) and o.bits == 64 and isinstance(o.destination, Memory)
+            if is_store and isinstance(o, Set) and isinstance(o.source, Register):
+                assert isinstance(o.destination, Memory)
+                found.setdefault(instruction.address, []).append((o.destination, o.source))
+    return found
+
+
+def _stores_of(body: Body, address: int) -> Iterator[tuple[Memory, int]]:
+    """Cells into which the first instruction's result goes, each with the end of the instruction that stores it."""
+    names = set[str]()
+    for instruction in body.instructions:
+        for o in instruction.operations:
+            if isinstance(o, Call | Jump | JumpUnknown | Return):
+                return
+            place = getattr(o, "destination", None)
+            is_it = not names if isinstance(o, Address) else False
+            if isinstance(o, Set):
+                is_it = o.source == Const(address) or (isinstance(o.source, Register) and o.source.name in names)
+                if is_it and isinstance(place, Memory) and not place.indexed:
+                    yield place, instruction.end
+            if isinstance(place, Register):
+                (names.add if is_it or (not names and instruction is body.instructions[0]) else names.discard)(
+                    place.name
+                )
+        if not names and instruction is not body.instructions[0]:
+            return
