@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from forkproof.cli import output
+from forkproof.cli import output, world
 from forkproof.cli.progress import progress
 from forkproof.errors import EXIT_CLEAN, EXIT_FINDINGS, EXIT_INPUT
 from forkproof.model import Hooks, Report, Severity, Target
@@ -65,8 +65,9 @@ _Row = tuple[str, str, str, str]
     metavar="DIR",
     help="Try this system, too: another machine, another release; repeatable.",
 )
+@world.options_of_one
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
-@click.option("--no-cache", is_flag=True, help="Neither use nor keep results: see `forkproof cache`.")
+@click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @click.pass_context
 def matrix_command(
     context: click.Context,
@@ -75,9 +76,12 @@ def matrix_command(
     allocators: str | None,
     sysroots: tuple[Path, ...],
     form: str,
-    no_cache: bool,
+    file: Path | None,
+    **asked: Any,  # noqa: ANN401 - the shared options
 ) -> None:
     """Scan each TARGET with its own malloc and with each allocator preloaded, in each system.
+
+    What --preload names is preloaded in every cell, behind the allocator.
 
     \b
       hangs      a finding of severity high
@@ -94,15 +98,17 @@ def matrix_command(
       forkproof matrix /usr/bin/qemu-system-aarch64 --sysroot /srv/bookworm-arm64 --sysroot /srv/trixie-arm64
       forkproof matrix /usr/sbin/named --allocators libjemalloc.so.2,/opt/new/libtcmalloc.so.4
     """
-    from forkproof.cache import directory
+    from forkproof.policy import Policy
 
-    cache = None if no_cache else directory()
+    if file is not None:
+        output.check(file)
+    options = world.World.taken({**asked, "sysroot": None}).asked(Policy())
     cells = []
     errors: dict[str, None] = {}
     for sysroot in sysroots or (None,):
         chosen = tuple(allocators.split(",")) if allocators else tuple(_there(sysroot))
-        cells += list(_cells(targets, chosen, ScanOptions(sysroot=sysroot, cache=cache), errors))
-    output.emit(_rendered(cells, form))
+        cells += list(_cells(targets, chosen, replace(options, sysroot=sysroot), errors))
+    output.deliver(_rendered(cells, form, color=file is None and output.wants_color()), file)
     for message in errors:
         click.echo(f"forkproof: {message}", err=True)
     hangs = any(cell.outcome == "hangs" for cell in cells)
@@ -133,7 +139,7 @@ def _cells(
     for allocator in (OWN, *allocators):
         preload = () if allocator == OWN else (allocator,)
         with progress() as watched:
-            report = pipeline.scan(targets, replace(options, preload=preload), watched)
+            report = pipeline.scan(targets, replace(options, preload=(*preload, *options.preload)), watched)
         errors |= dict.fromkeys(report.errors)
         vain = [f"{d.object}: {d.message}" for d in report.diagnostics if (d.level, d.object) == ("error", allocator)]
         errors |= dict.fromkeys(each for each in vain if not any(each in message for message in report.errors))
@@ -161,7 +167,7 @@ def _outcome(target: Target, worst: int | None) -> str:
     return "unknown" if doubtful or target.missing else "ok"
 
 
-def _rendered(cells: list[Cell], form: str) -> str:
+def _rendered(cells: list[Cell], form: str, *, color: bool) -> str:
     if form == "json":
         rows = [
             {
@@ -193,7 +199,7 @@ def _rendered(cells: list[Cell], form: str) -> str:
         rows_told = [tuple(map(escaped, head)), ("---",) * len(head), *(tuple(map(escaped, row)) for row in body)]
         lines = ["| " + " | ".join(row) + " |" for row in rows_told]
         return "\n".join([*lines, *(["", escaped(_PARTLY)] if is_partial else []), ""])
-    return painted(_lines(head, body, is_partial=is_partial), color=output.wants_color())
+    return painted(_lines(head, body, is_partial=is_partial), color=color)
 
 
 def _shown(cell: Cell | None) -> str:

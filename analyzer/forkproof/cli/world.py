@@ -26,6 +26,17 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def options(command: _Command) -> _Command:
     """The options, for a command that gives a `World` their values."""
+    sysroot = click.option(
+        "--sysroot",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="The directory that is / for the targets: an unpacked image, packages of another machine.",
+    )
+    return sysroot(options_of_one(command))
+
+
+def options_of_one(command: _Command) -> _Command:
+    """All but `--sysroot`, for a command that has several, and an option of its own for them."""
     for option in (
         click.option("--no-cache", is_flag=True, help="Neither use nor keep results: see `forkproof cache`."),
         click.option(
@@ -51,12 +62,6 @@ def options(command: _Command) -> _Command:
         ),
         click.option("--preload", multiple=True, metavar="LIB", help="A library of LD_PRELOAD; repeatable."),
         click.option("--library-path", multiple=True, metavar="DIR", help="Of LD_LIBRARY_PATH; repeatable."),
-        click.option(
-            "--sysroot",
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
-            metavar="DIR",
-            help="The directory that is / for the targets: an unpacked image, packages of another machine.",
-        ),
     ):
         command = option(command)
     return command

@@ -78,6 +78,15 @@ class TestMatrix:
         asked = [(options.sysroot, options.preload) for _, options in pipeline.calls]
         assert asked == [(root, preload) for root in (one, two) for preload in ((), ("a",), ("b",))]
 
+    def test_what_other_scans_can_be_asked(self, pipeline: Pipeline, tmp_path: Path) -> None:
+        file = tmp_path / "table"
+        shared = ["--preload", "p", "--also", "l", "--only", "b*", "--library-path", "/q", "--output", file]
+        assert run("matrix", "x", "--allocators", "a", *shared).exit_code == 1
+        assert [options.preload for _, options in pipeline.calls] == [("p",), ("a", "p")]
+        assert {(o.also, o.only, o.library_path) for _, o in pipeline.calls} == {(("l",), ("b*",), ("/q",))}
+        assert file.read_text().split()[:3] == ["program", "machine", "libc"]
+        assert run("matrix", "x", "--output", tmp_path).exit_code == 2
+
     def test_outcomes(self, pipeline: Pipeline) -> None:
         whole = samples.incident()
         assert self.outcome(pipeline, whole) == "hangs"
