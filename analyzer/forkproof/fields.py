@@ -8,7 +8,9 @@ Wrong where: objects of two types have functions in the same place; where a libr
 
 A thread that calls `job->run(job->data)` names no function. What is looked for is the other end: a function that stores
 its parameter at that offset of something (`submit`), and the functions that are passed to it; or code that stores a
-function there itself. If the thread passes another field along, that field must be filled in the same place.
+function there itself. If the thread passes another field along, that field must be filled in the same place. Where the
+thread adds an index to the address of data (`kinds[i].run(p)`), what the tables hold that its function refers to may be
+called.
 """
 
 from __future__ import annotations
@@ -25,13 +27,27 @@ from forkproof.arguments import address_arguments, followed_arguments
 from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, known_edges
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import State, explore
-from forkproof.code.operations import Address, Call, Const, Jump, JumpUnknown, Memory, Operand, Register, Return, Set
+from forkproof.code.operations import (
+    Add,
+    Address,
+    Call,
+    Const,
+    Jump,
+    JumpUnknown,
+    Memory,
+    Operand,
+    Register,
+    Return,
+    Set,
+    Sum,
+)
 from forkproof.code.values import Base, Entry, Value
 from forkproof.columns import unique
 from forkproof.elf.image import Machine
 from forkproof.handed import Search
 from forkproof.program import Function
 from forkproof.signatures import Signatures
+from forkproof.tables import table_targets
 
 _DEPTH: Final = 5
 """Calls between where a thread begins and the call through a field."""
@@ -86,11 +102,10 @@ def field_edges(graph: CallGraph, signatures: Signatures) -> list[EdgeColumns]:
     """Edges from functions that threads run, and that call through fields, to what is put there."""
     search = _Fields(graph, signatures)
     calls = search.calls()
-    if not calls:
-        return []
-    held = search.held({field for _, _, field in calls})
+    held = search.held({field for _, _, field in calls}) if calls else {}
     found = sorted(
         {(int(f), target, site) for f, site, field in calls if len(held[field]) <= _MANY for target in held[field]}
+        | search.chosen
     )
     if not found:
         return []
@@ -107,6 +122,11 @@ class Origin(NamedTuple):
 
 class _Fields(Search):
     """One search of one program."""
+
+    def __init__(self, graph: CallGraph, signatures: Signatures) -> None:
+        super().__init__(graph, signatures)
+        self.chosen: set[tuple[int, int, int]] = set()
+        """(function, callee, site) of calls that choose from a table by an index."""
 
     # ---- calls -----------------------------------------------------------------------------
 
@@ -138,10 +158,15 @@ class _Fields(Search):
             target = self._origin(body, position, through) if site not in explained else None
             if target is not None and isinstance(target.operand, Memory):
                 found[site] = target, self._origin(body, position, Register(self.convention.arguments[0]))
-        watch = {origin.site for pair in found.values() for origin in pair}
+        steps = {site: self._step(body, target) for site, (target, _) in found.items()}
+        watch = {origin.site for pair in found.values() for origin in pair} | {s for s, _ in steps.values()}
         machine = self.program.image(obj).machine
         states = explore(body, machine, rva, watch=watch, within=body.leading_to(watch), fields=True).states
         for site, (target, data) in found.items():
+            step, parts = steps[site]
+            if step in states and any(self._is_table(obj, states[step].register(part)) for part in parts):
+                held = table_targets(self.program, function)
+                self.chosen |= {(int(function), int(f), site) for f in held if len(held) <= _MANY}
             place = self._place(body, target, states)
             if place is not None and place[0] is None:
                 yield site, Field(obj, place[1], True, None)
@@ -157,6 +182,34 @@ class _Fields(Search):
         end = body.instructions[body.index[origin.site]].end
         is_known = origin.site in states and isinstance(origin.operand, Memory)
         return self._cell(origin.operand, states[origin.site], end) if is_known else None  # type: ignore[arg-type]
+
+    def _step(self, body: Body, target: Origin) -> tuple[int, list[str]]:
+        """Where an index is added to the address of a table, to load a call's target, and the registers added."""
+        assert isinstance(target.operand, Memory)
+        if target.operand.indexed:
+            return target.site, [r for r in (target.operand.base, target.operand.by) if r is not None]
+        position, wanted = body.index[target.site], target.operand.base
+        first = body.leaders[bisect_right(body.leaders, position) - 1]
+        for instruction in reversed(body.instructions[first:position]):
+            for o in instruction.operations:
+                place = getattr(o, "destination", None)
+                if place != Register(wanted or "") or isinstance(o, Add):
+                    continue
+                if isinstance(o, Sum):
+                    return instruction.address, [r.name for r in (o.left, o.right) if isinstance(r, Register)]
+                if isinstance(o, Address) and o.source.indexed:
+                    return instruction.address, [r for r in (o.source.base, o.source.by) if r is not None]
+                return target.site, []
+        return target.site, []
+
+    def _is_table(self, obj: int, value: Value | None) -> bool:
+        """The address of data that the loader fills: what an index is added to."""
+        image = self.program.image(obj)
+        return (
+            value is not None
+            and value.base is None
+            and any(s.rva <= value.offset < s.rva + s.memory_size and not s.executable for s in image.segments)
+        )
 
     def _is_itself(self, body: Body, target: Origin, data: Origin) -> bool:
         """What is passed along is the pointer through which the target was loaded."""

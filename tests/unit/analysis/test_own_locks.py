@@ -135,6 +135,13 @@ static void (*notify)(void *); static void *subject;
 NOINLINE void on_event(void (*f)(void *), void *data) { notify = f; subject = data; }
 static void *worker(void *p) { for (;;) { if (notify) notify(subject); work(1); } return p; }
 """
+_TABLE = """
+static void first(void *p) { work(5); }
+static const struct kind { long number; void (*run)(void *); } kinds[] = { {1, first}, {2, TASK}, {3, first} };
+static const struct kind others[] = { {1, first}, {2, OTHER} };
+NOINLINE const struct kind *other(void) { return &others[ask()]; }
+static void *worker(void *p) { for (;;) kinds[ask()].run(p); return p; }
+"""
 _TASK = "static void task(void *p) { for (;;) log_line(p); } static void quiet(void *p) { work(4); }"
 _READY = """
 static void logs(struct watcher *w, int n) { log_line("x"); }
@@ -142,6 +149,8 @@ static void is_quiet(struct watcher *w, int n) { work(n); }
 static void logs_end(struct watcher *w) { log_line("x"); }
 """
 _START = "pthread_t t; pthread_create(&t, 0, worker, 0);"
+_LOUD_TABLE = _TABLE.replace("TASK", "task").replace("OTHER", "quiet")
+_QUIET_TABLE = _TABLE.replace("TASK", "quiet").replace("OTHER", "task")
 _FORK = 'if (fork() == 0) { log_line("c"); _exit(0); } return ask(); }'
 _ADD = "struct watcher *w = calloc(1, sizeof *w); struct loop *l = calloc(1, sizeof *l); l->first = w; l->runs = 1;"
 _RUN = "pthread_t t; pthread_create(&t, 0, worker, l);"
@@ -165,6 +174,16 @@ KEPT = (
     Case("loop", "medium suspected", f"{_LOOP}{_READY} int main(void) {{ {_ADD} watch(w, logs, 0); {_RUN} {_FORK}"),
     Case(
         "loop_and_quiet", "", f"{_LOOP}{_READY} int main(void) {{ {_ADD} watch(w, is_quiet, logs_end); {_RUN} {_FORK}"
+    ),
+    Case(
+        "table",
+        "medium suspected",
+        f"{_TASK}{_LOUD_TABLE} int main(void) {{ {_START} other(); {_FORK}",
+    ),
+    Case(
+        "another_table",
+        "",
+        f"{_TASK}{_QUIET_TABLE} int main(void) {{ {_START} other(); {_FORK}",
     ),
     Case("variable", "medium suspected", f'{_VARIABLE}{_TASK} int main(void) {{ on_event(task, "x"); {_START} {_FORK}'),
     Case("variable_and_quiet", "", f'{_VARIABLE}{_TASK} int main(void) {{ on_event(quiet, "x"); {_START} {_FORK}'),
