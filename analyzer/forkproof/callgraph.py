@@ -12,7 +12,7 @@ Wrong where: a callback's address reaches the call through a variable (then the 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.arguments import address_arguments, followed_arguments
+from forkproof.code.values import Value
 from forkproof.columns import among, position_in, spans, unique
 from forkproof.program import Columns, Function, Program, slot_columns
 from forkproof.signatures import Signatures
@@ -85,6 +86,19 @@ class _Steps(NamedTuple):
     """The edge that each step goes along."""
 
 
+class Start(NamedTuple):
+    """A start of a thread."""
+
+    caller: int
+    site: int
+    entry: int
+    """What it begins in."""
+
+
+Given = tuple[int, Value]
+"""A value in the words of the function that starts a thread, and the object whose addresses it has."""
+
+
 @dataclass(frozen=True, eq=False)
 class CallGraph:
     """Edges as parallel columns, sorted by source and site."""
@@ -95,6 +109,8 @@ class CallGraph:
     site: Columns
     kind: npt.NDArray[np.uint8]
     imports: ImportCalls
+    given: Mapping[Start, Given] = field(default_factory=dict)
+    """What threads get that begin by way of wrappers."""
 
     @property
     def size(self) -> int:
@@ -288,11 +304,17 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
     joined = ImportCalls(*(np.concatenate([getattr(c, n) for c in imports]) for n in ImportCalls.__dataclass_fields__))
     parts += _callback_edges(program, concatenated(parts), signatures)
     graph = sorted_graph(program, parts, joined)
-    for more in (edges_leading_on, handed_edges, field_edges):
-        if new := more(graph, signatures):
-            parts += new
-            graph = sorted_graph(program, parts, joined)
-    return graph
+    graph = _grown(graph, parts, edges_leading_on(graph, signatures))
+    handed, given = handed_edges(graph, signatures)
+    graph = _grown(graph, parts, handed)
+    graph = _grown(graph, parts, field_edges(graph, signatures))
+    return replace(graph, given=given) if given else graph
+
+
+def _grown(graph: CallGraph, parts: list[EdgeColumns], more: list[EdgeColumns]) -> CallGraph:
+    """The graph with more edges, which are added to its parts."""
+    parts += more
+    return sorted_graph(graph.program, parts, graph.imports) if more else graph
 
 
 def concatenated(parts: list[EdgeColumns]) -> EdgeColumns:

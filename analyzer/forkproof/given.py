@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from forkproof.arguments import address_arguments, data_arguments
-from forkproof.callgraph import CALLS, EdgeKind
+from forkproof.callgraph import CALLS, EdgeKind, Start
 from forkproof.code.explore import State
 from forkproof.code.values import Entry, Result, Word
 from forkproof.code.values import Value as KnownValue
@@ -92,9 +92,15 @@ class Given:
                 site, source = int(graph.site[edge]), Function(int(graph.source[edge]))
                 targets = [Function(int(graph.target[e])) for e in self.flow.edges_at(self.flow.whole(source), site)]
                 places = {named[t].data for t in targets if t in named} - {None}
-                for value in (self._data(obj, [edge], place).get(site) for place in places if place is not None):
-                    if value is not None:
-                        yield Function(int(graph.target[edge])), value
+                begin = Function(int(graph.target[edge]))
+                values = [self._data(obj, [edge], place).get(site) for place in places if place is not None]
+                given = graph.given.get(Start(source, site, begin)) if not places else None
+                if given is not None:
+                    function = self.flow.whole(source)
+                    values.append(
+                        self._as_address(given[0], function, given[1], self.flow.state_before(function, site))
+                    )
+                yield from ((begin, value) for value in values if value is not None)
 
     def _data(self, obj: int, edges: list[int], argument: int) -> dict[int, Value]:
         """What calls pass, by site: an address that an instruction forms nearby, or that the function keeps."""
@@ -105,15 +111,21 @@ class Given:
             site, function = int(graph.site[edge]), self.flow.whole(Function(int(graph.source[edge])))
             state = self.flow.state_before(function, site) if site not in found else None
             value = state.register(self.flow.convention.arguments[argument]) if state is not None else None
-            if state is None or value is None:
-                continue
-            if value.base is None and self.program.image(obj).is_writable(value.offset):
-                found[site] = Value(place, value.offset)
-            elif isinstance(value.base, Word):
-                found[site] = Value(Content(place, value.base.address), value.offset)
-            elif isinstance(value.base, Result) or value.base == Entry(self.flow.convention.stack):
-                found[site] = self.kept_in(obj, state, value) or _made(function, value)
+            address = None if state is None or value is None else self._as_address(obj, function, value, state)
+            if address is not None:
+                found[site] = address
         return found
+
+    def _as_address(self, obj: int, function: Function, value: KnownValue, state: State | None) -> Value | None:
+        """A variable, what one holds, or an object that the function makes."""
+        if value.base is None:
+            return Value(Object(obj), value.offset) if self.program.image(obj).is_writable(value.offset) else None
+        if isinstance(value.base, Word):
+            return Value(Content(Object(obj), value.base.address), value.offset)
+        if isinstance(value.base, Result) or value.base == Entry(self.flow.convention.stack):
+            kept = None if state is None else self.kept_in(obj, state, value)
+            return kept or _made(function, value)
+        return None
 
     def kept_in(self, obj: int, state: State, value: KnownValue) -> Value | None:
         """A variable that holds the same: what the function has stored there before."""

@@ -15,7 +15,7 @@ caller does in its turn.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, callback_roles, known_edges
+from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, Given, Start, callback_roles, known_edges
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import State, explore
@@ -87,8 +87,8 @@ class _Call(NamedTuple):
     state: State
 
 
-def handed_edges(graph: CallGraph, signatures: Signatures) -> list[EdgeColumns]:
-    """All edges that can be found so."""
+def handed_edges(graph: CallGraph, signatures: Signatures) -> tuple[list[EdgeColumns], Mapping[Start, Given]]:
+    """All edges that can be found so, and what the threads among them are given."""
     search = Search(graph, signatures)
     search.follow_starts()
     search.follow_main()
@@ -99,9 +99,9 @@ def handed_edges(graph: CallGraph, signatures: Signatures) -> list[EdgeColumns]:
     }
     new = sorted(search.found - known)
     if not new:
-        return []
+        return [], {}
     source, target, site, kind = (np.array(column, np.int64) for column in zip(*new, strict=True))
-    return [known_edges(source, target, site, kind)]
+    return [known_edges(source, target, site, kind)], search.passed
 
 
 class Search:
@@ -111,6 +111,7 @@ class Search:
         self.graph, self.program, self.signatures = graph, graph.program, signatures
         self.convention = CONVENTIONS[self.program.image(0).machine]
         self.found: set[tuple[int, int, int, int]] = set()
+        self.passed: dict[Start, Given] = {}
         self._calls: dict[Function, tuple[_Call, ...]] = {}
         self._does: dict[tuple[Function, int], tuple[Role, ...]] = {}
 
@@ -191,6 +192,10 @@ class Search:
         if function is None:
             return
         self.found.add((int(caller), int(function), call.site, int(role.kind)))
+        if role.kind is EdgeKind.THREAD and arguments and arguments[0] is not None:
+            first, obj = arguments[0], self.program.object_of(caller)
+            told = (first.object, Value(None, first.address)) if isinstance(first, Place) else (obj, first)
+            self.passed.setdefault(Start(int(caller), call.site, int(function)), told)
         if depth and self._may_call(function, _LEVELS) and self._hands_over(arguments, call.state):
             for inner in self._what_is_done(function, _LEVELS):
                 kind = role.kind if role.kind is EdgeKind.THREAD else inner.kind

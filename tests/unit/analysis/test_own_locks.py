@@ -198,3 +198,49 @@ def test_what_a_thread_calls_through_a_field(case: Case, build: Build) -> None:
         assert "field" in {frame.edge for frame in finding.holder}
         assert finding.conditions is not None
         assert "if that is what it finds in a field" in finding.conditions.holder
+
+
+_CONTEXT = """
+struct context { long users; pthread_mutex_t lock; };
+struct start { void *(*run)(void *); void *data; char name[16]; };
+static void *trampoline(void *p) { struct start s = *(struct start *)p; free(p); work(1); return s.run(s.data); }
+NOINLINE int start(const char *name, void *(*run)(void *), void *data) {
+    pthread_t t; struct start *s = malloc(sizeof *s); s->run = run; s->data = data; strncpy(s->name, name, 15);
+    return pthread_create(&t, 0, trampoline, s);
+}
+NOINLINE static void touch(struct context *c) {
+    pthread_mutex_lock(&c->lock); c->users++; pthread_mutex_unlock(&c->lock);
+}
+static void *worker(void *p) { for (;;) touch(p); return p; }
+NOINLINE static struct context *make(void) {
+    struct context *c = calloc(1, sizeof *c); pthread_mutex_init(&c->lock, 0); return c;
+}
+static struct context fixed = { 0, PTHREAD_MUTEX_INITIALIZER }, spare = { 0, PTHREAD_MUTEX_INITIALIZER };
+static struct context *held, *apart;
+"""
+
+#: What a wrapper of pthread_create passes on to the thread. Expected: severity of the finding; empty for none.
+CONTEXTS = (
+    Case(
+        "made", "medium", 'struct context *c = make(); start("w", worker, c); if (fork() == 0) { touch(c); _exit(0); }'
+    ),
+    Case(
+        "another_made",
+        "",
+        'struct context *c = make(), *d = make(); start("w", worker, c); if (fork() == 0) { touch(d); _exit(0); }',
+    ),
+    Case("data", "high", 'start("w", worker, &fixed); if (fork() == 0) { touch(&fixed); _exit(0); }'),
+    Case("other_data", "", 'start("w", worker, &fixed); if (fork() == 0) { touch(&spare); _exit(0); }'),
+    Case("variable", "high", 'held = make(); start("w", worker, held); if (fork() == 0) { touch(held); _exit(0); }'),
+    Case(
+        "another_variable",
+        "",
+        'held = make(); apart = make(); start("w", worker, held); if (fork() == 0) { touch(apart); _exit(0); }',
+    ),
+)
+
+
+@pytest.mark.parametrize(("case", "build"), parameters(CONTEXTS, MACHINES))
+def test_a_lock_behind_what_a_wrapper_passes_to_a_thread(case: Case, build: Build) -> None:
+    found = _own(findings_of(program(build, f"{_CONTEXT} int main(void) {{ {case.code} return ask(); }}")))
+    assert " ".join(f.severity.value for f in found) == case.expected
