@@ -194,12 +194,12 @@ class CallGraph:
                     step[at] = begin
         distance = np.full(self.size, -1, np.int32)
         distance[blocked if isinstance(blocked, np.ndarray) else list(blocked)] = _BLOCKED
-        frontier = unique(np.fromiter((int(r) for r in roots), np.int64))
+        frontier = unique(np.fromiter(map(int, roots), np.int64))
         distance[frontier] = 0
         place = np.empty(self.size, np.int32)
-        wanted = list(until)
+        wanted = np.array(list(until), np.int64)
         level = 0
-        while len(frontier) and not (wanted and (distance[wanted] >= 0).any()):
+        while len(frontier) and not (len(wanted) and distance[wanted].max() >= 0):
             level += 1
             ends = step[spans(pointers[frontier], pointers[frontier + 1])]
             new = ends[distance[ends] == -1]

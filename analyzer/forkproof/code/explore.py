@@ -628,8 +628,8 @@ def _absorb(old: State, new: State, *, keep: bool) -> bool:
         if not (keep and cells[cell] == others.get(cell, _UNREAD)):
             cells[cell] = None
             changed = True
-    if not others.keys() <= cells.keys():
-        cells.update(dict.fromkeys(c for c in others if c not in cells))
+    for cell in [c for c in others if c not in cells]:
+        cells[cell] = None
         changed = True
     if old.flags is not None and old.flags != new.flags:
         old.flags = None

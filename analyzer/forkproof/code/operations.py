@@ -44,6 +44,7 @@ Operand = Const | Register | Memory
 class Condition(Enum):
     """Branch conditions on the last comparison of a and b (signed unless named otherwise)."""
 
+    __hash__ = object.__hash__  # an enumeration's own hashes the name, in Python
     EQ = "=="
     NE = "!="
     LT = "<"
@@ -195,6 +196,7 @@ class Syscall(NamedTuple):
 class AtomicKind(Enum):
     """What an atomic read-modify-write does to its word."""
 
+    __hash__ = object.__hash__
     COMPARE_SWAP = "compare and swap"
     SWAP = "swap"
     ADD = "add"

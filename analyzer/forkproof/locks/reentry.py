@@ -34,6 +34,7 @@ from forkproof.program import Function
 
 _ROUNDS: Final = 3
 """How often a call through a pointer may lead to functions that call through pointers themselves."""
+_TABLE: Final = int(EdgeKind.TABLE)
 _KINDS: Final = CERTAIN | {EdgeKind.TABLE}
 _ANY: Final = Value(Object(-1), 0)
 """Stands for a lock with which a function has nothing to do."""
@@ -198,7 +199,7 @@ class Reentries:
         if not self._is_followed(function):
             rows = self.graph.rows_from(function)
             return None, [
-                (Step(function, site), (Function(target), node[1]), kind == EdgeKind.TABLE)
+                (Step(function, site), (Function(target), node[1]), kind == _TABLE)
                 for _, target, site, kind in rows
                 if kind in _KINDS and self.back[target] >= 0 and self._is_followable(Function(target))
             ]

@@ -187,7 +187,7 @@ class Joins:
         phi = found.value
         joined = phi if not keep or a == phi else self._in_common(a, b, phi, position, name)
         if joined is phi:
-            found.met.update({a, b} - {phi})
+            found.met.update(value for value in (a, b) if value is not phi and value != phi)
         return joined
 
     def _in_common(self, a: Value, b: Value, phi: Value, position: int, name: str) -> Value:

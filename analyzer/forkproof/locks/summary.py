@@ -29,7 +29,7 @@ from forkproof.locks.identity import Arrays
 from forkproof.locks.interpret import interpret
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
 from forkproof.locks.state import State
-from forkproof.locks.survivors import INSIDE, Survivors
+from forkproof.locks.survivors import Survivors
 from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
 from forkproof.model import Frame
 from forkproof.program import Function
@@ -305,7 +305,7 @@ class Summaries:
         """The callee's locks that do not depend on arguments."""
         for taken in self.of(callee).taken:
             if not isinstance(root(taken.address.base), Entry):
-                yield taken._replace(path=(Step(function, site), *taken.path))
+                yield Taken(*taken[:4], (Step(function, site), *taken.path))
 
     def _passed(
         self, function: Function, site: int, callee: Function, arguments: tuple[Value, ...], held: Held
@@ -383,7 +383,7 @@ class Summaries:
         settled = cache(partial(self._settled, function))
         for each in taken:
             key = settled(each.address)
-            one = each._replace(address=key, gates=frozenset(settled(g) for g in each.gates))
+            one = Taken(key, each.kind, each.blocking, frozenset(map(settled, each.gates)), each.path)
             old = found.get(key)
             if old is None:
                 if len(found) < _MOST:
@@ -451,8 +451,7 @@ class FunctionCalls:
         self.ranges = [(s.rva, s.rva + s.memory_size) for s in segments]
 
     def targets(self, site: int) -> tuple[int, ...]:
-        graph = self.flow.graph
-        return tuple(int(graph.target[e]) for e in self.flow.edges_at(self.function, site))
+        return tuple(self.flow.graph.target[self.flow.edges_at(self.function, site)].tolist())
 
     def comes_back(self, site: int) -> bool:
         return self.effects(site).returns
@@ -462,12 +461,7 @@ class FunctionCalls:
         return semaphore in counted or (bool(counted) and isinstance(root(semaphore.base), Entry))
 
     def keeps(self, site: int) -> frozenset[str]:
-        edges = self.flow.edges_at(self.function, site)
-        if not edges or any(self.flow.graph.kind[e] not in INSIDE for e in edges):
-            return frozenset()
-        return frozenset.intersection(
-            *(self.summaries.survivors.of(Function(int(self.flow.graph.target[e]))) for e in edges)
-        )
+        return self.summaries.survivors.after(self.function, site)
 
     def library(self, target: int) -> LockFunction | None:
         return self.summaries.library.get(target)

@@ -34,6 +34,17 @@ class Survivors:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self._known: dict[Function, frozenset[str]] = {}
+        self._after: dict[tuple[Function, int], frozenset[str]] = {}
+
+    def after(self, function: Function, site: int) -> frozenset[str]:
+        """Registers that every function called at a site leaves alone; none where one of them may be outside."""
+        found = self._after.get((function, site))
+        if found is None:
+            graph, edges = self.flow.graph, self.flow.edges_at(function, site)
+            is_inside = bool(edges) and all(graph.kind[e] in INSIDE for e in edges)
+            each = [self.of(Function(int(graph.target[e]))) for e in edges] if is_inside else [frozenset[str]()]
+            found = self._after[function, site] = frozenset.intersection(*each)
+        return found
 
     def of(self, function: Function) -> frozenset[str]:
         """Registers that the convention lets a callee change, and this one does not."""

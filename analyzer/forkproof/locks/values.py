@@ -118,6 +118,8 @@ class Value(NamedTuple):
 
 
 ZERO: Final = Value(None, 0)
+_new: Final = tuple.__new__
+"""Makes a named tuple without the call in Python that its class makes: where hundreds of thousands are made."""
 
 
 _CHAINED: Final = (Content, Element)
@@ -136,7 +138,7 @@ def depth(base: Base) -> int:
 
 def content(address: Value, name: Named) -> Value:
     """What the word at an address holds; a name of its own where the chain gets too deep."""
-    return Value(name, 0) if depth(address.base) >= DEEPEST else Value(Content(*address), 0)
+    return Value(name, 0) if depth(address.base) >= DEEPEST else _new(Value, (_new(Content, address), 0))
 
 
 def stepped(value: Value) -> Value:
@@ -164,16 +166,16 @@ def substituted(value: Value, replace: Substitution) -> Value:
     if base is None or isinstance(base, Object) or isinstance(root(base), _NOBODYS):
         return value
     if isinstance(base, Content):
-        inner = substituted(Value(base.base, base.offset), replace)
-        found: Base = Content(*inner)
-        return Value(found, value.offset)
+        inner = substituted(_new(Value, base), replace)
+        found: Base = _new(Content, inner)
+        return _new(Value, (found, value.offset))
     if isinstance(base, Element):
         inner = substituted(Value(base.base, base.offset), replace)
         if isinstance(inner.base, Element):  # an array in an array: one unknown index is as good as two
             return Value(inner.base, inner.offset + value.offset)
         return Value(Element(inner.base, inner.offset, base.stride), value.offset)
     result = replace(base)
-    return Value(result.base, result.offset + value.offset)
+    return _new(Value, (result.base, result.offset + value.offset))
 
 
 TELLING: Final = 0x100
