@@ -195,7 +195,8 @@ def decode(image: Image, parts: Iterable[tuple[int, int]], *, vectors: bool = Fa
         code = image.read(start, size).tobytes()
         for address, length, mnemonic, operands in disassemble(image.machine, code, start):
             operations = lift(mnemonic, operands)
-            if length > _SHORTEST and (prefix := _prefix(code, address - start, length, operations)):
+            may_have_prefix = length > _SHORTEST and operations and type(operations[0]) in _TRANSFERS
+            if may_have_prefix and (prefix := _prefix(code, address - start, length, operations)):
                 prefixed[address] = address + prefix
                 found.append(Instruction(address + prefix, length - prefix, operations))
             else:
@@ -235,6 +236,8 @@ _BATCH: Final = 512
 """Snippets decoded in one go."""
 _SHORTEST: Final = 5
 """Bytes of `call rel32`: nothing shorter has prefixes that need to come off."""
+_TRANSFERS: Final = frozenset({Call, Jump, JumpUnknown})
+"""What `_prefix` knows."""
 
 
 def _prefix(code: bytes, at: int, length: int, operations: tuple[Operation, ...]) -> int:
