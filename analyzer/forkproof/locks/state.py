@@ -135,21 +135,25 @@ class Joins:
         mine, theirs = old.registers, new.registers
         if not (keep and mine == theirs):
             names = self.names.setdefault(position, {})
-            pairs: list[tuple[str, Value | None, Value | None]]
-            if keep:  # one object on both sides is what most registers hold
-                pairs = [(name, value, b) for name, value in mine.items() if (b := theirs.get(name)) is not value]
-                pairs += [(name, None, theirs[name]) for name in theirs.keys() - mine.keys()]
-            else:
-                pairs = [(name, mine.get(name), theirs.get(name)) for name in mine.keys() | theirs.keys()]
-            for name, before, other in pairs:
-                a, b = before or entry(name), other or entry(name)
-                if a is b or a == b:
-                    if keep or _is_settled(a.base):
-                        continue
-                elif (phi := names.get(name)) is not None and phi.value is a:
-                    phi.met.add(b)
+            theirs_only = theirs.keys() - mine.keys()
+            for name, a in mine.items():
+                b = theirs.get(name)
+                if b is a and keep:
                     continue
-                joined = self._joined(a, b, position, name, keep=keep)
+                phi = names.get(name)
+                if phi is not None and phi.value is a:
+                    if b is not a:
+                        other = b or entry(name)
+                        if other != a:
+                            phi.met.add(other)
+                    continue
+                joined = self._joined(a, b or entry(name), position, name, keep=keep)
+                if joined is not a and joined != a:
+                    mine[name] = joined
+                    changed = True
+            for name in theirs_only:
+                a = entry(name)
+                joined = self._joined(a, theirs[name], position, name, keep=keep)
                 if joined != a:
                     mine[name] = joined
                     changed = True
@@ -187,7 +191,10 @@ class Joins:
         phi = found.value
         joined = phi if not keep or a == phi else self._in_common(a, b, phi, position, name)
         if joined is phi:
-            found.met.update(value for value in (a, b) if value is not phi and value != phi)
+            if a is not phi and a != phi:
+                found.met.add(a)
+            if b is not phi and b != phi:
+                found.met.add(b)
         return joined
 
     def _in_common(self, a: Value, b: Value, phi: Value, position: int, name: str) -> Value:
