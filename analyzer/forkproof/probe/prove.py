@@ -33,6 +33,10 @@ from forkproof.probe.steer import Cast, Outcome, Performance, perform
 
 _ATTEMPTS: Final = 6
 """Steered runs for one fork: each with a lock that the runs before did not try."""
+_CENSUSES: Final = 3
+"""Runs without steering that are made beside the first, while no lock was seen on both sides of a fork;"""
+_PATIENT: Final = 3.0
+"""all but one of them only where they take no longer than these seconds together."""
 _FORKS: Final = 3
 """Forks of one finding that are steered, one after the other."""
 _OFTEN: Final = 4
@@ -133,8 +137,10 @@ class Prover:
     def _count(self, seconds: float) -> Census:
         self.progress.stage("probe: a run without steering", 0, 0)
         every = tuple(dict.fromkeys(site for sites in self._sites.values() for site in sites))
-        census = self._census_run(every, seconds)
-        if census.may_have_missed:
+        begun, census = time.monotonic(), self._census_run(every, seconds)
+        for again in range(_CENSUSES):
+            if not census.may_have_missed or (again and time.monotonic() - begun > _PATIENT):
+                break
             census.add(self._census_run(every, seconds))
         self._census_lines = (*census_lines(census), *claim_lines(census, self._claims))
         return census
