@@ -27,6 +27,7 @@ from forkproof.arguments import address_arguments, followed_arguments
 from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, known_edges
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import State, explore
+from forkproof.code.index import find_stores
 from forkproof.code.operations import (
     Add,
     Address,
@@ -41,11 +42,12 @@ from forkproof.code.operations import (
     Set,
     Sum,
 )
+from forkproof.code.sites import Stores
 from forkproof.code.values import Base, Entry, Value
 from forkproof.columns import unique
 from forkproof.elf.image import Machine
 from forkproof.handed import Search
-from forkproof.program import Function
+from forkproof.program import Columns, Function
 from forkproof.signatures import Signatures
 from forkproof.tables import table_targets
 
@@ -263,40 +265,64 @@ class _Fields(Search):
     # ---- what fields hold ------------------------------------------------------------------
 
     def held(self, fields: Collection[Field]) -> dict[Field, set[int]]:
-        """The functions that are put into these fields."""
+        """The functions that are put into these fields; of those that hold more than `_MANY`, not all."""
         found: dict[Field, set[int]] = {field: set() for field in fields}
-        for kept in self._keepers(fields):
-            found[kept.field] |= self._passed_to(kept)
+        passed: dict[tuple[Function, int], set[int]] = {}
         for obj in sorted({field.object for field in fields}):
-            mine = [field for field in fields if field.object == obj]
-            for place, function in self._stored(obj, {(f.is_global, f.offset) for f in mine}):
-                for field in mine:
-                    if (field.is_global, field.offset) == place:
-                        found[field].add(function)
+            self._stored(obj, {field: found[field] for field in fields if field.object == obj})
+            telling = [f for f in fields if f.object == obj and len(found[f]) <= _MANY]
+            for function in self._receivers(obj, telling):
+                telling = [field for field in telling if len(found[field]) <= _MANY]
+                for kept in self._keeps(function, telling) if telling else ():
+                    key = kept.function, kept.parameter
+                    if key not in passed:
+                        passed[key] = self._passed_to(kept)
+                    found[kept.field] |= passed[key]
         return found
 
-    def _stored(self, obj: int, places: Collection[tuple[bool, int]]) -> Iterator[tuple[tuple[bool, int], int]]:
-        """Functions whose addresses an object's code stores there, in the instructions after it has formed them."""
+    def _stored(self, obj: int, held: Mapping[Field, set[int]]) -> None:
+        """Add functions whose addresses an object's code stores there, in the instructions after it has formed them."""
         code, image = self.program.codes[obj], self.program.image(obj)
-        for site, target in zip(code.sites.taken_site.tolist(), code.sites.taken_target.tolist(), strict=True):
-            function = self.program.function(obj, target)
-            if function is not None:
-                for cell, end in _stores_of(decode(image, [(site, _AFTER)], vectors=True), target):
-                    is_global = cell.base == "pc"
-                    place = is_global, cell.displacement + (end if is_global else 0)
-                    if place in places and cell.base not in (None, self.convention.stack):
-                        yield place, function
+        order = np.argsort(code.sites.taken_site, kind="stable")
+        site, taken = code.sites.taken_site[order], code.sites.taken_target[order]
+        end = site + _AFTER
+        stores = self._stores(obj, held, site, np.minimum(end, np.append(site[1:], end[-1:])))
+        for is_global, offset in sorted({(field.is_global, field.offset) for field in held}):
+            found = set[int]()
+            chosen = stores.between(site, end, offset, is_global)
+            for at, target in zip(site[chosen].tolist(), taken[chosen].tolist(), strict=True):
+                function = self.program.function(obj, target)
+                if function is not None and len(found) <= _MANY:
+                    for cell, after in _stores_of(decode(image, [(at, _AFTER)], vectors=True), target):
+                        is_variable = cell.base == "pc"
+                        place = is_variable, cell.displacement + (after if is_variable else 0)
+                        if place == (is_global, offset) and cell.base not in (None, self.convention.stack):
+                            found.add(function)
+            for field in held:
+                if (field.is_global, field.offset) == (is_global, offset):
+                    held[field].update(found)
 
-    def _keepers(self, fields: Collection[Field]) -> Iterator[_Kept]:
-        """Functions that are passed functions, and put them into one of the fields."""
-        for function in self._receivers({field.object for field in fields}):
-            obj = self.program.object_of(function)
-            yield from self._keeps(function, [field for field in fields if field.object == obj])
+    def _receivers(self, obj: int, fields: Collection[Field]) -> list[Function]:
+        """Functions that may be passed the address of a function, and store what one of an object's fields needs."""
+        base, code = self.program.base, self.program.codes[obj]
+        functions = np.array(sorted(f for f in self._receiving if base[obj] <= f < base[obj + 1]), np.int64)
+        functions = functions[code.size[functions - base[obj]] <= _SMALL]
+        first = code.start[functions - base[obj]]
+        last = first + code.size[functions - base[obj]]
+        stores = self._stores(obj, fields, first, last)
+        chosen = np.zeros(len(functions), bool)
+        for field in fields:
+            fills = stores.between(first, last, field.offset, field.is_global)
+            chosen |= fills if field.data is None else fills & stores.between(first, last, field.data, False)
+        # Those with the most callers first: where a field holds too much, that is soon known.
+        return sorted(map(Function, functions[chosen].tolist()), key=lambda f: (-len(self.graph.rows_to(f)), f))
 
-    def _receivers(self, objects: Collection[int]) -> list[Function]:
-        """Functions of some objects that may be passed the address of a function."""
-        functions = [Function(f) for f in sorted(self._receiving)]
-        return [f for f in functions if self.program.object_of(f) in objects and self._size(f) <= _SMALL]
+    def _stores(self, obj: int, fields: Collection[Field], first: Columns, last: Columns) -> Stores:
+        """What may store to the fields or to what is passed along, in ranges of an object's code."""
+        image = self.program.image(obj)
+        addresses = unique(np.array([f.offset for f in fields if f.is_global], np.int64))
+        local = [p for f in fields if not f.is_global for p in (f.offset, f.data) if p is not None]
+        return find_stores(image, first, last, unique(np.array(local, np.int64)), addresses)
 
     @cached_property
     def _receiving(self) -> frozenset[int]:
@@ -409,7 +435,7 @@ def _stores_of(body: Body, address: int) -> Iterator[tuple[Memory, int]]:
             is_it = not names if isinstance(o, Address) else False
             if isinstance(o, Set):
                 is_it = o.source == Const(address) or (isinstance(o.source, Register) and o.source.name in names)
-                if is_it and isinstance(place, Memory) and not place.indexed:
+                if is_it and o.bits == 64 and isinstance(place, Memory) and not place.indexed:
                     yield place, instruction.end
             if isinstance(place, Register):
                 (names.add if is_it or (not names and instruction is body.instructions[0]) else names.discard)(

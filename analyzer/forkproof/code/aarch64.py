@@ -14,12 +14,13 @@ Source: Arm Architecture Reference Manual, C4; ELF for the Arm 64-bit Architectu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from dataclasses import fields
+from typing import Any, Final
 
 import numpy as np
 
-from forkproof.code.sites import EntryMap, Landmarks, Sites, Stubs
-from forkproof.columns import position_in
+from forkproof.code.sites import EntryMap, Landmarks, Sites, Stores, Stubs
+from forkproof.columns import position_in, spans
 from forkproof.elf.image import I64, U8
 
 ARGUMENT_REGISTERS: Final = (0, 1, 2, 3, 4, 5, 6, 7)
@@ -270,6 +271,70 @@ def find_atomics(code: U8, base: int) -> I64:
     swap = words & 0x3F20FC00 == 0x38208000
     swap |= (words & 0x3F20FC00 == 0x38203000) & (words & 0x1F != 0x1F)
     return np.flatnonzero(store_exclusive | compare_swap | swap) * 4 + base
+
+
+_STACK: Final = 31
+"""The stack pointer, where a register is a base."""
+_REACH: Final = 1 << 16
+"""Bytes from a page within which the address of data is formed,"""
+_BELOW: Final = 1 << 12
+"""and before it."""
+
+
+def find_stores(code: U8, base: int, ranges: tuple[I64, I64], offsets: I64, addresses: I64) -> Stores:
+    """Instructions in some ranges (from, to) of the code that store a word at one of these offsets.
+
+    Which variable a store goes to is told by an ADRP elsewhere: those that may form one of the addresses are found.
+    """
+    index = spans(ranges[0] >> 2, ranges[1] >> 2)
+    words = _words(code)[index]
+    found = [_paged(words, index, base, addresses)]
+    for at, place in _stored_at(words):
+        chosen = np.flatnonzero(position_in(offsets, place) >= 0)
+        found.append(Stores(index[at[chosen]] * 4 + base, place[chosen], np.zeros(len(chosen), bool)))
+    return Stores(*(np.concatenate([getattr(part, f.name) for part in found]) for f in fields(Stores)))
+
+
+def _paged(words: Words, index: I64, base: int, addresses: I64) -> Stores:
+    at = np.flatnonzero(_is_adrp(words)) if len(addresses) else np.zeros(0, np.int64)
+    ahead = addresses[:, None] - _page(words[at], index[at] * 4 + base)
+    which, position = np.nonzero((ahead >= -_BELOW) & (ahead < _REACH))
+    return Stores(index[at[position]] * 4 + base, addresses[which], np.ones(len(which), bool))
+
+
+def _stored_at(words: Words) -> Iterator[tuple[I64, I64]]:
+    """(position, offset) of 64-bit stores but to local variables, each word of several (Arm ARM, C4.1.88)."""
+    loads_and_stores = np.flatnonzero((words & 0x0A000000 == 0x08000000) & (words & 0x3E0 != _STACK << 5))
+    words = words[loads_and_stores]
+    size, opc = words >> 30, words >> 22 & 3
+    vector = words & 1 << 26 != 0
+    is_quad = vector & (size == 0) & (opc == 2)
+    is_word = ((size == 3) & (opc == 0)) | is_quad
+    near = _signed((words >> 12 & 0x1FF).astype(np.int64), 9)
+
+    def each(
+        chosen: np.typing.NDArray[np.bool_], offset: I64, count: np.typing.NDArray[Any]
+    ) -> Iterator[tuple[I64, I64]]:
+        rows = np.flatnonzero(chosen)
+        for word in range(int(count[rows].max(initial=0))):
+            have = rows[count[rows] > word]
+            yield loads_and_stores[have], offset[have] + 8 * word
+
+    scaled = (words >> 10 & 0xFFF).astype(np.int64) << np.where(is_quad, 4, 3)
+    words_of_one = np.where(is_quad, 2, 1)
+    yield from each((words & 0x3B000000 == 0x39000000) & is_word, scaled, words_of_one)
+    # Not scaled, unprivileged; with write-back, or an index: then it counts from the register itself.
+    form = words & 0x3B200C00
+    plain = np.where(words & 1 << 10 != 0, 0, near)
+    yield from each((form & 0x3B200000 == 0x38000000) & is_word, plain, words_of_one)
+    yield from each((form == 0x38200800) & is_word, np.zeros(len(words), np.int64), words_of_one)
+    pair = _signed((words >> 15 & 0x7F).astype(np.int64), 7)
+    is_wide = vector & (size == 2)
+    is_pair = (words & 0x3A400000 == 0x28000000) & np.where(vector, (size == 1) | (size == 2), size == 2)
+    offset = np.where(words & 1 << 23 != 0, 0, pair << np.where(is_wide, 4, 3))
+    yield from each(is_pair, offset, np.where(is_wide, 4, 2))
+    releases = (words & 0xFFE00000 == 0xC8800000) | (words & 0xFFE00C00 == 0xD9000000)
+    yield from each(releases, np.where(words & 1 << 28 != 0, near, 0), np.ones(len(words), np.int64))
 
 
 def find_pauses(code: U8, base: int) -> I64:

@@ -11,7 +11,7 @@ Wrong where: code has neither unwind tables nor symbols (then a function is what
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any, Final
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from forkproof.code import aarch64, x86_64
 from forkproof.code.decode import boundaries
-from forkproof.code.sites import EntryMap, Landmarks, Sites, Stubs, concatenate
+from forkproof.code.sites import EntryMap, Landmarks, Sites, Stores, Stubs, concatenate
 from forkproof.columns import among, position_in, unique
 from forkproof.elf import unwind
 from forkproof.elf.image import I64, Image, Machine, ObjectKind
@@ -121,6 +121,18 @@ def index_code(image: Image) -> CodeIndex:
     parts = [scanner.scan(image.read(rva, n), rva, landmarks) for rva, n in _joined_ranges(image)]
     index = CodeIndex(start, size, stubs, concatenate(parts), np.searchsorted(start, resolvers))
     return _without_chance_hits(image, _without_stub_sites(index))
+
+
+def find_stores(image: Image, first: I64, last: I64, offsets: I64, addresses: I64) -> Stores:
+    """What may store a word at one of these offsets or addresses, in ranges (from, to) of code."""
+    found = [Stores(first[:0], first[:0], np.zeros(0, bool))]
+    for rva, size in _joined_ranges(image):
+        code = image.read(rva, size)
+        inside = (first >= rva) & (first < rva + len(code))
+        ranges = first[inside] - rva, np.minimum(last[inside], rva + len(code)) - rva
+        if inside.any():
+            found.append(SCANNERS[image.machine].find_stores(code, rva, ranges, offsets, addresses))
+    return Stores(*(np.concatenate([getattr(part, f.name) for part in found]) for f in fields(Stores)))
 
 
 def _joined_ranges(image: Image) -> list[tuple[int, int]]:

@@ -113,3 +113,19 @@ class Stubs:
 
     start: I64
     slot: I64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stores:
+    """Code that may store a word: parallel columns. What looks like a store need not be one."""
+
+    site: I64
+    place: I64
+    """An address, or an offset from whatever a register holds."""
+    is_global: Bool
+
+    def between(self, first: I64, last: I64, place: int, is_global: bool) -> Bool:
+        """For each range (from, to) of code, whether one of these stores goes there."""
+        sites = np.sort(self.site[(self.place == place) & (self.is_global == is_global)])
+        found: Bool = sites.searchsorted(last) > sites.searchsorted(first)
+        return found

@@ -16,7 +16,8 @@ from typing import Final
 
 import numpy as np
 
-from forkproof.code.sites import EntryMap, Landmarks, Sites, Stubs
+from forkproof.code.sites import EntryMap, Landmarks, Sites, Stores, Stubs
+from forkproof.columns import position_in, spans
 from forkproof.elf.image import I64, U8
 
 ARGUMENT_REGISTERS: Final = (7, 6, 2, 1, 8, 9)
@@ -227,6 +228,53 @@ def holds_atomic(code: U8, starts: I64) -> bool:
         starts = np.append(starts, at)
     exchange = starts[padded[starts] & 0xFE == 0x86]
     return bool((padded[exchange + 1] >> 6 != 3).any())
+
+
+_MOVE, _IMMEDIATE, _VECTOR = 1, 2, 3
+_STORES: Final = np.zeros(256, np.uint8)
+"""Opcodes of `mov` to memory from a register and an immediate, and the last bytes of those that store from xmm."""
+_STORES[0x89], _STORES[0xC7], _STORES[[0x11, 0x13, 0x17, 0x29, 0x7E, 0x7F, 0xD6]] = _MOVE, _IMMEDIATE, _VECTOR
+_LEAST_ADDRESS: Final = 1 << 12
+
+
+def find_stores(code: U8, base: int, ranges: tuple[I64, I64], offsets: I64, addresses: I64) -> Stores:
+    """Places in some ranges (from, to) that may store a word there, local variables left out.
+
+    They may be bytes inside instructions. Each is the last byte of an opcode.
+    """
+    within = spans(*ranges)
+    kind = _STORES[code[within]]
+    at, kind = within[kind > 0], kind[kind > 0]
+
+    def byte(ahead: int) -> U8:
+        found: U8 = code[np.clip(at + ahead, 0, len(code) - 1)]
+        return found
+
+    escaped = (byte(-1) == 0x0F) | (byte(-2) == 0xC5) | (byte(-3) == 0xC4) | (byte(-4) == 0x62)
+    modrm = byte(1)
+    may_be = np.where(kind == _VECTOR, escaped, byte(-1) & 0xF8 == 0x48) & (modrm < 0xC0)
+    at, kind, modrm = at[may_be], kind[may_be], modrm[may_be]
+    is_local = (modrm & 7 == 4) & (byte(2) & 7 == 4)  # by the stack pointer; REX.B makes r12 of it
+    first = np.where(kind == _VECTOR, byte(-2), byte(-1))
+    is_local &= (first & 0xF1 != 0x41) & (byte(-3) != 0xC4) & (byte(-4) != 0x62)
+    at, kind, modrm = at[~is_local], kind[~is_local], modrm[~is_local]
+    mode, rm = modrm >> 6, modrm & 7
+    after = at + 2 + (rm == 4)
+    words = _rel32(code, np.clip(after, 0, len(code) - 4)) if len(code) >= 4 else after
+    place = np.where(mode == 1, code[np.minimum(after, len(code) - 1)].view(np.int8), np.where(mode == 2, words, 0))
+    is_global = (mode == 0) & (rm == 5)
+    place[is_global] = (after + 4 + base + words + 4 * (kind == _IMMEDIATE))[is_global]
+    if (kind == _IMMEDIATE).any():  # most are no addresses
+        size = np.where(is_global | (mode == 2), 4, np.where(mode == 1, 1, 0))
+        value = _rel32(code, np.clip(after + size, 0, len(code) - 4))
+        at, kind, place, is_global = (
+            column[(kind != _IMMEDIATE) | (value >= _LEAST_ADDRESS)] for column in (at, kind, place, is_global)
+        )
+    high = np.flatnonzero(kind == _VECTOR)
+    at, place = np.concatenate([at, at[high]]), np.concatenate([place, place[high] + 8])
+    is_global = np.concatenate([is_global, is_global[high]])
+    wanted = np.where(is_global, position_in(addresses, place), position_in(offsets, place)) >= 0
+    return Stores(at[wanted] + base, place[wanted], is_global[wanted])
 
 
 def find_pauses(code: U8, base: int) -> I64:

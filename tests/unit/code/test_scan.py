@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from forkproof.code import aarch64, x86_64
+from forkproof.code.decode import decode
 from forkproof.code.disassembler import starts
 from forkproof.code.explore import explore
-from forkproof.code.index import index_code
-from forkproof.code.sites import EntryMap, Landmarks, Sites
+from forkproof.code.index import find_stores, index_code
+from forkproof.code.operations import Memory, Register, Set
+from forkproof.code.sites import EntryMap, Landmarks, Sites, Stores
 from forkproof.elf.image import Machine
-from tests.unit.code.conftest import Assemble
+from tests.unit.code.conftest import Assemble, Assembled
 
 BASE = 0x1000
 FUNCTION = 0x1080
@@ -214,3 +216,75 @@ def test_x86_atomic_operations_are_told_from_bytes_that_look_like_one(code: str,
     bytes_, begins = np.frombuffer(raw, np.uint8), starts(Machine.X86_64, raw)
     assert x86_64.holds_atomic(bytes_, begins) is holds
     assert x86_64.may_hold_atomic(bytes_) or not holds
+
+
+X86_STORES = """
+mov [rbx+8], rdi; mov [r12+16], r15; mov [rbx+rcx*8+24], rsi; mov [rbx+0x1000], rdx; mov [r12+0x1008], rdx
+movups [rbx+32], xmm1; movaps [r12+48], xmm9; movhps [rbx+64], xmm0; movq [rbx+72], xmm0; movlps [r13+80], xmm10
+vmovdqu [rbx+96], xmm1; vmovups [r12+112], xmm12; movdqu [rbx+128], xmm0; movsd [rbx+144], xmm3; vmovaps [rbx], xmm2
+"""
+ARM_STORES = """
+str x1, [x0, #16]; stur x1, [x0, #255]; str x1, [x0, #32752]; stp x1, x2, [x0, #32]; stp q0, q1, [x3, #64]
+str q0, [x3, #128]; stur q0, [x3, #-16]; str d0, [x4, #152]; stp d0, d1, [x5, #160]; stlr x1, [x0]; stnp x1, x2, [x0, #176]
+sttr x1, [x0, #192]; str x1, [x0, x2]; str x1, [x0], #8; str x1, [x0, #8]!; stp x1, x2, [x0], #16; stur d3, [x0, #200]
+"""
+
+
+def _stores(code: Assembled, first: int, last: int, offsets: list[int], addresses: list[int] | None = None) -> Stores:
+    columns = [np.array(column, np.int64) for column in ([first], [last], offsets, addresses or [])]
+    return find_stores(code.image, columns[0], columns[1], columns[2], columns[3])
+
+
+@pytest.mark.parametrize(("machine", "text"), [("x86_64", X86_STORES), ("aarch64", ARM_STORES)])
+def test_every_store_that_the_decoder_knows_is_found(assemble: Assemble, machine: str, text: str) -> None:
+    """What is not found is not decoded, and a function that is put into a field would be missed."""
+    lines = [line.strip() for line in text.replace("\n", ";").split(";") if line.strip()]
+    code = assemble(machine, "f:\n" + "\n".join(lines) + "\nend:\n.balign 32\n.zero 32")
+    body = decode(code.image, [(code["f"], code["end"] - code["f"])], vectors=True)
+    known = [
+        (instruction, o.destination.displacement)
+        for instruction in body.instructions
+        for o in instruction.operations
+        if isinstance(o, Set) and isinstance(o.destination, Memory) and isinstance(o.source, Register)
+    ]
+    assert len(known) >= len(lines)
+    for instruction, place in known:
+        assert _stores(code, instruction.address, instruction.end, [place]).place.tolist() == [place]
+    assert not len(_stores(code, code["f"], code["end"], [0x2468]).site)
+
+
+@pytest.mark.parametrize(
+    ("machine", "line"),
+    [
+        ("x86_64", "mov [rsp+8], rdi"),
+        ("x86_64", "movups [rsp+8], xmm0"),
+        ("x86_64", "mov rdi, [rbx+8]"),
+        ("x86_64", "mov dword ptr [rbx+8], edi"),
+        ("x86_64", "mov qword ptr [rbx+8], 1"),
+        ("aarch64", "str x0, [sp, #8]"),
+        ("aarch64", "stp x29, x30, [sp, #8]"),
+        ("aarch64", "ldr x0, [x1, #8]"),
+        ("aarch64", "str w0, [x1, #8]"),
+        ("aarch64", "strb w0, [x1, #8]"),
+    ],
+)
+def test_what_stores_no_word_of_an_object_is_passed_over(assemble: Assemble, machine: str, line: str) -> None:
+    code = assemble(machine, f"f:\n {line}\nend:\n.balign 32\n.zero 32")
+    assert _stores(code, code["f"], code["end"], [8]).site.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "line"),
+    [
+        ("x86_64", "mov [rip+v], rdi"),
+        ("x86_64", "movups [rip+v-8], xmm0"),
+        ("x86_64", "mov qword ptr [rip+v], 0x12345"),
+        ("aarch64", "adrp x0, v\n str x1, [x0, :lo12:v]"),
+    ],
+)
+def test_stores_to_a_variable_are_found_by_its_address(assemble: Assemble, machine: str, line: str) -> None:
+    variable = ".hidden v\n.globl v\n.data\n.balign 16\n.zero 32\nv: .zero 16"
+    code = assemble(machine, f"f:\n {line}\nend:\n.balign 32\n.zero 32\n{variable}")
+    for address, found in ((code["v"], True), (code["v"] + (1 << 20), False)):
+        stores = _stores(code, code["f"], code["end"], [], [address])
+        assert (stores.place.tolist(), stores.is_global.tolist()) == (([address], [True]) if found else ([], []))
