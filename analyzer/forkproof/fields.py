@@ -44,7 +44,7 @@ from forkproof.code.operations import (
 )
 from forkproof.code.sites import Stores
 from forkproof.code.values import Base, Entry, Value
-from forkproof.columns import unique
+from forkproof.columns import among, unique
 from forkproof.elf.image import Machine
 from forkproof.handed import Search
 from forkproof.program import Columns, Function
@@ -271,9 +271,9 @@ class _Fields(Search):
         for obj in sorted({field.object for field in fields}):
             self._stored(obj, {field: found[field] for field in fields if field.object == obj})
             telling = [f for f in fields if f.object == obj and len(found[f]) <= _MANY]
-            for function in self._receivers(obj, telling):
-                telling = [field for field in telling if len(found[field]) <= _MANY]
-                for kept in self._keeps(function, telling) if telling else ():
+            for function, filled in self._receivers(obj, telling):
+                few = [field for field in filled if len(found[field]) <= _MANY]
+                for kept in self._keeps(function, few) if few else ():
                     key = kept.function, kept.parameter
                     if key not in passed:
                         passed[key] = self._passed_to(kept)
@@ -302,20 +302,21 @@ class _Fields(Search):
                 if (field.is_global, field.offset) == (is_global, offset):
                     held[field].update(found)
 
-    def _receivers(self, obj: int, fields: Collection[Field]) -> list[Function]:
-        """Functions that may be passed the address of a function, and store what one of an object's fields needs."""
+    def _receivers(self, obj: int, fields: Collection[Field]) -> list[tuple[Function, list[Field]]]:
+        """Functions that may be passed the address of a function, with those fields of an object that they may fill."""
         base, code = self.program.base, self.program.codes[obj]
-        functions = np.array(sorted(f for f in self._receiving if base[obj] <= f < base[obj + 1]), np.int64)
-        functions = functions[code.size[functions - base[obj]] <= _SMALL]
-        first = code.start[functions - base[obj]]
-        last = first + code.size[functions - base[obj]]
+        mine = np.flatnonzero(self._receiving[base[obj] : base[obj + 1]] & (code.size <= _SMALL))
+        first, last = code.start[mine], code.start[mine] + code.size[mine]
         stores = self._stores(obj, fields, first, last)
-        chosen = np.zeros(len(functions), bool)
+        found: dict[Function, list[Field]] = {}
         for field in fields:
             fills = stores.between(first, last, field.offset, field.is_global)
-            chosen |= fills if field.data is None else fills & stores.between(first, last, field.data, False)
+            if field.data is not None:
+                fills &= stores.between(first, last, field.data, False)
+            for function in (mine[fills] + base[obj]).tolist():
+                found.setdefault(Function(function), []).append(field)
         # Those with the most callers first: where a field holds too much, that is soon known.
-        return sorted(map(Function, functions[chosen].tolist()), key=lambda f: (-len(self.graph.rows_to(f)), f))
+        return sorted(found.items(), key=lambda item: (-len(self.graph.rows_to(item[0])), item[0]))
 
     def _stores(self, obj: int, fields: Collection[Field], first: Columns, last: Columns) -> Stores:
         """What may store to the fields or to what is passed along, in ranges of an object's code."""
@@ -325,23 +326,23 @@ class _Fields(Search):
         return find_stores(image, first, last, unique(np.array(local, np.int64)), addresses)
 
     @cached_property
-    def _receiving(self) -> frozenset[int]:
+    def _receiving(self) -> npt.NDArray[np.bool_]:
         """Functions that are called where a function's address has just been formed, or by small ones that are."""
-        graph, program, found = self.graph, self.program, set[int]()
+        graph, program = self.graph, self.program
+        found = np.zeros(graph.size, bool)
         for obj, code in enumerate(program.codes):
             taken = np.sort(code.sites.taken_site)
-            first, last = np.searchsorted(graph.source, program.base[obj : obj + 2])
-            edges = np.flatnonzero(np.isin(graph.kind[first:last], [int(k) for k in CALLS])) + first
-            site = graph.site[edges]
-            before = taken.searchsorted(site) - 1
-            near = (before >= 0) & (site - taken[before] <= _BEFORE) if len(taken) else np.zeros(len(site), bool)
-            found.update(graph.target[edges[near]].tolist())
+            if len(taken):
+                first, last = np.searchsorted(graph.source, program.base[obj : obj + 2])
+                site = graph.site[first:last]
+                before = taken.searchsorted(site) - 1
+                near = (before >= 0) & (site - taken[before] <= _BEFORE) & among(graph.kind[first:last], CALLS)
+                found[graph.target[first:last][near]] = True
+        is_wrapper = np.concatenate([code.size for code in program.codes]) <= _WRAPPER
         for _ in range(_WRAPPERS):
-            wrappers = [Function(f) for f in sorted(found) if self._size(Function(f)) <= _WRAPPER]
-            found |= {
-                int(graph.target[e]) for f in wrappers for e in graph.edges_from(f) if int(graph.kind[e]) in CALLS
-            }
-        return frozenset(found)
+            edges = graph.rows_of(np.flatnonzero(found & is_wrapper))
+            found[graph.target[edges[among(graph.kind[edges], CALLS)]]] = True
+        return found
 
     def _keeps(self, function: Function, fields: Collection[Field]) -> Iterator[_Kept]:
         program, arguments = self.program, self.convention.arguments
@@ -384,12 +385,7 @@ class _Fields(Search):
                     passed = followed_arguments(self.program, obj, sites, parameter, passed)
                 found.update(passed[passed >= 0].tolist())
                 for (caller, site), target in zip(mine, passed.tolist(), strict=True):
-                    if (
-                        target < 0
-                        and depth < _WRAPPERS
-                        and self._size(caller) <= _WRAPPER
-                        and caller in self._receiving
-                    ):
+                    if target < 0 and depth < _WRAPPERS and self._size(caller) <= _WRAPPER and self._receiving[caller]:
                         new = [(caller, p) for p in self._passes_on(caller, site, parameter)]
                         pending += [(*pair, depth + 1) for pair in new if pair not in seen]
                         seen.update(new)
