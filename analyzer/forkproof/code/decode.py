@@ -188,13 +188,19 @@ def decode(image: Image, parts: Iterable[tuple[int, int]], *, vectors: bool = Fa
     """Disassemble the ranges of one function, the first of which holds its entry; moves of vectors too, if asked."""
     ranges = tuple(parts)
     lift = _vector_lifter(image.machine) if vectors else _lifter(image.machine)
+    text = lift_x86_64 if image.machine is Machine.X86_64 else lift_aarch64
+    branches, sign, digits = text.BRANCHES, text.TARGET, len(text.TARGET)
     found: list[Instruction] = []
     prefixed: dict[int, int] = {}
     new = tuple.__new__  # without the call in Python that a named tuple is made by: there are hundreds of thousands
     for start, size in sorted(ranges):
         code = image.read(start, size).tobytes()
         for address, length, mnemonic, operands in disassemble(image.machine, code, start):
-            operations = lift(mnemonic, operands)
+            branch = branches.get(mnemonic)
+            if branch is not None and operands[:digits] == sign:
+                operations: tuple[Operation, ...] = (branch(int(operands[digits:], 16)),)
+            else:
+                operations = lift(mnemonic, operands)
             may_have_prefix = length > _SHORTEST and operations and type(operations[0]) in _TRANSFERS
             if may_have_prefix and (prefix := _prefix(code, address - start, length, operations)):
                 prefixed[address] = address + prefix

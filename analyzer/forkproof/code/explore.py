@@ -94,7 +94,7 @@ class State:
         return State(dict(self.registers), dict(self.cells), self.flags)
 
     def register(self, name: str) -> Value | None:
-        """The value of a register; untouched ones hold their entry value."""
+        """The value of a register; untouched ones hold their entry value (vectors: none that is known)."""
         if name == "?":
             return None
         return self.registers[name] if name in self.registers else _entry(name)
@@ -177,8 +177,6 @@ def explore(
     """
     explorer = _Explorer(body, machine, effects or (lambda _: CallEffect()), frozenset(watch))
     explorer.within, explorer.fields = within, fields
-    if fields:
-        explorer.destroyed |= dict.fromkeys(vectors.NAMES)
     return explorer.run(start, known or {})
 
 
@@ -189,7 +187,7 @@ class _Explorer:
         self.body, self.effects, self.watch = body, effects, watch
         self.addresses = body.addresses
         self.convention = CONVENTIONS[machine]
-        self.destroyed: dict[str, Value | None] = dict.fromkeys(self.convention.destroyed)
+        self.destroyed = dict.fromkeys(self.convention.destroyed)
         self.inputs: dict[int, State] = {}
         self.runs: dict[int, int] = {}
         self.visited: set[int] = set()
@@ -302,6 +300,9 @@ class _Explorer:
         self.transfers.add(Transfer(instruction.address, False))
         effect = self.effects(instruction.address)
         state.registers.update(self.destroyed)
+        if not vectors.NAMES.isdisjoint(state.registers):
+            for name in vectors.NAMES.intersection(state.registers):
+                del state.registers[name]
         base = Success(instruction.address) if effect.succeeds else Result(instruction.address)
         result = Value(base, 0) if effect.result is None else Value(None, effect.result)
         state.registers[self.convention.result] = result
@@ -586,15 +587,15 @@ def _compare_success(condition: Condition, constant: int) -> bool | None:
 
 _UNREAD: Final = Held(Value(None, 0), 0)
 """Stands for a cell that was never written: it agrees with nothing that was."""
-_ENTRIES: Final[dict[str, Value]] = {}
+_ENTRIES: Final[dict[str, Value | None]] = dict.fromkeys(vectors.NAMES)
+"""What registers held at entry: of vectors, nothing that is followed."""
 
 
-def _entry(name: str) -> Value:
+def _entry(name: str) -> Value | None:
     """What a register held at entry."""
-    found = _ENTRIES.get(name)
-    if found is None:
-        found = _ENTRIES[name] = Value(Entry(name), 0)
-    return found
+    if name not in _ENTRIES:
+        _ENTRIES[name] = Value(Entry(name), 0)
+    return _ENTRIES[name]
 
 
 def _absorb(old: State, new: State, *, keep: bool) -> bool:

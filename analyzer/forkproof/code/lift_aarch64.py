@@ -10,7 +10,8 @@ Source: Arm ARM, C6; capstone 5's printer.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Final
 
 from forkproof.code.operations import (
@@ -56,6 +57,14 @@ _CONDITIONS: Final = {
     "cs": Condition.ABOVE_EQ, "hi": Condition.ABOVE, "ls": Condition.BELOW_EQ,
     "mi": Condition.NEGATIVE, "pl": Condition.NOT_NEGATIVE,
 }  # fmt: skip
+BRANCHES: Final[Mapping[bytes, Callable[[int], Operation]]] = {
+    b"bl": lambda target: Call(target, None),
+    b"b": Jump,
+    **{b"b." + name.encode(): partial(Branch, condition) for name, condition in _CONDITIONS.items()},
+}
+"""Branches to a place that the text names: each differs from all others, so they are lifted without remembering."""
+TARGET: Final = b"#0x"
+"""How the text of such a place begins."""
 SPLIT: Final = re.compile(r",\s*(?![^\[]*\])")
 _NO_EFFECT: Final = frozenset({"nop", "bti", "dmb", "dsb", "paciasp", "autiasp", "pacibsp", "autibsp", "prfm", "hint"})
 

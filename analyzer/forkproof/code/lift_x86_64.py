@@ -11,7 +11,8 @@ Source: Intel SDM volume 2; capstone 5's printer.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Final
 
 from forkproof.code.operations import (
@@ -74,6 +75,14 @@ _CONDITIONS: Final = {
     "le": Condition.LE, "b": Condition.BELOW, "ae": Condition.ABOVE_EQ, "a": Condition.ABOVE,
     "be": Condition.BELOW_EQ, "s": Condition.NEGATIVE, "ns": Condition.NOT_NEGATIVE,
 }  # fmt: skip
+BRANCHES: Final[Mapping[bytes, Callable[[int], Operation]]] = {
+    b"call": lambda target: Call(target, None),
+    b"jmp": Jump,
+    **{b"j" + name.encode(): partial(Branch, condition) for name, condition in _CONDITIONS.items()},
+}
+"""Branches to a place that the text names: each differs from all others, so they are lifted without remembering."""
+TARGET: Final = b"0x"
+"""How the text of such a place begins."""
 _NO_EFFECT: Final = frozenset({"nop", "endbr64", "prefetcht0", "prefetchnta", "mfence", "lfence", "sfence", "cld"})
 _FLAGS_ONLY: Final = frozenset({"bt", "comisd", "ucomisd", "comiss", "ucomiss"})
 _KEEPS_FLAGS: Final = re.compile(r"cmov|set|mov|(lea|not|bswap|xchg|mulx|rorx|sarx|shlx|shrx|pdep|pext)$")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 
 from forkproof.code import lift_aarch64, lift_x86_64
@@ -127,3 +129,10 @@ def test_x86_64(code: str, expected: tuple[Operation, ...]) -> None:
 def test_aarch64(word: int, expected: tuple[Operation, ...]) -> None:
     ((_, _, mnemonic, operands),) = disassemble(Machine.AARCH64, word.to_bytes(4, "little"), HERE)
     assert lift_aarch64.lift(mnemonic.decode(), operands.decode()) == expected
+
+
+@pytest.mark.parametrize("lifter", [lift_x86_64, lift_aarch64])
+def test_branches_that_are_not_remembered_are_lifted_as_all_others(lifter: ModuleType) -> None:
+    for mnemonic, make in lifter.BRANCHES.items():
+        text = lifter.TARGET.decode() + "1f40"
+        assert lifter.lift(mnemonic.decode(), text) == (make(0x1F40),), mnemonic
