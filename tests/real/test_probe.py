@@ -168,6 +168,8 @@ class TestFixtures:
             ("own_mutex", Verdict.CONFIRMED),
             ("own_mutex_hooked", Verdict.REFUTED),
             ("own_semaphore", Verdict.CONFIRMED),  # 0 is taken
+            ("own_mutex_attempted", Verdict.CONFIRMED),  # that the handler got it in one run says nothing of the next
+            ("own_mutex_attempted_again", Verdict.REFUTED),  # it goes round until it has it
         ],
     )
     def test_own_lock(self, built_fixtures: object, name: str, expected: Verdict) -> None:

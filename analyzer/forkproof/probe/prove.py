@@ -22,8 +22,8 @@ from typing import Final
 
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, Progress
+from forkproof.probe import beforehand, reenter
 from forkproof.probe import census as counting
-from forkproof.probe import reenter
 from forkproof.probe.census import Census
 from forkproof.probe.plan import Plan
 from forkproof.probe.sites import AcquireSite
@@ -33,6 +33,8 @@ from forkproof.probe.steer import Cast, Outcome, Performance, perform
 
 _ATTEMPTS: Final = 6
 """Steered runs for one fork: each with a lock that the runs before did not try."""
+_MISSED: Final = 3
+"""Runs in which nobody comes to a lock that others were seen to take, beside the last."""
 _CENSUSES: Final = 3
 """Runs without steering that are made beside the first, while no lock was seen on both sides of a fork;"""
 _PATIENT: Final = 3.0
@@ -245,10 +247,16 @@ class Prover:
             number, left, leader_too=any(not f.is_leader for f in matching(self.census, finding.fork)),
             early=all(self.census.before[lock] < _OFTEN for lock in left),
         )  # fmt: skip
+        missed = 0
         for _ in range(_ATTEMPTS):
             run = self._perform(finding, cast)
-            if run.outcome is Outcome.NO_HOLDER and not cast.early:
-                cast = replace(cast, early=True)
+            if run.outcome is Outcome.PROTECTED:
+                run = self._challenged(finding, cast, run)
+            # Which lock a thread waits for when the fork's handlers hold some is chance: where it was seen to take this
+            # one, it is tried both ways, twice.
+            if run.outcome is Outcome.NO_HOLDER and (not cast.early or (left and missed < _MISSED)):
+                missed += 1
+                cast = replace(cast, early=not cast.early)
                 continue
             found.runs.append(run)
             if run.outcome is Outcome.HUNG and run.lock is not None:
@@ -265,6 +273,23 @@ class Prover:
             left -= {run.lock.address}
             cast = replace(cast, locks=left)
         return found
+
+    def _challenged(self, finding: Finding, cast: Cast, run: Performance) -> Performance:
+        """A fork that had the lock: does it wait for it, or did its handlers only try? See `beforehand`."""
+        assert run.lock is not None
+        if run.entry is None:
+            return run
+        self.progress.stage(f"probe: a thread that has the lock first, fork {cast.number} of {finding.id}", 0, 0)
+        first = replace(cast, locks=frozenset({run.lock.address}), early=False)
+        with self._stage(self._sites[finding.object], finding.fork) as stage:
+            found = beforehand.perform(stage, first, run.entry, self.wanted.seconds)
+        match found.outcome:
+            case Outcome.HUNG | Outcome.PASSED:
+                return found
+            case Outcome.PROTECTED:
+                also = "; where a thread had it before the fork began, the forking thread waited for it"
+                return replace(run, reached=run.reached + also)
+        return run
 
     def _compared(self, finding: Finding, cast: Cast) -> Performance:
         """The control run; where no thread comes to be stopped in it, which is chance, another."""

@@ -61,6 +61,7 @@ class Kind(Enum):
     """What a scene is of."""
 
     SITE = "a thread is at an acquire site"
+    ENTERED = "a thread is about to call the function by which the finding forks"
     FORK = "a thread is about to fork where the finding says"
     FORKED = "it has forked"
     CLONED = "a thread has started"
@@ -110,6 +111,8 @@ class Stage:
         self.modules = Modules(known)
         self.machine = self.session.machine.name
         self.actors: dict[int, Actor] = {}
+        self.entries: set[int] = set()
+        """Where such functions begin, in every process: addresses repeat."""
         self._free: dict[int, Free] = {}
         """Of the locks that were seen at sites and are not free at 0."""
         self.output = ""
@@ -266,6 +269,8 @@ class Stage:
                     if acquire.free is not Free.ZERO:
                         self._free[lock] = acquire.free
                     return Scene(Kind.SITE, thread, acquire, lock)
+                if thread.registers.pc in self.entries and self._is_wanted(stack := self.modules.stack(thread)):
+                    return Scene(Kind.ENTERED, thread, stack=stack)
             case Reason.SYSCALL:
                 if (scene := self._syscall(thread, actor)) is not None:
                     return scene

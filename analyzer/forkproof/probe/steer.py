@@ -113,12 +113,14 @@ class Performance:
     holder: ProbeThread | None = None
     watched: watch.Watched | None = None
     reached: str = ""
+    entry: tuple[str, int] | None = None
+    """Object and rva of the function by which the forking thread went to fork, where the fork had the lock itself."""
     stops: int = 0
     seconds: float = 0.0
 
 
 @dataclass(slots=True)
-class _Parked:
+class Parked:
     """The thread that waits to take the lock."""
 
     thread: Thread
@@ -134,18 +136,18 @@ class _Parked:
 def perform(stage: Stage, cast: Cast, seconds: float) -> Performance:
     """One run."""
     begun = time.monotonic()
-    dance = _Dance(stage, cast, begun + seconds)
+    dance = Dance(stage, cast, begun + seconds)
     found = dance.run()
     return replace(found, stops=stage.session.stops, seconds=time.monotonic() - begun)
 
 
-class _Dance:
+class Dance:
     """The state of one steered run."""
 
     def __init__(self, stage: Stage, cast: Cast, deadline: float) -> None:
         self.stage, self.cast, self.deadline = stage, cast, deadline
         self.session = stage.session
-        self.parked: _Parked | None = None
+        self.parked: Parked | None = None
         self.forks = 0
         self.seen_sites = 0
         self.skip, self.next_skip = 0, _SKIP
@@ -219,7 +221,7 @@ class _Dance:
         assert acquire is not None
         thread.is_frozen = True
         lock = watch.Lock(scene.lock, acquire.width, acquire.free)
-        self.parked = _Parked(thread, acquire, lock)
+        self.parked = Parked(thread, acquire, lock)
         self.stage.disarm(thread.process)
 
     def _reconsider(self) -> None:
@@ -239,7 +241,7 @@ class _Dance:
             self.skip, self.next_skip = self.next_skip, self.next_skip * 2
             self.stage.arm(parked.thread.process)
 
-    def _others_wait(self, parked: _Parked) -> bool:
+    def _others_wait(self, parked: Parked) -> bool:
         """Every other thread of the process is blocked, or does nothing but pause."""
         process = parked.thread.process
         busy = self.stage.actor_of(process).busy
@@ -284,7 +286,7 @@ class _Dance:
             found = replace(found, holder=replace(holder, doing="has just taken the lock, and holds it", stack=inner))
         return self._fork(forker, parked.lock, [parked.thread, *others], found)
 
-    def _described(self, parked: _Parked, stack: tuple[Frame, ...], holder: ProbeThread) -> Performance:
+    def _described(self, parked: Parked, stack: tuple[Frame, ...], holder: ProbeThread) -> Performance:
         place = self.stage.modules.address(parked.thread.process, parked.lock.address)
         return Performance(
             Outcome.LOST, parked.lock, parked.acquire, (place.object, place.rva), fork=stack, holder=holder
@@ -333,18 +335,18 @@ class _Dance:
         self.stage.disarm(process)
         return self.parked is not None
 
-    def _waiter(self, others: list[Thread], spins: dict[int, int]) -> _Parked | None:
+    def _waiter(self, others: list[Thread], spins: dict[int, int]) -> Parked | None:
         """A thread that waits for a wanted lock already: in futex on it, or by spinning in a function that acquires."""
         for thread in others:
             seen = where(thread.process.pid, thread.tid)
             word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments) if seen else None
             if word in self.cast.locks and word is not None:
-                return _Parked(thread, None, watch.Lock(word, _WORD, self.stage.free_of(word)))
+                return Parked(thread, None, watch.Lock(word, _WORD, self.stage.free_of(word)))
             taken = [a for a in sorted(self.cast.locks) if self.stage.is_taken(thread.process, a)]
             may_spin = seen is not None and seen.state == "R" and len(taken) == 1
             spins[thread.tid] = spins.get(thread.tid, 0) + 1 if may_spin else 0
             if spins[thread.tid] >= _SPINS and self._is_in_acquirer(thread):
-                return _Parked(thread, None, watch.Lock(taken[0], _WORD, self.stage.free_of(taken[0])))
+                return Parked(thread, None, watch.Lock(taken[0], _WORD, self.stage.free_of(taken[0])))
         return None
 
     def _is_in_acquirer(self, thread: Thread) -> bool:
@@ -357,7 +359,7 @@ class _Dance:
 
     # ---- taking the lock -------------------------------------------------------------------
 
-    def _takes(self, parked: _Parked, others: list[Thread]) -> bool:
+    def _takes(self, parked: Parked, others: list[Thread]) -> bool:
         """Let the parked thread go over its acquire; afterwards it is frozen behind it, or waits in it."""
         if parked.acquire is None:
             return False
@@ -374,7 +376,7 @@ class _Dance:
         self.session.freeze(others)
         return False
 
-    def _gets(self, parked: _Parked) -> bool:
+    def _gets(self, parked: Parked) -> bool:
         assert parked.acquire is not None
         return attempt(self.stage, parked.thread, parked.acquire)
 
@@ -392,12 +394,13 @@ class _Dance:
 
     # ---- protected -------------------------------------------------------------------------
 
-    def _protected(self, forker: Thread, parked: _Parked, others: list[Thread], found: Performance) -> Performance:
+    def _protected(self, forker: Thread, parked: Parked, others: list[Thread], found: Performance) -> Performance:
         """The lock is not to be had while the forker waits at its fork: shown when it is, once the forker went on.
 
         "Had" means that the thread returned from the function that wanted it. The forker goes on from system call to
         system call, and waits at each for the thread: it may be about to end the process.
         """
+        found = replace(found, entry=self._entry(forker))
         assert found.holder is not None
         thread, back = parked.thread, self._return_address(parked.thread)
         if back is None:
@@ -437,6 +440,20 @@ class _Dance:
                     return watched.result(watched.hung)
                 if watched.is_over or (not watched.is_waiting and self.rest.has_come(scene)):
                     break
+        return None
+
+    def _entry(self, forker: Thread) -> tuple[str, int] | None:
+        """The function that the finding's function calls to fork; where none is named, the library's outermost one."""
+        process, modules, wanted = forker.process, self.stage.modules, self.stage.fork
+        inner: tuple[str, int] | None = None
+        for pc, is_return in modules.walk(forker):
+            frame, place = modules.frame(process, pc, is_return=is_return), modules.of(process, pc - is_return)
+            if place is None:
+                return inner
+            is_it = wanted is not None and (frame.object, frame.function) == (wanted.object, wanted.function)
+            if is_it or (wanted is None and inner is not None and place[0].path != inner[0]):
+                return inner
+            inner = place[0].path, place[0].function(place[1])[1]
         return None
 
     def _return_address(self, thread: Thread) -> int | None:
