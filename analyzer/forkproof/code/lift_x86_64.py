@@ -70,6 +70,7 @@ _MEMORY: Final = re.compile(r"^(?:(\w+) ptr )?(?:(\w+):)?\[(.*)\]$")
 _BITS: Final = {"byte": 8, "word": 16, "dword": 32, "qword": 64, "xmmword": 128, "ymmword": 256, "zmmword": 512}
 _HIGH_BYTE: Final = {"ah": "rax", "bh": "rbx", "ch": "rcx", "dh": "rdx"}
 _STRING: Final = re.compile(r"(stos|lods|movs|scas|cmps)[bwdq]$")
+_BASES: Final = {"rip": "pc"} | {name: full for name, (full, bits) in _REGISTERS.items() if bits >= 32}
 _CONDITIONS: Final = {
     "e": Condition.EQ, "ne": Condition.NE, "l": Condition.LT, "ge": Condition.GE, "g": Condition.GT,
     "le": Condition.LE, "b": Condition.BELOW, "ae": Condition.ABOVE_EQ, "a": Condition.ABOVE,
@@ -84,6 +85,10 @@ BRANCHES: Final[Mapping[bytes, Callable[[int], Operation]]] = {
 TARGET: Final = b"0x"
 """How the text of such a place begins."""
 _NO_EFFECT: Final = frozenset({"nop", "endbr64", "prefetcht0", "prefetchnta", "mfence", "lfence", "sfence", "cld"})
+_COMMON: Final = frozenset(
+    {"mov", "lea", "cmp", "test", "movzx", "movsxd", "add", "sub", "and", "or", "xor", "push", "pop"}
+)
+"""What most instructions are: no more than `_data` needs to look at them."""
 _FLAGS_ONLY: Final = frozenset({"bt", "comisd", "ucomisd", "comiss", "ucomiss"})
 _KEEPS_FLAGS: Final = re.compile(r"cmov|set|mov|(lea|not|bswap|xchg|mulx|rorx|sarx|shlx|shrx|pdep|pext)$")
 
@@ -117,6 +122,9 @@ def operand(text: str) -> Operand | None:
 
 
 def _memory(inside: str, segment: str) -> Memory:
+    first, _, rest = inside.partition(" + ")
+    if not segment and rest[:2] == "0x" and first in _BASES:  # most are no more
+        return Memory(_BASES[first], int(rest, 16))
     base: str | None = None
     index: str | None = None
     displacement = 0
@@ -139,19 +147,22 @@ def _memory(inside: str, segment: str) -> Memory:
 
 def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
     """Operations of one instruction."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if mnemonic in _COMMON and _HIGH_BYTE.keys().isdisjoint(parts):
+        return _data(mnemonic, [_operand(part) for part in parts], locked=False)
     words = mnemonic.split()
     name = words[-1]
     if name in _NO_EFFECT:
         return ()
     if _STRING.match(name) and "xmm" not in text:
         return _string(words[0])
-    operands = [_operand(part.strip()) for part in text.split(",")] if text else []
+    operands = [_operand(part) for part in parts]
     if name == "pause":
         return (Pause(),)
     control = _control(name, operands)
     if control is not None:
         return control
-    if any(part.strip() in _HIGH_BYTE for part in text.split(",")):
+    if not _HIGH_BYTE.keys().isdisjoint(parts):
         return _high_byte(name, text)
     return _data(name, operands, "lock" in words)
 
