@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from forkproof.columns import position_in, unique
 from forkproof.elf.image import Image
 from forkproof.program import Columns, Program, slot_columns
 
+_Writes = tuple[Columns, Columns, npt.NDArray[np.bool_]]
 _NO_REGISTER: Final = -2
 _FOLLOWED_BYTES: Final = 1 << 15
 """Bytes of a function that is followed for what it passes."""
@@ -135,14 +137,22 @@ def _addresses_passed(program: Program, obj: int, sites: Columns, argument: int)
     return _Passed(image, name, row, call, at[good], address[position], is_load[position])
 
 
-def _register_writes(code: CodeIndex, register: int) -> tuple[Columns, Columns, npt.NDArray[np.bool_]]:
+_WRITES: Final[WeakKeyDictionary[CodeIndex, dict[int, _Writes]]] = WeakKeyDictionary()
+
+
+def _register_writes(code: CodeIndex, register: int) -> _Writes:
     """(site, address, whether it is loaded from there) of what puts an address into a register, by site."""
-    sites = code.sites
-    columns = []
-    for prefix, address in (("taken", "target"), ("data", "target"), ("loaded", "address")):
-        mine = getattr(sites, f"{prefix}_register") == register
-        place = getattr(sites, f"{prefix}_site")[mine]
-        columns.append((place, getattr(sites, f"{prefix}_{address}")[mine], np.full(len(place), prefix == "loaded")))
-    place, value, is_load = (np.concatenate(column) for column in zip(*columns, strict=True))
-    order = np.argsort(place, kind="stable")
-    return place[order], value[order], is_load[order]
+    known = _WRITES.setdefault(code, {})
+    if register not in known:
+        sites = code.sites
+        columns = []
+        for prefix, address in (("taken", "target"), ("data", "target"), ("loaded", "address")):
+            mine = getattr(sites, f"{prefix}_register") == register
+            place = getattr(sites, f"{prefix}_site")[mine]
+            columns.append(
+                (place, getattr(sites, f"{prefix}_{address}")[mine], np.full(len(place), prefix == "loaded"))
+            )
+        place, value, is_load = (np.concatenate(column) for column in zip(*columns, strict=True))
+        order = np.argsort(place, kind="stable")
+        known[register] = place[order], value[order], is_load[order]
+    return known[register]

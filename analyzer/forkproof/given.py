@@ -88,13 +88,18 @@ class Given:
         named = {f: starters[n] for f, n in self.program.called(sorted(starters)).items()}
         starts = np.flatnonzero(graph.kind == EdgeKind.THREAD).tolist()
         for obj, edges in self._by_object(starts).items():
+            places: dict[int, set[int]] = {}
+            for edge in edges:
+                called = self.flow.edges_at(self.flow.whole(Function(int(graph.source[edge]))), int(graph.site[edge]))
+                starting = [named[t] for e in called if (t := Function(int(graph.target[e]))) in named]
+                places[edge] = {starter.data for starter in starting if starter.data is not None}
+            asked = {place: [e for e in edges if place in places[e]] for place in set().union(*places.values())}
+            data = {place: self._data(obj, asked[place], place) for place in sorted(asked)}
             for edge in edges:
                 site, source = int(graph.site[edge]), Function(int(graph.source[edge]))
-                targets = [Function(int(graph.target[e])) for e in self.flow.edges_at(self.flow.whole(source), site)]
-                places = {named[t].data for t in targets if t in named} - {None}
                 begin = Function(int(graph.target[edge]))
-                values = [self._data(obj, [edge], place).get(site) for place in places if place is not None]
-                given = graph.given.get(Start(source, site, begin)) if not places else None
+                values = [data[place].get(site) for place in sorted(places[edge])]
+                given = graph.given.get(Start(source, site, begin)) if not places[edge] else None
                 if given is not None:
                     function = self.flow.whole(source)
                     values.append(
