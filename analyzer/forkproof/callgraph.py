@@ -12,7 +12,7 @@ Wrong where: a callback's address reaches the call through a variable (then the 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -61,6 +61,10 @@ CERTAIN: Final = frozenset(
 CALLS: Final = frozenset({EdgeKind.DIRECT, EdgeKind.JUMP, EdgeKind.PLT, EdgeKind.GOT})
 """Edges of instructions that transfer control to the callee themselves."""
 _BLOCKED: Final = -2
+
+
+EdgeColumns = tuple[Columns, Columns, Columns, npt.NDArray[np.uint8]]
+"""Sources, targets, sites and kinds of edges, in any order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +139,38 @@ class CallGraph:
     @cached_property
     def _in(self) -> Columns:
         return np.searchsorted(self.target[self._by_target], np.arange(self.size + 1))
+
+    def grown(self, more: list[EdgeColumns], given: Mapping[Start, Given] | None = None) -> CallGraph:
+        """The same with a few more edges, put into their places: to sort all of them again takes longer."""
+        if not more:
+            return self
+        source, target, site, kind = concatenated(more)
+        order = np.argsort(_order(source, site), kind="stable")
+        source, target, site, kind = source[order], target[order], site[order], kind[order]
+        at = _order(self.source, self.site).searchsorted(_order(source, site), side="right")
+        grown = CallGraph(
+            self.program,
+            np.insert(self.source, at, source),
+            np.insert(self.target, at, target),
+            np.insert(self.site, at, site),
+            np.insert(self.kind, at, kind),
+            self.imports,
+            given or self.given,
+        )
+        # The same for the order by targets: all edges of one target are in order.
+        new = at + np.arange(len(at))
+        moved = np.delete(grown._numbers, new)[self._by_target]
+        by = np.lexsort((new, target))
+        to = target[by]
+        room = zip(self._in[to].tolist(), self._in[to + 1].tolist(), new[by].tolist(), strict=True)
+        place = [first + int(moved[first:last].searchsorted(position)) for first, last, position in room]
+        every = np.arange(self.size + 1)
+        vars(grown).update(
+            _by_target=np.insert(moved, place, new[by]),
+            _in=self._in + to.searchsorted(every),
+            _out=self._out + source.searchsorted(every),
+        )
+        return grown
 
     def edges_from(self, function: Function) -> range:
         """Edge positions that leave a function, in site order."""
@@ -274,8 +310,6 @@ class CallGraph:
 
 # ---- building ---------------------------------------------------------------------------------
 
-EdgeColumns = tuple[Columns, Columns, Columns, npt.NDArray[np.uint8]]
-
 
 def build(program: Program, signatures: Signatures) -> CallGraph:
     """Resolve every site of every object.
@@ -304,17 +338,9 @@ def build(program: Program, signatures: Signatures) -> CallGraph:
     joined = ImportCalls(*(np.concatenate([getattr(c, n) for c in imports]) for n in ImportCalls.__dataclass_fields__))
     parts += _callback_edges(program, concatenated(parts), signatures)
     graph = sorted_graph(program, parts, joined)
-    graph = _grown(graph, parts, edges_leading_on(graph, signatures))
-    handed, given = handed_edges(graph, signatures)
-    graph = _grown(graph, parts, handed)
-    graph = _grown(graph, parts, field_edges(graph, signatures))
-    return replace(graph, given=given) if given else graph
-
-
-def _grown(graph: CallGraph, parts: list[EdgeColumns], more: list[EdgeColumns]) -> CallGraph:
-    """The graph with more edges, which are added to its parts."""
-    parts += more
-    return sorted_graph(graph.program, parts, graph.imports) if more else graph
+    graph = graph.grown(edges_leading_on(graph, signatures))
+    graph = graph.grown(*handed_edges(graph, signatures))
+    return graph.grown(field_edges(graph, signatures))
 
 
 def concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
@@ -324,10 +350,14 @@ def concatenated(parts: list[EdgeColumns]) -> EdgeColumns:
 
 def sorted_graph(program: Program, parts: list[EdgeColumns], imports: ImportCalls) -> CallGraph:
     source, target, site, kind = concatenated(parts)
-    # One key instead of two: function numbers stay below 2**22, addresses below 2**41.
-    order = np.argsort(source << 41 | site, kind="stable").astype(np.int32)
+    order = np.argsort(_order(source, site), kind="stable").astype(np.int32)
     callers, callees = source[order].astype(np.int32), target[order].astype(np.int32)
     return CallGraph(program, callers, callees, site[order], kind[order].astype(np.uint8), imports)
+
+
+def _order(source: npt.NDArray[np.integer], site: Columns) -> Columns:
+    """One key instead of two: function numbers stay below 2**22, addresses below 2**41."""
+    return source.astype(np.int64) << 41 | site
 
 
 def known_edges(source: Columns, target: Columns, site: Columns, kind: npt.NDArray[np.integer]) -> EdgeColumns:

@@ -6,20 +6,23 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from fixtures import truth
 from fixtures.build import Result, Toolchain, Tree
 from forkproof import pipeline, signatures
-from forkproof.callgraph import CallGraph, EdgeKind
+from forkproof.callgraph import CallGraph, EdgeColumns, EdgeKind, ImportCalls, sorted_graph
 from forkproof.cli.graph import Shown, _dot, _graphml, graph_command
 from forkproof.elf.image import load
 from forkproof.elf.names import FunctionNames
 from forkproof.options import ScanOptions
+from forkproof.program import Function
 from forkproof.tables import with_tables
 from tests.support.truths import edge_mismatches
 
@@ -392,3 +395,29 @@ def test_names_of_a_hostile_symbol_table_are_quoted() -> None:
     shown = Shown(("/a\\b",), [(0, 1, 0, 1, "direct")], ((0, 1, 'we"ird\n\x01'),), [], ())
     assert '[label="we\\"ird\\n\\x01\\na\\\\b+0x1"];' in _dot(shown)
     assert "\x01" not in _graphml(shown)
+
+
+@pytest.mark.parametrize("few", [1, 2, 40, 300])
+def test_a_graph_with_more_edges_is_the_one_that_is_sorted_anew(few: int) -> None:
+    """Edges of one site, of one target, and before the first and after the last function among them."""
+    random, functions = np.random.default_rng(few), 30
+    program: Any = SimpleNamespace(base=np.array([0, functions]))
+    nothing = np.zeros(0, np.int64)
+
+    def edges(count: int) -> EdgeColumns:
+        source, target, site = (random.integers(0, high, count) for high in (functions, functions, 8))
+        return source, target, site, random.integers(0, 4, count).astype(np.uint8)
+
+    parts, imports = [edges(200), edges(50)], ImportCalls(nothing, nothing, nothing, nothing, nothing)
+    more = [edges(few), edges(1)]
+    grown = sorted_graph(program, parts, imports).grown(more)
+    expected = sorted_graph(program, parts + more, imports)
+    for name in ("source", "target", "site", "kind"):
+        assert getattr(grown, name).tolist() == getattr(expected, name).tolist(), name
+        assert getattr(grown, name).dtype == getattr(expected, name).dtype, name
+    for function in map(Function, range(functions)):
+        assert grown.edges_from(function) == expected.edges_from(function)
+        assert grown.edges_to(function) == expected.edges_to(function)
+        for backward in (False, True):
+            far, near = (graph.distances([function], backward=backward).tolist() for graph in (grown, expected))
+            assert far == near
