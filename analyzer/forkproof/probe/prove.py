@@ -30,6 +30,7 @@ from forkproof.probe.sites import AcquireSite
 from forkproof.probe.stack import Address, Module
 from forkproof.probe.stage import Command, Stage
 from forkproof.probe.steer import Cast, Outcome, Performance, perform
+from forkproof.probe.watch import Lock as Word
 
 _ATTEMPTS: Final = 6
 """Steered runs for one fork: each with a lock that the runs before did not try."""
@@ -41,6 +42,8 @@ _PATIENT: Final = 3.0
 """all but one of them only where they take no longer than these seconds together."""
 _FORKS: Final = 3
 """Forks of one finding that are steered, one after the other."""
+_STOPPED: Final = "with the thread stopped before the acquire"
+_FREED: Final = "with the lock made free in the child at its start"
 _OFTEN: Final = 4
 """A lock that other threads took so often before the fork will be taken again while the forking thread waits there."""
 _HUNG_TIMES: Final = 10
@@ -260,11 +263,10 @@ class Prover:
                 continue
             found.runs.append(run)
             if run.outcome is Outcome.HUNG and run.lock is not None:
-                control = replace(cast, locks=frozenset({run.lock.address}), holds=False)
-                found.hung, found.control = run, self._compared(finding, control)
+                found.hung, found.control = run, self._compared(finding, cast, run.lock)
                 break
-            if run.outcome is Outcome.KEPT:
-                found.hung, found.control = run, self._perform(finding, replace(cast, frees=run.lock, early=False))
+            if run.outcome is Outcome.KEPT and run.lock is not None:
+                found.hung, found.control = run, self._freed(finding, cast, run.lock)
                 break
             if run.outcome not in (Outcome.PASSED, Outcome.PROTECTED) or run.lock is None:
                 break
@@ -291,13 +293,19 @@ class Prover:
                 return replace(run, reached=run.reached + also)
         return run
 
-    def _compared(self, finding: Finding, cast: Cast) -> Performance:
-        """The control run; where no thread comes to be stopped in it, which is chance, another."""
-        for early in (cast.early, not cast.early, cast.early, not cast.early):
-            control = self._perform(finding, replace(cast, early=early))
-            if control.outcome is not Outcome.NO_HOLDER:
-                break
-        return control
+    def _compared(self, finding: Finding, cast: Cast, lock: Word) -> Performance:
+        """The control run. Where no thread comes to be stopped in it, or another has the lock, which is chance: again,
+        and at last with the lock made free."""
+        same = replace(cast, locks=frozenset({lock.address}), holds=False)
+        for early in (cast.early, not cast.early):
+            control = self._perform(finding, replace(same, early=early))
+            if control.outcome not in (Outcome.NO_HOLDER, Outcome.HUNG):
+                return control
+        freed = self._freed(finding, cast, lock)
+        return freed if freed.outcome is Outcome.PASSED else control
+
+    def _freed(self, finding: Finding, cast: Cast, lock: Word) -> Performance:
+        return self._perform(finding, replace(cast, frees=lock, early=False))
 
     def _is_meant(self, seen: int, finding: Finding) -> bool:
         """A lock that was seen is one that the finding speaks of, and that was asked for, if one was."""
@@ -342,18 +350,14 @@ class Prover:
     def _hung(
         self, finding: Finding, blank: ProbeRecord, run: Performance, control: Performance, number: int
     ) -> ProbeRecord:
-        is_kept = run.outcome is Outcome.KEPT
-        told = _freed_control(control) if is_kept else _control(control)
-        record = replace(self._told(finding, blank, run, number), control=told)
+        record = replace(self._told(finding, blank, run, number), control=_control(control))
         if control.outcome is not Outcome.PASSED:
             why = "the child waited for the lock, but the control run cannot be compared: " + record.control
             return replace(record, why=why)
         assert record.lock is not None
-        whose, changed = (
-            ("the forking thread itself had at the fork", "with the lock made free in the child at its start")
-            if is_kept
-            else ("a thread of its parent held at the fork", "with that thread stopped before the acquire")
-        )
+        is_kept = run.outcome is Outcome.KEPT
+        whose = "the forking thread itself had at the fork" if is_kept else "a thread of its parent held at the fork"
+        changed = _FREED if control.is_freed else "with that thread stopped before the acquire"
         why = (
             f"a child waits for {record.lock.name or 'the lock'} at {record.lock_address}, which {whose} and which no "
             f"thread of its own has; {changed}, nothing else changed, it does not"
@@ -453,18 +457,11 @@ def _undecided(run: Performance) -> str:
 def _control(control: Performance) -> str:
     match control.outcome:
         case Outcome.PASSED if control.watched is not None:
-            return f"with the thread stopped before the acquire: {control.watched.story}"
+            return f"{_FREED if control.is_freed else _STOPPED}: {control.watched.story}"
+        case Outcome.HUNG if control.is_freed:
+            return "the child hung although it started with the lock free"
         case Outcome.HUNG:
             return "the child hung although the thread had been stopped before it had the lock"
-    return f"{control.outcome.value}: {control.reached}" if control.reached else control.outcome.value
-
-
-def _freed_control(control: Performance) -> str:
-    match control.outcome:
-        case Outcome.PASSED if control.watched is not None:
-            return f"with the lock made free in the child at its start: {control.watched.story}"
-        case Outcome.HUNG:
-            return "the child hung although it started with the lock free"
     return f"{control.outcome.value}: {control.reached}" if control.reached else control.outcome.value
 
 

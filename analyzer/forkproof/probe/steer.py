@@ -20,7 +20,8 @@ Must never: let time decide anything but when to give up.
 6. Watch the child (`watch`).
 In the control run step 4 is left out: the thread stays where it is, before the acquire.
 Where the forker has the lock and the child waits for it all the same (`Outcome.KEPT`), no thread can be left out. In
-the control run of that the child starts with the lock's word made free (`Cast.frees`), nothing else changed.
+the control run of that the child starts with the lock's word made free (`Cast.frees`), nothing else changed. So it does
+where the usual control run cannot be had: nobody comes to be stopped, or somebody else has the lock then.
 
 Rejected: holding first. The forker's prepare handlers, or any allocation, then block on the lock long before the fork.
 Rejected: repeating without steering. 140 daemonizing runs of a program that hangs in every steered run hung never.
@@ -115,6 +116,8 @@ class Performance:
     reached: str = ""
     entry: tuple[str, int] | None = None
     """Object and rva of the function by which the forking thread went to fork, where the fork had the lock itself."""
+    is_freed: bool = False
+    """A control run in which the child started with the lock made free."""
     stops: int = 0
     seconds: float = 0.0
 
@@ -263,7 +266,8 @@ class Dance:
     def _at_fork(self, forker: Thread, stack: tuple[Frame, ...]) -> Performance:
         """Steps 3 to 6; the forker is stopped at the entry of its system call."""
         if self.cast.frees is not None:
-            return self._fork(forker, self.cast.frees, [], Performance(Outcome.LOST, self.cast.frees, fork=stack))
+            found = Performance(Outcome.LOST, self.cast.frees, fork=stack, is_freed=True)
+            return self._fork(forker, self.cast.frees, [], found)
         process = forker.process
         if self.parked is not None and self.parked.thread.process is not process:
             self._unpark()
