@@ -9,6 +9,7 @@
 #   make lock-tables every row of docs/locks.md: three releases of Debian, two machines         (five minutes)
 #   make libc-stress every row of docs/libc.md, by running it                                 (a few minutes)
 #   make probe-runs  every fixture probed twenty times; time to verdict beside brute force      (half an hour)
+#   make callgraph-check  40 MB of code of each machine, by objdump and by forkproof   (five minutes)
 #   make unwinder-check  forkproof's stacks against gdb's, at chance states of real programs (ten minutes)
 #   make fixtures    every fixture, for every machine there is a compiler for: build/fixtures/<machine>/
 #   make sysroots    Debian sysroots for the tests that need real binaries (about 300 MB, in the user's cache)
@@ -29,7 +30,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-tree lock-tables libc-stress probe-runs unwinder-check fixtures sysroots validators fuzz docs dev clean
+.PHONY: help demo test lint bench bench-tree lock-tables libc-stress probe-runs callgraph-check unwinder-check fixtures sysroots validators fuzz docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -80,6 +81,10 @@ libc-stress: $(VENV)/.wheel
 probe-runs: $(VENV)/.wheel
 	@tools/require cc cxx
 	$(bin)/python benchmarks/probes.py
+
+callgraph-check: $(VENV)/.wheel
+	@tools/require binutils
+	FORKPROOF_ORACLE=whole $(bin)/python -m pytest -q tests/real/test_callgraph_oracle.py
 
 unwinder-check: $(VENV)/.wheel
 	@tools/require cc cross qemu gdb
