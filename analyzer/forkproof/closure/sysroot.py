@@ -98,9 +98,11 @@ class DirectorySysroot:
         return status.st_dev, status.st_ino
 
     def read(self, path: str, size: int = -1) -> bytes:
-        """See `Sysroot.read`. O_NONBLOCK: a FIFO in the tree must not stop the analysis."""
-        descriptor = os.open(self.host_path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
+        """See `Sysroot.read`. O_NONBLOCK: a FIFO in the tree must not stop the analysis.
+
+        An opener, not os.fdopen: that leaves the descriptor of a directory open when it refuses it.
+        """
+        with open(self.host_path(path), "rb", opener=_opened) as file:
             return file.read(size)
 
     def names_in(self, path: str) -> tuple[str, ...]:
@@ -208,3 +210,7 @@ def glob(sysroot: Sysroot, pattern: str) -> tuple[str, ...]:
 
 def _join(base: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}"
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -106,3 +106,12 @@ def test_contents_and_names(root: Path) -> None:
 def test_fifo_in_the_tree_does_not_stop_the_analysis(root: Path) -> None:
     os.mkfifo(root / "usr/lib/fifo.so")
     assert DirectorySysroot(root).read("/usr/lib/fifo.so", 20) == b""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="/proc tells what is open")  # noqa: PTH112
+def test_a_directory_that_is_read_is_closed_again(root: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(20):
+        with pytest.raises(IsADirectoryError):
+            DirectorySysroot(root).read("/usr/lib")
+    assert len(os.listdir("/proc/self/fd")) < before + 20  # noqa: PTH208
