@@ -28,7 +28,7 @@ from forkproof.probe.census import Census
 from forkproof.probe.plan import Plan
 from forkproof.probe.sites import AcquireSite
 from forkproof.probe.stack import Address, Module
-from forkproof.probe.stage import Command, Stage
+from forkproof.probe.stage import Command, Stage, decoded
 from forkproof.probe.steer import Cast, Outcome, Performance, perform
 from forkproof.probe.watch import Lock as Word
 
@@ -291,7 +291,8 @@ class Prover:
             case Outcome.PROTECTED:
                 also = "; where a thread had it before the fork began, the forking thread waited for it"
                 return replace(run, reached=run.reached + also)
-        return run
+        missed = f"{run.reached}; whether it waits where a thread has it before was not seen: {_said(found)}"
+        return replace(run, reached=missed)
 
     def _compared(self, finding: Finding, cast: Cast, lock: Word) -> Performance:
         """The control run. Where no thread comes to be stopped in it, or another has the lock, which is chance: again,
@@ -316,9 +317,15 @@ class Prover:
         return is_of(place, finding.lock) and (not self._asked or any(is_of(place, each) for each in self._asked))
 
     def _is_idle(self, finding: Finding) -> bool:
-        """No thread took such a lock, on either side of a fork."""
+        """No thread took such a lock, on either side of a fork, and it would have been seen: a site is understood at
+        which the scan names it, or any of the object's where it names none."""
         assert self.census is not None
-        return not any(self._is_meant(lock, finding) for lock in self.census.places)
+        sites = self._sites[finding.object]
+        named = {place for place, lock in self._claims.items() if lock == finding.lock}
+        understood = {(a.site.object, a.site.rva) for a in decoded(sites)}
+        is_seen = bool(understood & named if named else understood)
+        taken = (lock for lock, where in self.census.sites.items() if not where.isdisjoint(sites))
+        return is_seen and not any(is_of(self.census.places.get(lock), finding.lock) for lock in taken)
 
     # ---- the verdict -----------------------------------------------------------------------
 
@@ -451,7 +458,7 @@ def _undecided(run: Performance) -> str:
             return f"the lock was held across the fork, but the child {asked} and did not hang: {run.watched.story}"
         case Outcome.HUNG:
             return "the child waited for the lock; no control run was made"
-    return f"{run.outcome.value}: {run.reached}" if run.reached else run.outcome.value
+    return _said(run)
 
 
 def _control(control: Performance) -> str:
@@ -462,7 +469,12 @@ def _control(control: Performance) -> str:
             return "the child hung although it started with the lock free"
         case Outcome.HUNG:
             return "the child hung although the thread had been stopped before it had the lock"
-    return f"{control.outcome.value}: {control.reached}" if control.reached else control.outcome.value
+    return _said(control)
+
+
+def _said(run: Performance) -> str:
+    """How a run ended, in words."""
+    return f"{run.outcome.value}: {run.reached}" if run.reached else run.outcome.value
 
 
 def named_lock(run: Performance, finding: Finding) -> Lock | None:
