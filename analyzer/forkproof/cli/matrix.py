@@ -65,7 +65,7 @@ _Row = tuple[str, str, str, str]
     metavar="DIR",
     help="Try this system, too: another machine, another release; repeatable.",
 )
-@world.options_of_one
+@world.options_but_sysroot
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @click.pass_context

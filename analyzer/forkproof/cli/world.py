@@ -32,10 +32,10 @@ def options(command: _Command) -> _Command:
         metavar="DIR",
         help="The directory that is / for the targets: an unpacked image, packages of another machine.",
     )
-    return sysroot(options_of_one(command))
+    return sysroot(options_but_sysroot(command))
 
 
-def options_of_one(command: _Command) -> _Command:
+def options_but_sysroot(command: _Command) -> _Command:
     """All but `--sysroot`, for a command that has several, and an option of its own for them."""
     for option in (
         click.option("--no-cache", is_flag=True, help="Neither use nor keep results: see `forkproof cache`."),

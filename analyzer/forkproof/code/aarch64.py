@@ -14,12 +14,11 @@ Source: Arm Architecture Reference Manual, C4; ELF for the Arm 64-bit Architectu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from typing import Any, Final
 
 import numpy as np
 
-from forkproof.code.sites import EntryMap, Landmarks, Sites, Stores, Stubs
+from forkproof.code.sites import EntryMap, Landmarks, Sites, Stores, Stubs, concatenate
 from forkproof.columns import position_in, spans
 from forkproof.elf.image import I64, U8
 
@@ -292,7 +291,7 @@ def find_stores(code: U8, base: int, ranges: tuple[I64, I64], offsets: I64, addr
     for at, place in _stored_at(words):
         chosen = np.flatnonzero(position_in(offsets, place) >= 0)
         found.append(Stores(index[at[chosen]] * 4 + base, place[chosen], np.zeros(len(chosen), bool)))
-    return Stores(*(np.concatenate([getattr(part, f.name) for part in found]) for f in fields(Stores)))
+    return concatenate(found)
 
 
 def _paged(words: Words, index: I64, base: int, addresses: I64) -> Stores:

@@ -11,7 +11,7 @@ Wrong where: code has neither unwind tables nor symbols (then a function is what
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any, Final
@@ -119,7 +119,7 @@ def index_code(image: Image) -> CodeIndex:
     landmarks = _landmarks(image, start, stubs.start)
     scanner = SCANNERS[image.machine]
     parts = [scanner.scan(image.read(rva, n), rva, landmarks) for rva, n in _joined_ranges(image)]
-    index = CodeIndex(start, size, stubs, concatenate(parts), np.searchsorted(start, resolvers))
+    index = CodeIndex(start, size, stubs, concatenate(parts or [Sites()]), np.searchsorted(start, resolvers))
     return _without_chance_hits(image, _without_stub_sites(index))
 
 
@@ -132,7 +132,7 @@ def find_stores(image: Image, first: I64, last: I64, offsets: I64, addresses: I6
         ranges = first[inside] - rva, np.minimum(last[inside], rva + len(code)) - rva
         if inside.any():
             found.append(SCANNERS[image.machine].find_stores(code, rva, ranges, offsets, addresses))
-    return Stores(*(np.concatenate([getattr(part, f.name) for part in found]) for f in fields(Stores)))
+    return concatenate(found)
 
 
 def _joined_ranges(image: Image) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ Takes: nothing. Gives: `Sites`. Must never: know an instruction encoding.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -98,13 +99,15 @@ class Sites:
     syscalls: I64 = field(default_factory=_no_addresses)
 
 
-def concatenate(parts: list[Sites]) -> Sites:
-    """The sites of several code ranges, in the order of the ranges."""
+_Found = TypeVar("_Found", "Sites", "Stores")
+
+
+def concatenate(parts: list[_Found]) -> _Found:
+    """What was found in several code ranges, one at least, in the order of the ranges."""
+    first = parts[0]
     if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        return Sites()
-    return Sites(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Sites)})
+        return first
+    return type(first)(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(first)})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
