@@ -71,7 +71,7 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LibcLock:
-    """One lock of libc's, or one that a signature describes (then it has no address)."""
+    """One lock of libc's, or one that a signature describes; without an address where no code shows it."""
 
     address: Address | None
     name: str
@@ -85,6 +85,8 @@ class LibcLock:
     """Why running programs hardly ever take it; empty where nothing is known."""
     seldom: str = ""
     """Why they seldom call what takes it; empty where nothing is known."""
+    is_described: bool = False
+    """That its takers take it is said by a signature, and not shown by their code."""
 
 
 class MethodCall(NamedTuple):
@@ -415,8 +417,9 @@ class _Derivation:
     def _lock(self, address: Address, takers: Mapping[Function, tuple[int, ...]]) -> LibcLock:
         functions = frozenset(takers)
         readers = {f for f, sites in takers.items() if all(m.shared for m in self._methods_of(f, sites))}
-        name, *seldom = self._name(address, functions)
-        return LibcLock(address, name, functions, functions - readers, self._quiesced(address, takers), *seldom)
+        name, rare, seldom = self._name(address, functions)
+        quiesced = self._quiesced(address, takers)
+        return LibcLock(address, name, functions, functions - readers, quiesced, rare, seldom)
 
     def _methods_of(self, function: Function, sites: Iterable[int]) -> list[Method]:
         return _methods_at(self.flow, self.methods, function, sites)
@@ -425,7 +428,10 @@ class _Derivation:
         for entry in self.flow.signatures.libc_locks_for(self.libc.id, self.libc.version):
             takers = frozenset(self.program.called(entry.functions.exact, self.libc.objects))
             if takers:
-                yield LibcLock(None, entry.name, takers, takers, entry.quiesced, entry.rare, entry.seldom)
+                shown = frozenset(self.program.called([entry.same_as], self.libc.objects)) if entry.same_as else None
+                address = next((a for a, own in self.acquires.items() if shown and shown & own.keys()), None)
+                why = entry.quiesced, entry.rare, entry.seldom
+                yield LibcLock(address, entry.name, takers, takers, *why, is_described=True)
 
     def _name(self, address: Address, takers: frozenset[Function]) -> tuple[str, str, str]:
         """What the lock guards, by the areas that signatures name, and why it is rare or seldom; else who takes it."""

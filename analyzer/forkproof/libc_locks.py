@@ -201,7 +201,7 @@ def _packed(catalogue: Catalogue, part: Part) -> Json:
         "locks": [
             [
                 *(lock.address and address(lock.address), lock.name, places(lock.takers), places(lock.writers)),
-                *(lock.quiesced, lock.rare, lock.seldom),
+                *(lock.quiesced, lock.rare, lock.seldom, lock.is_described),
             ]
             for lock in catalogue.locks
         ],

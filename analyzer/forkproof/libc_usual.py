@@ -57,7 +57,7 @@ class Usual:
 
         `known` are earlier judgements on the same lock; it grows.
         """
-        if lock.address is None:
+        if lock.is_described or lock.address is None:
             return function in lock.takers and function not in self.flow.dying
         may = self.catalogue.may_take
         wanted: set[Function] = set()

@@ -338,6 +338,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             "quiesced": Field(_text, required=False),
             "rare": Field(_text, required=False),
             "seldom": Field(_text, required=False),
+            "same_as": Field(_text, required=False),
         },
         # Versions may differ under one name.
     ),

@@ -473,6 +473,7 @@ class LibcLockNames:
 
     `functions` take it; `quiesced` says how fork does it, and is empty when it does not; `rare` says why
     running programs hardly ever take it, `seldom` why they seldom call these functions, each of which takes it.
+    `same_as` is a function of that libc whose own code shows the lock, and so where it lies.
     """
 
     name: str
@@ -483,6 +484,7 @@ class LibcLockNames:
     quiesced: str = ""
     rare: str = ""
     seldom: str = ""
+    same_as: str = ""
 
     def applies_to(self, libc: str | None, version: str | None) -> bool:
         """An unknown version counts as the newest."""

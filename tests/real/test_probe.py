@@ -49,9 +49,10 @@ OF_OTHER_LOCKS = (
     "own_spin_looked",
     "own_recursive",
     "child_localtime",
+    "child_dlopen",
 )
 """Locks that are not an allocator's: the program's own, that who waits for looks at, without trying; its own that fork
-handlers hold and never let go; libc's."""
+handlers hold and never let go; libc's; its dynamic linker's, which calls libc's functions through pointers."""
 WITHOUT_LOCKS = ("daemon_tls", "daemon_lockfree", "daemon_late_threads", "daemon_libc")
 
 SOMEBODY_ELSE = (

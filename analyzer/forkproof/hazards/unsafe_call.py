@@ -252,14 +252,17 @@ class _Window:
             why=f"{name} is not async-signal-safe, and {quiesced}. A thread that does not exist in the child can own "
             f"the lock there.{rare}",
             fix=self._fix(name),
-            lock=Lock(
-                libc, lock.name, lock.address.rva if lock.address else None, "global" if lock.address else "field"
-            ),
+            lock=self._model(lock),
             fork=self.fork,
             holder=thread,
             requester=self._frames(request),
             conditions=conditions,
         )
+
+    def _model(self, lock: LibcLock) -> Lock:
+        if lock.address is None:
+            return Lock(self.facts.object_name(self.core), lock.name, None, "field")
+        return Lock(self.facts.object_name(lock.address.object), lock.name, lock.address.rva, "global")
 
     def _rank(
         self, answers: tuple[Answer, Answer, Answer, Answer], request: _Request, holder: _Holder

@@ -24,6 +24,8 @@ _ENOUGH: Final = 48
 """Times that a site is met on one side of a fork before it is left alone."""
 _NOTHING_NEW: Final = 60
 """Ticks after a fork in which nothing new is learnt, before a run is over that neither ends nor rests."""
+_AT_SITES: Final = 0.1
+"""What a tick counts in which threads came to sites: on a slow machine they take long to have been met enough."""
 _OTHERS: Final = 400
 """The same, while only the leader meets it: the leader is of interest after the fork."""
 
@@ -118,7 +120,8 @@ class _Run:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.met: Counter[tuple[int, int, bool]] = Counter()
-        self.known = self.idle = 0
+        self.known = self.stops = 0
+        self.idle = 0.0
         self.rest = watch.Rest(stage)
 
     def note(self, scene: Scene, census: Census, root: Process) -> None:
@@ -163,8 +166,10 @@ class _Run:
             return False
         known = len(census.forks) + len(census.before) + len(census.leader) + len(census.after)
         known += len(self.stage.session.processes) + len(self.stage.session.threads)
-        self.idle = self.idle + 1 if known == self.known else 0
-        self.known = known
+        stops = self.met.total()
+        waited = _AT_SITES if stops != self.stops else 1
+        self.idle = self.idle + waited if known == self.known else 0
+        self.known, self.stops = known, stops
         return self.rest.has_come(scene) or (bool(census.forks) and self.idle >= _NOTHING_NEW)
 
     def end(self, root: Process) -> str:

@@ -19,11 +19,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from forkproof.allocators import AllocatorFacts
 from forkproof.callgraph import CALLS
 from forkproof.code import aarch64
 from forkproof.code.decode import listing
 from forkproof.code.operations import Atomic
+from forkproof.code.values import Value
 from forkproof.elf.image import Machine
 from forkproof.facts import Facts
 from forkproof.flow import Flow
@@ -33,6 +36,7 @@ from forkproof.probe.sites import AcquireSite
 from forkproof.program import Function
 
 _PAIR_BYTES: Final = 48
+_MUTEX_LOCK: Final = "pthread_mutex_lock"
 _MOST_CALLS: Final = 400
 """Calls of lock functions in one object that become sites."""
 
@@ -137,6 +141,8 @@ def _functions_called(flow: Flow, obj: int, name: str) -> list[Function]:
 def _libc_sites(facts: Facts, obj: int, lock: Lock) -> Iterator[AcquireSite]:
     """In the functions of libc that take it: inlined locks, and calls of lock functions that have names."""
     flow, libc = facts.flow, facts.libc_locks
+    if lock.rva is not None and obj != libc.libc.core:
+        yield from _pointer_calls(facts, obj, lock.rva)
     for known in libc.all:
         if known.address is None or (known.address.object, known.address.rva) != (obj, lock.rva):
             continue
@@ -146,6 +152,20 @@ def _libc_sites(facts: Facts, obj: int, lock: Lock) -> Iterator[AcquireSite]:
                 name = flow.program.name_of(Function(int(flow.graph.target[edge])))
                 if flow.graph.kind[edge] in CALLS and _acquires(flow, name):
                     yield AcquireSite(_path(flow, function), int(flow.graph.site[edge]), callee=name)
+
+
+def _pointer_calls(facts: Facts, obj: int, lock: int) -> Iterator[AcquireSite]:
+    """Calls through a pointer that are given a lock: glibc's dynamic linker calls `pthread_mutex_lock` so
+    (elf/rtld-mutex.c of glibc 2.34). Whether a call takes the lock or lets it go is seen when it is executed."""
+    flow, code, base = facts.flow, facts.flow.program.codes[obj], int(facts.flow.program.base[obj])
+    path, argument = str(flow.program.closure.objects[obj].host_path), flow.convention.arguments[0]
+    sites = np.concatenate([code.sites.slot_site, code.sites.indirect])
+    owners = code.owners(sites)
+    for owner in np.unique(owners[owners >= 0]).tolist():
+        states = flow.states(Function(base + owner), sites[owners == owner].tolist())
+        for site, state in sorted(states.items()):
+            if state.register(argument) == Value(None, lock):
+                yield AcquireSite(path, site, callee=_MUTEX_LOCK)
 
 
 def _calls_in(facts: Facts, obj: int) -> Iterator[AcquireSite]:

@@ -40,6 +40,8 @@ _CENSUSES: Final = 3
 """Runs without steering that are made beside the first, while no lock was seen on both sides of a fork;"""
 _PATIENT: Final = 3.0
 """all but one of them only where they take no longer than these seconds together."""
+_CONTROLS: Final = 2
+"""Control runs that are made either way, with a thread stopped early or late, where the one before showed nothing."""
 _FORKS: Final = 3
 """Forks of one finding that are steered, one after the other."""
 _STOPPED: Final = "with the thread stopped before the acquire"
@@ -298,7 +300,7 @@ class Prover:
         """The control run. Where no thread comes to be stopped in it, or another has the lock, which is chance: again,
         and at last with the lock made free."""
         same = replace(cast, locks=frozenset({lock.address}), holds=False)
-        for early in (cast.early, not cast.early):
+        for early in (cast.early, not cast.early) * _CONTROLS:
             control = self._perform(finding, replace(same, early=early))
             if control.outcome not in (Outcome.NO_HOLDER, Outcome.HUNG):
                 return control
@@ -306,7 +308,12 @@ class Prover:
         return freed if freed.outcome is Outcome.PASSED else control
 
     def _freed(self, finding: Finding, cast: Cast, lock: Word) -> Performance:
-        return self._perform(finding, replace(cast, frees=lock, early=False))
+        """The child starts with the lock made free. One that does not ask for it then shows nothing: again."""
+        for _ in range(_ATTEMPTS):
+            control = self._perform(finding, replace(cast, frees=lock, early=False))
+            if control.outcome is not Outcome.LOST:
+                break
+        return control
 
     def _is_meant(self, seen: int, finding: Finding) -> bool:
         """A lock that was seen is one that the finding speaks of, and that was asked for, if one was."""

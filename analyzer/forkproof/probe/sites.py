@@ -112,6 +112,8 @@ class Acquire:
     """Rvas at which a thread comes out, where it cannot be single-stepped over the instruction."""
     is_tail_call: bool = False
 
+    through: Operand | str = ""
+    """Where the function's address is read from, or the register that has it, where it is called through a pointer."""
     is_x86: bool = False
 
     @property
@@ -127,6 +129,12 @@ class Acquire:
         if self.operand is not None:
             return self.operand.address(registers, registers.pc + self.size)
         return registers[self.pointer]
+
+    def target(self, registers: Registers, memory: Memory) -> int | None:
+        """The function that a thread at the site calls through a pointer, if it does."""
+        if isinstance(self.through, Operand):
+            return memory.word(self.through.address(registers, registers.pc + self.size))
+        return value_of(registers, self.through) if self.through else None
 
     def is_acquire(self, registers: Registers) -> bool:
         """Executed now, it would take a lock rather than release one, or change a counter."""
@@ -246,7 +254,7 @@ def _x86(site: AcquireSite, size: int, mnemonic: str, text: str) -> Acquire:
         exits = (site.rva + size,) if mnemonic == "call" else ()
         return Acquire(
             site, Form.CALL, size, _OPAQUE_SIZE[Machine.X86_64], pointer="rdi", exits=exits,
-            is_tail_call=mnemonic == "jmp", is_x86=True,
+            is_tail_call=mnemonic == "jmp", through=_through(text), is_x86=True,
         )  # fmt: skip
     operand, width = _x86_memory(text), next((w for n, w in _X86_WIDTHS.items() if text.find(f"{n} ptr") >= 0), 4)
     width = 8 if "qword ptr" in text else 4 if "dword ptr" in text else width
@@ -265,6 +273,12 @@ def _x86(site: AcquireSite, size: int, mnemonic: str, text: str) -> Acquire:
         case "bts":
             return Acquire(site, Form.BIT, size, width, operand)
     return Acquire(site, Form.UNKNOWN, size, 0)
+
+
+def _through(text: str) -> Operand | str:
+    """The operand of a call or jump: an address is no pointer."""
+    operand = _x86_memory(text)
+    return operand if operand is not None else "" if text.startswith("0x") else text
 
 
 def _x86_memory(text: str) -> Operand | None:
@@ -327,7 +341,8 @@ def _aarch64_call(site: AcquireSite, mnemonic: str, text: str, image: Image) -> 
         if pointer is not None:
             return _helper(site, exits, is_tail, pointer, code.tobytes())
     return Acquire(
-        site, Form.CALL, 4, _OPAQUE_SIZE[Machine.AARCH64], pointer="x0", exits=exits, is_tail_call=is_tail
+        site, Form.CALL, 4, _OPAQUE_SIZE[Machine.AARCH64], pointer="x0", exits=exits, is_tail_call=is_tail,
+        through=text if mnemonic in ("blr", "br") else "",
     )  # fmt: skip
 
 

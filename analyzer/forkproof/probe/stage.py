@@ -27,7 +27,7 @@ from forkproof.probe.forkcalls import ForkCall, fork_call
 from forkproof.probe.ptrace import Gone
 from forkproof.probe.session import Reason, Session, Stop
 from forkproof.probe.sites import Acquire, AcquireSite, Form, Free, decode_site, is_free
-from forkproof.probe.stack import Modules
+from forkproof.probe.stack import Address, Module, Modules
 from forkproof.probe.tracee import Process, Thread
 
 TICK: Final = 0.012
@@ -37,6 +37,8 @@ _LOG: Final = 40
 _BEFORE: Final = 4
 """Lines of a process's log that its child's begins with."""
 _AT_ENTRY: Final = 9
+_INNERMOST: Final = 3
+"""Frames at most between a lock's own loop and the call that is the site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,13 @@ class Stage:
         place = self.modules.address(process, pc)
         return next((a for a in self._acquires if (a.site.object, a.site.rva) == (place.object, place.rva)), None)
 
+    def _is_meant(self, thread: Thread, acquire: Acquire) -> bool:
+        """A call through a pointer is of the function that the site names: others may be called there."""
+        target = acquire.target(thread.registers, thread.process.memory)
+        found = self.modules.of(thread.process, target) if target is not None else None
+        name = found[0].function(found[1])[0].lstrip("_") if found is not None else "sub_"
+        return name.startswith("sub_") or name == acquire.site.callee.lstrip("_")
+
     @property
     def objects(self) -> frozenset[str]:
         """Paths of the objects that have sites."""
@@ -221,14 +230,19 @@ class Stage:
         """What the word of a lock that was seen is while nobody has it."""
         return self._free.get(lock, Free.ZERO)
 
-    def is_acquirer(self, process: Process, pc: int) -> bool:
-        """The function at a run-time address has an acquire site."""
-        found = self.modules.of(process, pc)
-        if found is None:
+    def is_in_acquirer(self, thread: Thread) -> bool:
+        """A stopped thread is in a function that has an acquire site, or has not come back from a call at one."""
+        inner, *outer = (self.modules.address(thread.process, pc) for pc, _ in self.modules.walk(thread, _INNERMOST))
+        calls = {(a.site.object, rva) for a in self._acquires if a.form is Form.CALL for rva in a.exits}
+        return self._is_acquirer(inner) or any((place.object, place.rva) in calls for place in outer)
+
+    def _is_acquirer(self, place: Address) -> bool:
+        own = [a.site.rva for a in self._acquires if a.site.object == place.object]
+        if not own:
             return False
-        module, rva = found
-        start = module.function(rva)[1]
-        return any(a.site.object == module.path and module.function(a.site.rva)[1] == start for a in self._acquires)
+        module = Module.of(place.object)
+        start = module.function(place.rva)[1]
+        return any(module.function(rva)[1] == start for rva in own)
 
     # ---- scenes ----------------------------------------------------------------------------
 
@@ -264,7 +278,7 @@ class Stage:
         match stop.reason:
             case Reason.BREAKPOINT:
                 acquire = self.acquire_at(thread.process, thread.registers.pc)
-                if acquire is not None:
+                if acquire is not None and self._is_meant(thread, acquire):
                     lock = acquire.lock(thread.registers)
                     if acquire.free is not Free.ZERO:
                         self._free[lock] = acquire.free

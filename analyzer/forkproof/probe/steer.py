@@ -354,10 +354,10 @@ class Dance:
         return None
 
     def _is_in_acquirer(self, thread: Thread) -> bool:
-        """The innermost function of a running thread has an acquire site."""
+        """A running thread is in a function that has an acquire site, or near below one."""
         self.session.freeze([thread])
         try:
-            return thread.is_stopped and self.stage.is_acquirer(thread.process, thread.registers.pc)
+            return thread.is_stopped and self.stage.is_in_acquirer(thread)
         finally:
             self.session.thaw([thread])
 

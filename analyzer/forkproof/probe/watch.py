@@ -196,7 +196,7 @@ class Watch:
         try:
             return (
                 thread.is_stopped
-                and self.stage.is_acquirer(thread.process, thread.registers.pc)
+                and self.stage.is_in_acquirer(thread)
                 and spins_on(self.stage, thread, self.lock.contains)
             )
         except Gone:

@@ -17,6 +17,9 @@ LOCK = Lock(0x1000, 40)
 USUAL, FREED = (frozenset({LOCK.address}), False, None), (frozenset[int](), True, LOCK)
 """What the casts ask for: the lock, whether to hold it, what to make free."""
 
+CHANCE = [Outcome.NO_HOLDER, Outcome.HUNG] * 2
+"""Usual control runs that show nothing, and after which no more of them are made."""
+
 
 def compared(monkeypatch: pytest.MonkeyPatch, outcomes: Iterable[Outcome]) -> tuple[Performance, list[object]]:
     """The control run that counts, where runs end like this one after the other, and what was asked for in each."""
@@ -43,13 +46,18 @@ def test_what_is_chance_is_tried_again(monkeypatch: pytest.MonkeyPatch, missed: 
 
 
 def test_at_last_the_child_starts_with_the_lock_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    control, asked = compared(monkeypatch, [Outcome.NO_HOLDER, Outcome.HUNG, Outcome.PASSED])
-    assert (control.outcome, control.is_freed, asked) == (Outcome.PASSED, True, [USUAL, USUAL, FREED])
+    control, asked = compared(monkeypatch, [*CHANCE, Outcome.PASSED])
+    assert (control.outcome, control.is_freed, asked) == (Outcome.PASSED, True, [*[USUAL] * 4, FREED])
+
+
+def test_a_freed_child_that_does_not_ask_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    control, asked = compared(monkeypatch, [*CHANCE, Outcome.LOST, Outcome.LOST, Outcome.PASSED])
+    assert (control.outcome, control.is_freed, asked[4:]) == (Outcome.PASSED, True, [FREED] * 3)
 
 
 def test_a_child_that_hangs_all_the_same_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    control, _ = compared(monkeypatch, [Outcome.HUNG, Outcome.HUNG, Outcome.HUNG])
-    assert (control.outcome, control.is_freed) == (Outcome.HUNG, False)
+    control, asked = compared(monkeypatch, [Outcome.HUNG] * 5)
+    assert (control.outcome, control.is_freed, asked[4:]) == (Outcome.HUNG, False, [FREED])
 
 
 def test_the_program_ended_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,3 +132,38 @@ def test_every_status_function_is_told_from_those_that_return_nothing() -> None:
     names = ["pthread_mutex_lock", "__pthread_mutex_lock", "sem_wait", "mtx_lock"]
     assert all(sites._STATUS.match(name) for name in names)
     assert not sites._STATUS.match("g_mutex_lock")
+
+
+class Words:
+    """A memory of words."""
+
+    def __init__(self, **words: int) -> None:
+        self.words = {int(address, 16): value for address, value in words.items()}
+
+    def word(self, address: int, _size: int = 8) -> int | None:
+        return self.words.get(address)
+
+
+class TestTarget:
+    """The function that a call through a pointer leads to."""
+
+    @pytest.mark.parametrize(
+        ("machine", "code", "before", "words"),
+        [
+            (X86, "ff15f00f0000", {"rip": SITE}, {hex(SITE + 6 + 0xFF0): 0x7777}),  # call [rip+0xff0]
+            (X86, "ff25f00f0000", {"rip": SITE}, {hex(SITE + 6 + 0xFF0): 0x7777}),  # jmp [rip+0xff0]
+            (X86, "ffd0", {"rax": 0x7777}, {}),  # call rax
+            (ARM, "20003fd6", {"x1": 0x7777}, {}),  # blr x1
+            (ARM, "20001fd6", {"x1": 0x7777}, {}),  # br x1
+        ],
+    )
+    def test_of_a_pointer(self, machine: Machine, code: str, before: dict[str, int], words: dict[str, int]) -> None:
+        found = acquire(machine, code, callee="pthread_mutex_lock")
+        assert found.form is Form.CALL
+        assert found.target(registers(machine, **before), Words(**words)) == 0x7777  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(("machine", "code"), [(X86, "e800000000"), (X86, "e900000000"), (ARM, "40000094")])
+    def test_a_direct_call_has_none(self, machine: Machine, code: str) -> None:
+        found = acquire(machine, code, callee="pthread_mutex_lock")
+        assert found.form is Form.CALL
+        assert found.target(registers(machine), Words()) is None  # type: ignore[arg-type]
