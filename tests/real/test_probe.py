@@ -50,9 +50,11 @@ OF_OTHER_LOCKS = (
     "own_recursive",
     "child_localtime",
     "child_dlopen",
+    "child_readdir",
 )
 """Locks that are not an allocator's: the program's own, that who waits for looks at, without trying; its own that fork
-handlers hold and never let go; libc's; its dynamic linker's, which calls libc's functions through pointers."""
+handlers hold and never let go; libc's; its dynamic linker's, which calls libc's functions
+through pointers; a DIR's, which lies in the heap."""
 WITHOUT_LOCKS = ("daemon_tls", "daemon_lockfree", "daemon_late_threads", "daemon_libc")
 
 SOMEBODY_ELSE = (

@@ -115,11 +115,25 @@ def _witness_sites(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:
 
 
 def _ends(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:
-    """Where a frame stands."""
-    flow = facts.flow
+    """Where a frame stands; where that is a call of a function of libc's that takes the lock of an object which it is
+    given (readdir), in that function: what is passed is no lock."""
+    flow, using = facts.flow, facts.libc_locks.using()
     for function in _functions_of(facts, frame):
         site = flow.program.rva_of(function) + frame.offset
-        yield AcquireSite(_path(flow, function), site, callee=_callee(flow, function, site))
+        called = {Function(int(flow.graph.target[e])) for e in flow.edges_at(function, site)} & using.keys()
+        for target in sorted(called):
+            yield from _taken_in(flow, target)
+        if not called:
+            yield AcquireSite(_path(flow, function), site, callee=_callee(flow, function, site))
+
+
+def _taken_in(flow: Flow, function: Function) -> Iterator[AcquireSite]:
+    """In a function itself: inlined locks, and calls of lock functions that have names."""
+    yield from _atomics(flow, function)
+    for edge in flow.outgoing(function):
+        name = flow.program.name_of(Function(int(flow.graph.target[edge])))
+        if flow.graph.kind[edge] in CALLS and _acquires(flow, name):
+            yield AcquireSite(_path(flow, function), int(flow.graph.site[edge]), callee=name)
 
 
 def _functions_of(facts: Facts, frame: Frame) -> Iterator[Function]:
@@ -147,11 +161,7 @@ def _libc_sites(facts: Facts, obj: int, lock: Lock) -> Iterator[AcquireSite]:
         if known.address is None or (known.address.object, known.address.rva) != (obj, lock.rva):
             continue
         for function in sorted(known.takers):
-            yield from _atomics(flow, function)
-            for edge in flow.outgoing(function):
-                name = flow.program.name_of(Function(int(flow.graph.target[edge])))
-                if flow.graph.kind[edge] in CALLS and _acquires(flow, name):
-                    yield AcquireSite(_path(flow, function), int(flow.graph.site[edge]), callee=name)
+            yield from _taken_in(flow, function)
 
 
 def _pointer_calls(facts: Facts, obj: int, lock: int) -> Iterator[AcquireSite]:
