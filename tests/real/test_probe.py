@@ -35,7 +35,8 @@ RUNS = int(os.environ.get("FORKPROOF_PROBE_RUNS", "1"))
 MACHINE = platform.machine()
 COMMAND = (sys.executable, "-c", "from forkproof.cli import main; main()")
 HANGING = (
-    "daemon_unhooked", "daemon_mutex", "daemon_futex", "daemon_decoy", "daemon_call", "daemon_partial", "cxx_new"
+    "daemon_unhooked", "daemon_mutex", "daemon_futex", "daemon_decoy", "daemon_call", "daemon_partial", "cxx_new",
+    "child_readdir",
 )  # fmt: skip
 CLEAN = (
     "daemon_hooked",
@@ -50,11 +51,9 @@ OF_OTHER_LOCKS = (
     "own_recursive",
     "child_localtime",
     "child_dlopen",
-    "child_readdir",
 )
 """Locks that are not an allocator's: the program's own, that who waits for looks at, without trying; its own that fork
-handlers hold and never let go; libc's; its dynamic linker's, which calls libc's functions
-through pointers; a DIR's, which lies in the heap."""
+handlers hold and never let go; libc's; its dynamic linker's, which calls libc's functions through pointers."""
 WITHOUT_LOCKS = ("daemon_tls", "daemon_lockfree", "daemon_late_threads", "daemon_libc")
 
 SOMEBODY_ELSE = (
