@@ -32,7 +32,8 @@ def prepared(program: str, options: ScanOptions, progress: Progress = QUIET) -> 
 
     report = pipeline.scan((program,), options, progress, note)
     if not made:
-        raise InputError(program, "; ".join(report.errors), next_step="See forkproof scan.")
+        problem, _, step = "\n  ".join(report.errors).removeprefix(f"{program}: ").partition("\n  ")
+        raise InputError(program, problem, next_step=step)
     if len(made) > 1:
         raise InputError(
             program, f"holds {len(made)} programs, and a probe runs one", next_step="Name the program itself."
