@@ -28,6 +28,10 @@ _SHELL: Final = re.compile(rb"#!\s*/\S*?(?:ba|da|k)?sh\b|#!\s*/usr/bin/env\s+(?:
 _PRELOAD: Final = re.compile(r"""LD_PRELOAD=("[^"]*"|'[^']*'|[^\s;&|]*)""")
 _ASSIGNED: Final = re.compile(r"""^\s*(?:export\s+)?([A-Za-z_]\w*)=("[^"]*"|'[^']*'|[^\s;&|$`]*)\s*(?:#.*)?$""")
 _VARIABLE: Final = re.compile(r"\$(?:\{(\w+)(?::?[-+][^}]*)?\}|(\w+))")
+_EXEC: Final = re.compile(r"\bexec\s+(?:-a\s+\S+\s+)?(.*)")
+_COMMAND: Final = re.compile(r"^\s*((?:[A-Za-z_]\w*=\S*\s+)*.*)$")
+_ARGUMENTS: Final = re.compile(r"\$\{?[@*]")
+_VARIABLE_NAME: Final = b"LD_PRELOAD"
 _PREFIXES: Final = "@-:+!"
 
 
@@ -48,12 +52,16 @@ def preloads(sysroot: Sysroot) -> dict[str, Preload]:
     return found
 
 
-def of_script(sysroot: Sysroot, path: str) -> tuple[str, Preload] | None:
-    """The program that a shell script ends in, with what it preloads; None for what is no such script."""
+def of_script(sysroot: Sysroot, path: str, *, passes_on: bool = False) -> tuple[str, Preload] | None:
+    """The program that a shell script ends in, with what it preloads; None for what is no such script.
+
+    `passes_on`: only one that gets the script's own arguments, or takes its place by exec. Others that a script
+    happens to run (cat, in one that starts whatever it is given) are not what it is there for.
+    """
     text = _read(sysroot, path)
     if text is None or not _SHELL.match(text):
         return None
-    return _in_script(sysroot, path, text.decode("utf-8", "replace"))
+    return _in_script(sysroot, path, text.decode("utf-8", "replace"), passes_on=passes_on)
 
 
 def wrapped(sysroot: Sysroot, directories: Sequence[str] = _COMMANDS) -> dict[str, Preload]:
@@ -64,7 +72,10 @@ def wrapped(sysroot: Sysroot, directories: Sequence[str] = _COMMANDS) -> dict[st
         for name in sysroot.names_in(directory):
             path = f"{directory}/{name}"
             head = _head(sysroot, path)
-            if head is not None and _SHELL.match(head) and (script := of_script(sysroot, path)) is not None:
+            # Few scripts preload anything, and to find what the others end in takes long.
+            if head is None or not _SHELL.match(head) or _VARIABLE_NAME not in (_read(sysroot, path) or b""):
+                continue
+            if (script := of_script(sysroot, path, passes_on=True)) is not None:
                 program, preload = script
                 if preload.libraries:
                     found.setdefault(program, preload)
@@ -168,7 +179,7 @@ def _names(value: str) -> tuple[str, ...]:
 # Scripts.
 
 
-def _in_script(sysroot: Sysroot, path: str, text: str) -> tuple[str, Preload] | None:
+def _in_script(sysroot: Sysroot, path: str, text: str, *, passes_on: bool) -> tuple[str, Preload] | None:
     known: dict[str, str] = {}
     libraries: tuple[str, ...] = ()
     for line in text.splitlines():
@@ -179,16 +190,18 @@ def _in_script(sysroot: Sysroot, path: str, text: str) -> tuple[str, Preload] | 
             value = _expanded(match[2].strip("\"'"), known)
             if value is not None:
                 known[match[1]] = value
-    program = next(_programs(sysroot, text, known), None)
+    program = next(_programs(sysroot, text, known, passes_on=passes_on), None)
     return (program, Preload(libraries, path)) if program is not None else None
 
 
-def _programs(sysroot: Sysroot, text: str, known: dict[str, str]) -> Iterator[str]:
+def _programs(sysroot: Sysroot, text: str, known: dict[str, str], *, passes_on: bool) -> Iterator[str]:
     """ELF programs that the script's lines name: after exec first, then any that begins a command."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    for pattern in (r"\bexec\s+(?:-a\s+\S+\s+)?(.*)", r"^\s*((?:[A-Za-z_]\w*=\S*\s+)*.*)$"):
+    for pattern in (_EXEC, _COMMAND):
         for line in lines:
-            if (match := re.search(pattern, line)) is None:
+            if (match := pattern.search(line)) is None or (
+                passes_on and pattern is _COMMAND and _ARGUMENTS.search(line) is None
+            ):
                 continue
             words = [word for word in _words(match[1]) if not re.match(r"[A-Za-z_]\w*=|env$", word)]
             name = _expanded(words[0], known) if words else None

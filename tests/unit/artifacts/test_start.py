@@ -105,6 +105,21 @@ class TestScripts:
         write(root, "/usr/bin/wrapper", text)
         assert start.of_script(DirectorySysroot(root), "/usr/bin/wrapper") is None
 
+    @pytest.mark.parametrize(
+        ("script", "programs"),
+        [
+            ('#!/bin/sh\nns-slapd --version\nLD_PRELOAD=liba.so "$@"\n', set[str]()),
+            ("#!/bin/sh\nns-slapd x | tr a b\nexec env LD_PRELOAD=liba.so ${SHELL:-/bin/sh}\n", set[str]()),
+            ('#!/bin/sh\nLD_PRELOAD=liba.so ns-slapd "$@"\n', {"/usr/sbin/ns-slapd"}),
+            ("#!/bin/sh\nLD_PRELOAD=liba.so exec ns-slapd -d\n", {"/usr/sbin/ns-slapd"}),
+        ],
+    )
+    def test_a_wrapper_is_one_of_what_it_passes_its_arguments_to(
+        self, root: Path, script: str, programs: set[str]
+    ) -> None:
+        write(root, "/usr/bin/wrapper", script)
+        assert set(start.wrapped(DirectorySysroot(root))) == programs
+
     def test_nothing_is_run(self, root: Path) -> None:
         write(root, "/usr/bin/wrapper", f"#!/bin/sh\ntouch {root}/ran\nLD_PRELOAD=$(touch {root}/ran)\nexec ns-slapd\n")
         start.wrapped(DirectorySysroot(root))
