@@ -273,7 +273,7 @@ class Facts:
         from forkproof.locks.goals import Goal
         from forkproof.locks.ordinary import Occasion, Rank
 
-        return Goal(lock, None, places, Occasion(Rank.ALWAYS, ""), False, self.flow)
+        return Goal(lock, None, places, Occasion(Rank.ALWAYS, ""), False, True, self.flow)
 
     def _wait_steps(self, function: Function, waits: tuple[int, ...]) -> tuple[Step, ...]:
         graph = self.flow.graph

@@ -11,7 +11,7 @@ Wrong where: a program expects the failure (EAGAIN in a loop, a file that need n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -56,6 +56,13 @@ class Failures:
         if found is None:
             found = self._sites[whole] = self._find(whole)
         return found
+
+    def does_without(self, function: Function, sites: Collection[int]) -> bool:
+        """A function comes back without any of these calls when no system call has failed."""
+        body, ordinary = self.flow.body(function), self.flow.effects(function)
+        assumed = self._assumed(function, body) if len(body.instructions) <= _LARGEST else {}
+        effects = _with({**assumed, **dict.fromkeys(sites, _ENDS)}, ordinary)
+        return explore(body, self.flow.machine, self.flow.program.rva_of(function), effects=effects).returns
 
     def _find(self, function: Function) -> frozenset[int]:
         flow = self.flow

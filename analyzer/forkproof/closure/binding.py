@@ -568,6 +568,7 @@ _BY_NUMBER: Final = (TypeClass.DATA, TypeClass.PLT, TypeClass.COPY)
 _CLASSES: Final = {
     RelocationKind.PLT: TypeClass.PLT,
     RelocationKind.TLS: TypeClass.PLT,
+    RelocationKind.MODULE: TypeClass.PLT,
     RelocationKind.COPY: TypeClass.COPY,
 }
 

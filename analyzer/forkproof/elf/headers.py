@@ -37,7 +37,8 @@ _SECTION_HEADER: Final = np.dtype(
     [("name", "<u4"), ("type", "<u4"), ("flags", "<u8"), ("addr", "<u8"), ("offset", "<u8"), ("size", "<u8"),
      ("link", "<u4"), ("info", "<u4"), ("align", "<u8"), ("entsize", "<u8")]
 )  # fmt: skip
-_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE, _PT_GNU_EH_FRAME, _PT_GNU_RELRO = 1, 2, 3, 4, 0x6474E550, 0x6474E552
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE, _PT_TLS = 1, 2, 3, 4, 7
+_PT_GNU_EH_FRAME, _PT_GNU_RELRO = 0x6474E550, 0x6474E552
 _ET_CORE: Final = 4
 _SHT_NOBITS: Final = 8
 _NT_GNU_BUILD_ID: Final = 3
@@ -117,6 +118,8 @@ class Headers:
     eh_frame_header: Rva | None
     relro: tuple[tuple[Rva, int], ...]
     """(rva, size) of what is read-only once relocations are done."""
+    thread_image: tuple[Rva, int] | None
+    """(rva, size) of what the variables of a new thread are copied from; those beyond it begin as 0."""
 
 
 class DT:
@@ -164,6 +167,7 @@ def read_headers(path: Path, data: Data, *, with_content: bool = True) -> Header
         build_id=_build_id(table, data),
         eh_frame_header=next((Rva(a) for a in table["vaddr"][table["type"] == _PT_GNU_EH_FRAME].tolist()), None),
         relro=tuple((Rva(int(h["vaddr"])), int(h["memsz"])) for h in table[table["type"] == _PT_GNU_RELRO]),
+        thread_image=next(((Rva(int(h["vaddr"])), int(h["filesz"])) for h in table[table["type"] == _PT_TLS]), None),
     )
 
 

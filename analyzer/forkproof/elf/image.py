@@ -83,6 +83,8 @@ class Image:
     data: mmap.mmap | bytes
     relro: tuple[tuple[Rva, int], ...] = ()
     """(rva, size) of what is read-only once relocations are done."""
+    thread_image: tuple[Rva, int] | None = None
+    """(rva, size) of what the variables of a new thread are copied from; those beyond it begin as 0."""
 
     # ---- bytes -------------------------------------------------------------------------------
 
@@ -260,6 +262,24 @@ class Image:
         hit[hit] = known[position[hit]] == slots[hit]
         result[hit] = symbols[position[hit]]
         return result
+
+    @cached_property
+    def thread_slots(self) -> Mapping[int, int]:
+        """Slot to place in the object's own variables of the thread, of the words that tell where such a variable is.
+
+        The word of a module has the place beside it: told by a relocation of its own, or known when it was linked.
+        """
+        table, symbols = self.relocations, self.dynamic_symbols
+        chosen = table.of(RelocationKind.TLS, RelocationKind.MODULE)
+        found, modules = {}, []
+        for row in chosen.tolist():
+            slot, symbol = int(table.offset[row]), int(table.symbol[row])
+            if table.kind[row] == RelocationKind.MODULE:
+                modules.append(slot)
+            elif symbol == 0 or (symbol < len(symbols) and symbols.defined[symbol]):
+                found[slot] = int(table.addend[row]) + (int(symbols.value[symbol]) if symbol else 0)
+        beside = {slot: found.get(slot + 8, self.read_u64(slot + 8)) for slot in modules}
+        return found | {slot: place for slot, place in beside.items() if place is not None}
 
     @cached_property
     def irelative_slots(self) -> Mapping[int, int]:
@@ -501,6 +521,7 @@ def _image(path: Path, data: mmap.mmap | bytes, headers: Headers) -> Image:
         dynamic=headers.dynamic,
         eh_frame_header=headers.eh_frame_header,
         relro=headers.relro,
+        thread_image=headers.thread_image,
         data=data,
     )
     return _with_names(image, headers.needed)

@@ -50,6 +50,9 @@ class RelocationKind(IntEnum):
     IRELATIVE = 6
     """The result of calling the resolver at B + A."""
     TLS = 7
+    """Where a variable of the thread is: its place, or a descriptor."""
+    MODULE = 8
+    """DTPMOD: the object whose variables of the thread are meant; the word beside it tells which one."""
 
 
 RELOCATION_KINDS: Final[Mapping[Machine, Mapping[int, RelocationKind]]] = {
@@ -59,7 +62,7 @@ RELOCATION_KINDS: Final[Mapping[Machine, Mapping[int, RelocationKind]]] = {
         6: RelocationKind.GOT,
         7: RelocationKind.PLT,
         8: RelocationKind.RELATIVE,
-        16: RelocationKind.TLS,
+        16: RelocationKind.MODULE,
         17: RelocationKind.TLS,
         18: RelocationKind.TLS,
         36: RelocationKind.TLS,
@@ -71,7 +74,7 @@ RELOCATION_KINDS: Final[Mapping[Machine, Mapping[int, RelocationKind]]] = {
         1025: RelocationKind.GOT,
         1026: RelocationKind.PLT,
         1027: RelocationKind.RELATIVE,
-        1028: RelocationKind.TLS,
+        1028: RelocationKind.MODULE,
         1029: RelocationKind.TLS,
         1030: RelocationKind.TLS,
         1031: RelocationKind.TLS,

@@ -9,7 +9,7 @@ Wrong where: see the pages of the rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -66,6 +66,8 @@ class _Requester:
     """Why it is no matter of course; empty where it is."""
     depth: int
     """Calls from the child's own code to the allocator."""
+    is_chance: bool = False
+    """What the child calls for it does without the allocator at other times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,9 @@ def _inherited(facts: Facts, active: AllocatorFacts, window: WindowFacts, goal: 
         not_quiesced=not_quiesced,
         answers=answers,
     )
-    severity, verdict = _rank(answers, window, requester, holder, goal)
+    # What handlers take, or would take if they were registered, matters by that alone.
+    is_plain = goal.is_plain or active.hooks is not Hooks.ABSENT
+    severity, verdict = _rank(answers, window, requester, holder, goal, is_plain=is_plain)
     fork = facts.flow.frame(window.window.function, window.window.site, "fork")
     return Finding(
         rule="inherited-lock",
@@ -300,8 +304,13 @@ def _rank(
     requester: _Requester | None,
     holder: _Holder,
     goal: Goal,
+    *,
+    is_plain: bool,
 ) -> tuple[Severity, Verdict]:
-    """High needs all four conditions, on paths that a program takes while it runs normally."""
+    """High needs all four conditions, on paths that a program takes while it runs normally.
+
+    `is_plain`: and so does the allocator.
+    """
     unknown = sum(a is Answer.UNKNOWN for a in answers)
     if window.window.kind is WindowKind.EXEC and requester is not None and requester.rare in _FAILING:
         # The child is there to exec, and asks for the lock only if something does not work.
@@ -314,11 +323,13 @@ def _rank(
         if not window.is_own or unknown > 1:
             return Severity.LOW, Verdict.SUSPECTED
     if unknown:
-        return (Severity.MEDIUM if unknown == 1 else Severity.LOW), Verdict.SUSPECTED
+        return (Severity.MEDIUM if unknown == 1 and is_plain else Severity.LOW), Verdict.SUSPECTED
+    if window.window.kind is WindowKind.EXEC and not is_plain:
+        return Severity.LOW, Verdict.REACHABLE
     is_ordinary = requester is not None and not requester.rare and not holder.after_failure
-    is_ordinary = is_ordinary and starts_near(window) and not window.is_deferred
-    if window.window.kind is WindowKind.EXEC and requester is not None and requester.depth > _NEAR:
-        is_ordinary = False
+    is_ordinary = is_ordinary and is_plain and starts_near(window) and not window.is_deferred
+    if window.window.kind is WindowKind.EXEC and requester is not None:
+        is_ordinary = is_ordinary and requester.depth <= _NEAR and not requester.is_chance
     # A lock that the handlers of an otherwise careful allocator leave must be one that every allocation takes.
     if answers[3] is Answer.YES and goal.occasion.rank is not Rank.ALWAYS and goal.is_left:
         is_ordinary = False
@@ -334,7 +345,7 @@ def _requester(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowF
         edge = way.edges[0]
         first = flow.frame(way.start, int(graph.site[edge]), EdgeKind(graph.kind[edge]).name.lower())
         frames = (first, *goal.frames(way.edges[1:], Function(int(graph.target[edge]))))
-        return _Requester(frames, rare, _depth(frames, name))
+        return _Requester(frames, rare, _depth(frames, name), _is_chance(facts, way.edges))
 
     found = _ordinary_way(facts, goal, partial(_child_way, facts, window))
     if found is not None and not found[1]:
@@ -345,6 +356,20 @@ def _requester(facts: Facts, active: AllocatorFacts, goal: Goal, window: WindowF
         return made(found[0], _FAILED)
     dying = _child_way(facts, window, goal.to_lock_dying, ())
     return made(dying, _DYING) if dying is not None else None
+
+
+def _is_chance(facts: Facts, edges: Sequence[int]) -> bool:
+    """The function that the child calls enters the allocator on some ways only, and not in a loop: a logger that
+    needs memory for long messages."""
+    if len(edges) < 2:
+        return False
+    graph, flow = facts.flow.graph, facts.flow
+    called, entered = (Function(int(graph.target[e])) for e in edges[:2])
+    entries = [f for allocator in facts.allocators if allocator.is_used for f in allocator.entries]
+    if entered not in entries or called in entries or flow.program.object_of(called) in facts.summaries.libc_objects:
+        return False
+    sites = {int(graph.site[e]) for e in flow.outgoing(called) if Function(int(graph.target[e])) in entries}
+    return not any(flow.loops(called, site) for site in sites) and facts.failures.does_without(called, sites)
 
 
 class _Way(NamedTuple):

@@ -25,6 +25,8 @@ from forkproof.program import Function
 
 _MANY_CONDITIONS: Final = 8
 """Conditions of state on the way to a lock, beyond which it is taken rarely."""
+_FEW_CONDITIONS: Final = 4
+"""Conditions of state beyond which an allocator that runs normally does not often take a lock."""
 _MOST: Final = 4
 """Locks of one allocator that findings are about; the rest is counted."""
 
@@ -40,6 +42,8 @@ class Goal:
     occasion: Occasion
     is_left: bool
     """Handlers run, and leave this lock out."""
+    is_plain: bool
+    """It is taken in ordinary running: not on rare ways, nor where much must be the case."""
     flow: Flow
 
     @cached_property
@@ -124,7 +128,15 @@ def allocator_locks(
         often = open_locks  # what handlers would have taken matters by that alone
     often.sort(key=lambda lock: (occasions[lock.taken.address].rank, len(lock.taken.path), repr(lock.taken.address)))
     goals = tuple(
-        _goal(summaries, obj, lock, occasions[lock.taken.address], is_left=is_effective) for lock in often[:_MOST]
+        _goal(
+            summaries,
+            obj,
+            lock,
+            occasions[lock.taken.address],
+            is_left=is_effective,
+            is_plain=_is_plain(occasions[lock.taken.address], weights[lock.taken.address]),
+        )
+        for lock in often[:_MOST]
     )
     return AllocatorLocks(covered, occasions, weights, goals, len(often) - len(goals))
 
@@ -142,9 +154,15 @@ def _everyday(summaries: Summaries, entries: tuple[Function, ...]) -> tuple[Func
     return tuple(found) or entries
 
 
-def _goal(summaries: Summaries, obj: int, lock: AllocatorLock, occasion: Occasion, *, is_left: bool) -> Goal:
+def _is_plain(occasion: Occasion, weight: int) -> bool:
+    return occasion.rank is Rank.ALWAYS or (occasion.rank is Rank.USUAL and weight <= _FEW_CONDITIONS)
+
+
+def _goal(
+    summaries: Summaries, obj: int, lock: AllocatorLock, occasion: Occasion, *, is_left: bool, is_plain: bool
+) -> Goal:
     address = lock.taken.address
     places = summaries.places(address)
     if not places:  # named by none of the functions that were followed: the way that was found is all there is
         places = {lock.taken.path[0].function: lock.taken.path}
-    return Goal(lock_of(summaries.program, address, obj), address, places, occasion, is_left, summaries.flow)
+    return Goal(lock_of(summaries.program, address, obj), address, places, occasion, is_left, is_plain, summaries.flow)

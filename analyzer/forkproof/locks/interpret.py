@@ -145,6 +145,7 @@ class _Interpreter:
         self.exits: set[Exit] = set()
         self.ends: set[int] = set()
         self.stores: dict[Value, set[Value]] = {}
+        self.own_stores: dict[Value, set[Value]] = {}
         self.turns: dict[int, dict[Turn, None]] = {}
         self.complete = True
 
@@ -189,7 +190,8 @@ class _Interpreter:
                 frozenset(self.ends),
                 {b: tuple(t) for b, t in self.turns.items()},
             ),
-            {address: frozenset(constants) for address, constants in self.stores.items()},
+            {address: frozenset(values) for address, values in self.stores.items()},
+            {address: frozenset(values) for address, values in self.own_stores.items()},
             self.joins.met(v for turns in self.turns.values() for turn in turns for v in (turn.value, turn.other)),
             self._touched(),
             self.body,
@@ -513,6 +515,7 @@ class _Interpreter:
         if self.data.is_frame(address.base):
             state.frame[address] = value
         elif isinstance(address.base, Thread):
+            self.own_stores.setdefault(address, set()).add(value)
             return self.ledger.stored(address, value, held) if self.flagged else held
         elif isinstance(address.base, Object) and isinstance(root(value.base), Object):
             self.stores.setdefault(address, set()).add(value)

@@ -18,7 +18,8 @@ from typing import Final
 
 from forkproof.callgraph import CALLS, Reach
 from forkproof.code.operations import Call, Const, Memory, Set
-from forkproof.locks.runs import Turn
+from forkproof.locks.newcomers import Newcomers
+from forkproof.locks.runs import Turn, zero_words
 from forkproof.locks.summary import Step, Summaries, Taken
 from forkproof.locks.switches import Switches
 from forkproof.locks.values import ZERO, Content, Element, Named, Object, Value, Word, root
@@ -89,6 +90,7 @@ class Occasions:
         self._acquiring: dict[Function, dict[Value, list[tuple[int, Function | None, Value]]]] = {}
         self._sure: dict[tuple[Function, Value], bool] = {}
         self._switches = Switches(summaries, lambda: self._reach)
+        self._newcomers = Newcomers(summaries, lambda: self._reach)
 
     def of(self, taken: Taken) -> Occasion:
         """When the lock at an address, as the entries see it, is taken."""
@@ -179,6 +181,8 @@ class Occasions:
         for step in path:
             if reason := self.rare_step(step):
                 return reason
+        if len(path) > 1 and self._asks_in_callee(*path[-2:]):
+            return "only where something is first set up"
         return "" if self.reporter(path) is None else "only while a problem is reported"
 
     def reporter(self, path: tuple[Step, ...]) -> Function | None:
@@ -201,8 +205,21 @@ class Occasions:
                 reason = "only where something is first set up"
             if not reason and self._is_out_of_memory(step):
                 reason = "only when an allocation has failed"
+            if not reason and self._newcomers.is_only_for(step):
+                reason = "only in a thread that is new to it"
             self._steps[step] = reason
         return self._steps[step]
+
+    def _asks_in_callee(self, step: Step, last: Step) -> bool:
+        """The function that takes the lock looks, with the lock, at a word that had to be 0 for it to be called."""
+        run, callee = self.summaries.run(step.function), self.summaries.run(last.function)
+        words = zero_words(run.blocks.requires(run.block_of(step.site)))
+        if not words:
+            return False
+        asked = callee.blocks.asked_beyond(callee.block_of(last.site))
+        passed = [call.arguments for call in run.calls if (call.site, call.target) == (step.site, last.function)]
+        replaced = self.summaries.replaced
+        return any(replaced(last.function, arguments, word) in words for arguments in passed for word in asked)
 
     def _passed_locks(self, step: Step) -> Iterator[Value]:
         """The locks that a function takes by a call there, in its own terms."""

@@ -132,6 +132,15 @@ class Turn(NamedTuple):
         return self.equal is not None or self.bits == 1
 
 
+def zero_words(required: Iterable[Turn]) -> frozenset[Value]:
+    """The words in memory that must be 0."""
+    return frozenset(t.value for t in required if t.equal and t.other == ZERO and _is_word(t.value))
+
+
+def _is_word(value: Value) -> bool:
+    return isinstance(value.base, Content | Word)
+
+
 @dataclass(frozen=True, eq=False)
 class Blocks:
     """The feasible control flow of one function, by positions of blocks."""
@@ -225,6 +234,10 @@ class Blocks:
                 found.append(turn)
         return tuple(found)
 
+    def needs(self, goal: int, edges: Collection[tuple[int, int]]) -> bool:
+        """No way leads to a block without one of these edges."""
+        return self._way(goal, frozenset(edges)) is None
+
     def _leading_to(self, goal: int) -> set[int]:
         """Blocks from which a block can be reached, itself included."""
         found, frontier = {goal}, [goal]
@@ -277,14 +290,18 @@ class Blocks:
 
         Under the lock another thread may have come first. A list that is filled up when it is empty is just filled.
         """
-        words = {t.value for t in required if t.equal and t.other == ZERO and isinstance(t.value.base, Content | Word)}
-        seen, frontier = {block}, [block] if words else []
+        words = zero_words(required)
+        return bool(words) and not words.isdisjoint(self.asked_beyond(block))
+
+    def asked_beyond(self, block: int) -> frozenset[Value]:
+        """The words that are compared with 0 from a block on."""
+        seen, frontier = {block}, [block]
         while frontier:
             for after in self.successors.get(frontier.pop(), ()):
                 if after not in seen:
                     seen.add(after)
                     frontier.append(after)
-        return any(t.value in words and t.other == ZERO for b in seen for t in self.turns.get(b, ()))
+        return frozenset(t.value for b in seen for t in self.turns.get(b, ()) if t.other == ZERO and _is_word(t.value))
 
     def _is_choice(self, block: int, after: int) -> bool:
         """The function returns on another side of a branch too, if it does at all."""
@@ -348,6 +365,8 @@ class Run:
     blocks: Blocks
     stores: Mapping[Value, frozenset[Value]]
     """What it stores into words of objects: constants, addresses, and names for what is not known."""
+    own_stores: Mapping[Value, frozenset[Value]]
+    """What it stores into variables of the thread."""
     met: Mapping[Value, tuple[Value, ...]]
     """The values that a name stands for which was given where ways meet, of those that turns look at."""
     touched: frozenset[Value]

@@ -182,7 +182,9 @@ class Summaries:
         """Words that ld.so fills in for variables of the thread."""
         if obj not in self._descriptors:
             table = self.program.image(obj).relocations
-            self._descriptors[obj] = frozenset(table.offset[table.of(RelocationKind.TLS)].tolist())
+            self._descriptors[obj] = frozenset(
+                table.offset[table.of(RelocationKind.TLS, RelocationKind.MODULE)].tolist()
+            )
         return self._descriptors[obj]
 
     @cached_property
