@@ -272,6 +272,24 @@ def find_atomics(code: U8, base: int) -> I64:
     return np.flatnonzero(store_exclusive | compare_swap | swap) * 4 + base
 
 
+def find_additions(code: U8, base: int) -> I64:
+    """Sites of fetch-and-add instructions whose result is kept, and of store-exclusives, which may be half of one."""
+    words = _words(code)
+    adds = (words & 0x3F20FC00 == 0x38200000) & (words & 0x1F != 0x1F)
+    return np.flatnonzero(adds | (words & 0x3FE00000 == 0x08000000)) * 4 + base
+
+
+def find_short_loops(code: U8, base: int) -> I64:
+    """Sites of conditional branches a few instructions back, as loops end that only look."""
+    words = _words(code)
+    is_conditional = (words & 0xFF000010 == 0x54000000) | (words & 0x7E000000 == 0x34000000)
+    near = np.where(is_conditional, words >> 5 & 0x7FFFF, 0)
+    bits = np.where(words & 0x7E000000 == 0x36000000, (words >> 5 & 0x3FFF) | 0x7C000, 0)
+    return np.flatnonzero(np.maximum(near, bits) >= 0x80000 - _SHORT) * 4 + base
+
+
+_SHORT: Final = 8
+"""Instructions of a loop that only looks."""
 _STACK: Final = 31
 """The stack pointer, where a register is a base."""
 _REACH: Final = 1 << 16

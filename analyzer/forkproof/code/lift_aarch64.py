@@ -19,6 +19,9 @@ from forkproof.code.operations import (
     Address,
     Atomic,
     AtomicKind,
+    Bit,
+    Bits,
+    BitsOf,
     Branch,
     Call,
     Compare,
@@ -165,6 +168,8 @@ def _bit_branch(name: str, parts: list[str]) -> Branch:
     if isinstance(operand, Register) and int(sign, 0) == (bits or 64) - 1:
         condition = Condition.GE if name == "tbz" else Condition.LT
         return Branch(condition, _target(parts[2]), operand, bits or 64)
+    if isinstance(operand, Register):
+        return Branch(Condition.UNKNOWN, _target(parts[2]), bit=Bit(operand, int(sign, 0), name == "tbnz"))
     return Branch(Condition.UNKNOWN, _target(parts[2]))
 
 
@@ -193,7 +198,7 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
     if name in ("madd", "umaddl", "smaddl") and isinstance(first, Register) and isinstance(operands[3][0], Register):
         return (Sum(first, operands[3][0], None, bits),)
     if name in ("cmp", "cmn", "tst"):
-        return _compare(name, first, second, bits, len(parts))
+        return _compare(name, first, second, bits, parts[2:])
     if (found := _atomic(name, operands)) is not None:
         return found
     if name.startswith(("ld", "st")):
@@ -203,8 +208,24 @@ def _data(name: str, parts: list[str]) -> tuple[Operation, ...]:
         return (CompareIf(first, second, bits, _CONDITIONS.get(parts[3], Condition.UNKNOWN), zero),)
     if name in ("ccmp", "ccmn", "fcmp", "fcmpe", "fccmp", "fccmpe"):
         return (ForgetFlags(),)
+    if name in _BITS and isinstance(first, Register) and len(parts) >= 3:
+        return _bits(
+            name, first, second, operands[2][0] if len(parts) == 3 or _BITS[name] is BitsOf.SOME else None, bits
+        )
     forgotten: tuple[Operation, ...] = (Forget(first),) if isinstance(first, Register) else ()
     return (*forgotten, ForgetFlags()) if name.endswith("s") else forgotten
+
+
+_BITS: Final = {
+    "and": BitsOf.AND, "ands": BitsOf.AND, "bic": BitsOf.AND_NOT, "bics": BitsOf.AND_NOT, "orr": BitsOf.OR,
+    "lsr": BitsOf.SOME, "asr": BitsOf.SOME, "ubfx": BitsOf.SOME, "sbfx": BitsOf.SOME,
+}  # fmt: skip
+
+
+def _bits(name: str, first: Register, left: Operand | None, right: Operand | None, bits: int) -> tuple[Operation, ...]:
+    flags: tuple[Operation, ...] = (ForgetFlags(),) if name.endswith("s") else ()
+    made = Bits(_BITS[name], left, right, bits, bool(flags)) if left is not None and right is not None else None
+    return (*flags, Forget(first, (), made))
 
 
 _EXTENDED: Final = {"b": 8, "h": 16, "w": 32}
@@ -251,8 +272,15 @@ def _sum(name: str, parts: list[str], operands: list[tuple[Operand | None, int]]
     return (*flags, Forget(destination))
 
 
-def _compare(name: str, first: Operand | None, second: Operand | None, bits: int, count: int) -> tuple[Operation, ...]:
-    if first is None or second is None or count > 2:
+def _compare(
+    name: str, first: Operand | None, second: Operand | None, bits: int, extra: list[str]
+) -> tuple[Operation, ...]:
+    if first is None or second is None:
+        return (ForgetFlags(),)
+    if extra in (["uxtb"], ["uxth"]) and name == "cmp":
+        part = Register("extended")  # of the lifter's own
+        return (Set(part, second, _EXTENDED[extra[0][3]]), Compare(first, part, bits))
+    if extra:
         return (ForgetFlags(),)
     if name == "cmp":
         return (Compare(first, second, bits),)
@@ -264,7 +292,10 @@ def _compare(name: str, first: Operand | None, second: Operand | None, bits: int
 _LSE: Final = re.compile(r"(cas|swp|ldadd|ldset|ldclr|ldeor)(a|l|al)?[bh]?$|(st)(add|set|clr|eor)l?[bh]?$")
 _LSE_KINDS: Final = {
     "cas": AtomicKind.COMPARE_SWAP, "swp": AtomicKind.SWAP, "ldadd": AtomicKind.ADD, "ldset": AtomicKind.SET_BITS,
+    "ldclr": AtomicKind.CLEAR_BITS, "stclr": AtomicKind.CLEAR_BITS,
 }  # fmt: skip
+_TOLD: Final = (AtomicKind.SWAP, AtomicKind.SET_BITS)
+"""Of these, what is stored, or the mask, is told."""
 
 
 def _atomic(name: str, operands: list[tuple[Operand | None, int]]) -> tuple[Operation, ...] | None:
@@ -274,13 +305,13 @@ def _atomic(name: str, operands: list[tuple[Operand | None, int]]) -> tuple[Oper
     if (match := _LSE.match(name)) is not None:
         first = operands[0][0]
         second = operands[1][0] if not isinstance(operands[1][0], Memory) else None
-        kind = _LSE_KINDS.get(match.group(1) or "", AtomicKind.OTHER)
+        kind = _LSE_KINDS.get(match.group(1) or f"st{match.group(4)}", AtomicKind.OTHER)
         result = first if kind is AtomicKind.COMPARE_SWAP else second
         found = result if isinstance(result, Register) else None
         forgotten = (Forget(found),) if found is not None else ()
         if kind is AtomicKind.COMPARE_SWAP:
             return (Atomic(cell, second, first, kind, found), *forgotten)
-        return (Atomic(cell, first if kind is AtomicKind.SWAP else None, None, kind, found), *forgotten)
+        return (Atomic(cell, first if kind in _TOLD else None, None, kind, found), *forgotten)
     if re.match(r"(stxr|stlxr|stxp|stlxp)[bh]?$", name):
         status = operands[0][0] if isinstance(operands[0][0], Register) else None
         store = Atomic(cell, operands[1][0], None, AtomicKind.EXCLUSIVE, status)

@@ -20,6 +20,8 @@ from forkproof.code.operations import (
     Address,
     Atomic,
     AtomicKind,
+    Bits,
+    BitsOf,
     Branch,
     Call,
     Compare,
@@ -89,6 +91,8 @@ _COMMON: Final = frozenset(
     {"mov", "lea", "cmp", "test", "movzx", "movsxd", "add", "sub", "and", "or", "xor", "push", "pop"}
 )
 """What most instructions are: no more than `_data` needs to look at them."""
+_ATOMICS: Final = {"bts": AtomicKind.SET_BITS, "btr": AtomicKind.CLEAR_BITS, "and": AtomicKind.CLEAR_BITS}
+_MASKED: Final = {"and": BitsOf.AND, "or": BitsOf.OR, "shr": BitsOf.SOME, "sar": BitsOf.SOME}
 _FLAGS_ONLY: Final = frozenset({"bt", "comisd", "ucomisd", "comiss", "ucomiss"})
 _KEEPS_FLAGS: Final = re.compile(r"cmov|set|mov|(lea|not|bswap|xchg|mulx|rorx|sarx|shlx|shrx|pdep|pext)$")
 
@@ -281,6 +285,9 @@ def _arithmetic(name: str, first: Operand | None, second: Operand | None, bits: 
             return (Test(first, first, bits),)
         if name == "or" and isinstance(second, Const) and bits >= 32 and ~second.value & 0xFFFFFFFF == 0:
             return (Set(first, Const(-1 if bits == 64 else 0xFFFFFFFF)), ForgetFlags())  # shorter than a move of -1
+        if name in _MASKED and second is not None:
+            whole = bits if bits >= 32 or name == "and" else 0
+            return (ForgetFlags(), Forget(first, (), Bits(_MASKED[name], first, second, whole, name == "and")))
     if name in _FLAGS_ONLY:
         return (ForgetFlags(),)
     if name in ("mul", "div", "idiv") or (name == "imul" and second is None):
@@ -326,8 +333,7 @@ def _atomic(name: str, cell: Memory, source: Operand | None) -> tuple[Operation,
         return (Atomic(cell, source, None, AtomicKind.SWAP, result), *_forgotten(source, 64))
     if name == "xadd":
         return (Atomic(cell, None, None, AtomicKind.ADD, result), *_forgotten(source, 64), ForgetFlags())
-    kind = AtomicKind.SET_BITS if name == "bts" else AtomicKind.OTHER
-    return (Atomic(cell, None, None, kind), ForgetFlags())
+    return (Atomic(cell, None, None, _ATOMICS.get(name, AtomicKind.OTHER)), ForgetFlags())
 
 
 _CHANGES: Final = {

@@ -95,11 +95,35 @@ class Sum(NamedTuple):
     bits: int = 64
 
 
+class BitsOf(Enum):
+    """Which bits of a value an instruction leaves."""
+
+    __hash__ = object.__hash__
+    AND = "those of a mask"
+    AND_NOT = "those not of a mask"
+    OR = "all, and those of a mask"
+    SOME = "some, moved"
+    """A shift to the right, or the extraction of a field."""
+
+
+class Bits(NamedTuple):
+    """left, and a mask, of which `bits` count; 0: nothing but the flags."""
+
+    kind: BitsOf
+    left: Operand
+    right: Operand
+    bits: int
+    flags: bool = False
+    """The flags tell whether anything is left."""
+
+
 class Forget(NamedTuple):
     """The register gets a value that is not followed, or one `among` several, by a condition (cmov, csel)."""
 
     destination: Register
     among: tuple[Operand, ...] = ()
+    made: Bits | None = None
+    """What its bits are, for the few who ask."""
 
 
 class Insert(NamedTuple):
@@ -171,6 +195,14 @@ class JumpUnknown(NamedTuple):
     through: Operand | None
 
 
+class Bit(NamedTuple):
+    """One bit of a register, and whether it is to be set."""
+
+    register: Register
+    number: int
+    is_set: bool
+
+
 class Branch(NamedTuple):
     """Jump if the condition holds; `operand`, if given, is compared with zero instead of the flags."""
 
@@ -179,6 +211,8 @@ class Branch(NamedTuple):
     operand: Register | None = None
     bits: int = 64
     """Of the operand."""
+    bit: Bit | None = None
+    """Where the condition is no more than one bit in the middle of a register: it is UNKNOWN then."""
 
 
 class Return(NamedTuple):
@@ -203,6 +237,7 @@ class AtomicKind(Enum):
     """Fetch and add."""
     SET_BITS = "set bits"
     """Fetch and or; x86-64's bit test and set, which leaves the old bit in the carry."""
+    CLEAR_BITS = "clear bits"
     EXCLUSIVE = "store exclusive"
     """The second half of a load-exclusive, store-exclusive pair."""
     OTHER = "other"

@@ -202,6 +202,24 @@ def find_atomics(code: U8, base: int) -> I64:
     return sites
 
 
+def find_additions(code: U8, base: int) -> I64:
+    """Sites of `lock xadd`."""
+    locked = _room(_at(code, 0xF0), code, 6)
+    for prefix, mask in ((0x66, 0xFF), (0x40, 0xF0)):
+        locked = locked + (code[locked + 1] & mask == prefix)
+    sites: I64 = locked[(code[locked + 1] == 0x0F) & (code[locked + 2] & 0xFE == 0xC0)] + base
+    return sites
+
+
+def find_short_loops(code: U8, base: int) -> I64:
+    """Sites of conditional jumps a few instructions back, as loops end that only look."""
+    at = _room(np.flatnonzero(code & 0xF0 == 0x70), code, 2)
+    sites: I64 = at[(code[at + 1] >= 0x100 - _SHORT) & (code[at + 1] < 0xFE)] + base
+    return sites
+
+
+_SHORT: Final = 32
+"""Bytes of a loop that only looks."""
 _PREFIXES: Final = np.zeros(256, bool)
 """Bytes that may stand before an opcode: operand and address sizes, segments, repetition, lock, REX."""
 _PREFIXES[[0x66, 0x67, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0xF0, 0xF2, 0xF3, *range(0x40, 0x50)]] = True

@@ -16,6 +16,8 @@ from forkproof.code.decode import Instruction
 from forkproof.code.operations import (
     Add,
     Address,
+    Bits,
+    BitsOf,
     Compare,
     CompareIf,
     Condition,
@@ -43,9 +45,12 @@ from forkproof.locks.values import (
     Element,
     Entry,
     Flag,
+    Joined,
+    Masked,
     Named,
     Object,
     Old,
+    Part,
     Thread,
     Value,
     Won,
@@ -59,6 +64,7 @@ THREAD: Final = Value(Thread(None), 0)
 
 
 _LOADED: Final = (Content, Entry)
+_WORDS: Final = (Content, Word, Old, Masked, Joined, Named)
 _POINTING: Final = (Object, Content, Element, Entry)
 
 
@@ -205,6 +211,8 @@ class Data:
     def forget(self, instruction: Instruction, operation: Forget, state: State) -> None:
         name = operation.destination.name
         value = Value(Named(instruction.address, name), 0)
+        if operation.made is not None:
+            value = self._bits(instruction, operation.made, state) or value
         if operation.among:
             one, *others = (self.address_of(self.read(instruction, o, state)) for o in operation.among)
             if all(other == one for other in others):
@@ -212,6 +220,25 @@ class Data:
             else:
                 self.choices.setdefault(value, set()).update((one, *others))
         state.registers[name] = value
+
+    def _bits(self, instruction: Instruction, made: Bits, state: State) -> Value | None:
+        """What a mask leaves of a word, or of what was found in it; the flags, where they tell of it."""
+        value, mask = (self.read(instruction, o, state) for o in (made.left, made.right))
+        if made.kind is BitsOf.SOME:
+            return Value(Part(value), 0) if isinstance(value.base, _WORDS) else None
+        if not isinstance(value.base, _WORDS):
+            value, mask = mask, value
+        if not isinstance(value.base, _WORDS) or (value.base == mask.base):
+            return None
+        if mask.base is None:
+            mask = Value(None, mask.offset & ((1 << (made.bits or 32)) - 1))
+        if made.flags:
+            state.flags = Flags("test", value, mask, made.bits)
+        if not made.bits or isinstance(value.base, Joined):
+            return None
+        if made.kind is BitsOf.OR:
+            return Value(Joined(value, mask), 0)
+        return None if isinstance(value.base, Masked) else Value(Masked(value, mask, made.kind is BitsOf.AND_NOT), 0)
 
     def insert(self, instruction: Instruction, operation: Insert, state: State) -> None:
         old = state.register(operation.destination.name)

@@ -6,15 +6,15 @@ Takes: `Flow` and an object. Gives: `LockFunctions`.
 Must never: call an atomic operation a lock because it is atomic: reference counts, statistics and
       lock-free lists never wait, and nothing can be inherited taken from them.
 Wrong where: a function holds a lock-free operation and, for another reason, a wait (it then counts as
-      taking a lock); where a lock waits in a way that no signature names and no loop shows: a ticket lock
-      without a pause, a bit set by a compare-and-swap.
+      taking a lock); where a lock waits in a way that no signature names and no loop shows.
 
 The evidence for an atomic operation being an acquire, strongest first:
 1. the function, or one that it calls directly, spins (`pause`, `yield`) or enters a wait (futex,
    sched_yield, nanosleep);
 2. it calls a lock method: a function of kind 1 whose atomic operation works on its own first parameter;
 3. the operation repeats itself, on the same word, until it succeeds: it exchanges and looks at what it
-   got, it sets a bit and looks whether that was clear, or it is a compare-and-swap that expects 0 every
+   got, it sets a bit (by a compare-and-swap, too) and looks whether that was clear,
+   or it is a compare-and-swap that expects 0 every
    time, or what it has looked at until it was 0. A lock-free retry expects what it has just read; a
    search for a free slot goes on to the next word; an atomic store (`xchg` on x86-64) does not look at
    what it got. The loop in which AArch64 repeats a store-exclusive that failed is none of these.
@@ -58,7 +58,7 @@ from forkproof.code.operations import (
 from forkproof.code.values import Entry, Value, Word
 from forkproof.elf.image import I64, Machine
 from forkproof.flow import Flow
-from forkproof.locks.looks import LOOP_BLOCKS, expects_what_was_0, waits_for_memory
+from forkproof.locks.looks import LOOP_BLOCKS, expects_what_was_0, waits_for_bits, waits_for_memory, waits_for_turn
 from forkproof.program import Function
 from forkproof.signature_values import WaitSyscall
 
@@ -227,11 +227,35 @@ class ObjectEvidence:
     @cached_property
     def atomics(self) -> set[Function]:
         """Functions that hold an atomic operation, or call an outline-atomics helper that holds it for them."""
-        direct = self._functions_of(self._scan("find_atomics")) | self._ticket_locks
+        direct = self._functions_of(self._scan("find_atomics")) | self._ticket_locks | self.tickets
         callers = {
             self.flow.whole(Function(int(self.graph.source[e]))) for h in self.helpers for e in self.graph.edges_to(h)
         }
         return (direct | callers) - self.helpers.keys()
+
+    @cached_property
+    def tickets(self) -> set[Function]:
+        """Functions that draw a ticket and wait until it is served.
+
+        What adds is common (each reference that is counted does), and what waits is rare: few functions do both.
+        """
+        adding = self._functions_of(self._scan("find_additions")) | {
+            self.flow.whole(Function(int(self.graph.source[e])))
+            for helper in self.helpers
+            for e in self.graph.edges_to(helper)
+        }
+        if not adding:
+            return set()
+        waiting = self.waiting
+        chosen = adding & self._functions_of(self._scan("find_short_loops"))
+        chosen |= {f for f in adding if f in waiting or any(self._target(e) in waiting for e in self._calls(f))}
+        return {f for f in chosen if self._draws_ticket(f)}
+
+    def _draws_ticket(self, function: Function) -> bool:
+        """What an addition found is compared, in a loop, with what is loaded there."""
+        body = self.flow.body(function)
+        additions = {site for site, helper in self.helper_sites(function) if helper.kind is AtomicKind.ADD}
+        return waits_for_turn(body, additions, self.flow.convention)
 
     @property
     def _ticket_locks(self) -> set[Function]:
@@ -319,19 +343,27 @@ class ObjectEvidence:
     def _find_spin(self, function: Function) -> bool:
         if not self._may_attempt(function):
             return False
+        if function in self.tickets:
+            return True
         flow, body = self.flow, self.flow.body(function)
         found = [a for i, instruction in enumerate(body.instructions) if (a := _attempt(body, i, instruction))]
-        found += [a for site, helper in self._helper_sites(function) if (a := _helped(body, site, helper, flow))]
+        found += [a for site, helper in self.helper_sites(function) if (a := _helped(body, site, helper, flow))]
+        bits = [
+            _Attempt(site, cell, None, None, True, site)
+            for site, cell in waits_for_bits(body, dict(self.helper_sites(function)))
+        ]
         found = [a for a in found if a.tells]
-        if not found:
+        if not found and not bits:
             return False
         run = explore(
             body,
             flow.machine,
             flow.program.rva_of(function),
             effects=flow.effects(function),
-            watch=frozenset(a.site for a in found),
+            watch=frozenset(a.site for a in (*found, *bits)),
         )
+        if any((at := run.states.get(a.site)) is not None and self._is_same_word(function, a, at) for a in bits):
+            return True
         return any(
             (state := run.states.get(a.site)) is not None
             and (_is_acquire(a, state) or expects_what_was_0(body, run, a.site, a.expects))
@@ -356,7 +388,8 @@ class ObjectEvidence:
         )
         return again.states[attempt.site].register(base) == Value(Entry(base), 0)
 
-    def _helper_sites(self, function: Function) -> Iterator[tuple[int, Atomic]]:
+    def helper_sites(self, function: Function) -> Iterator[tuple[int, Atomic]]:
+        """The calls of helpers in a function, with what each does to the caller's registers."""
         for edge in self._calls(function):
             helper = self._target(edge)
             if helper in self.helpers:

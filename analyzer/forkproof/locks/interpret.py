@@ -15,7 +15,7 @@ An atomic operation is an attempt. It acquires on the edges that show its succes
   compare-and-swap  what was found equals what was expected (x86-64: the zero flag), if that is the constant 0
   swap              what was found is 0, if something else was stored
   add               what was found equals a word that is loaded again and again: a ticket
-  set bits          the bit was clear before
+  set bits          the bits were clear before: those that were found, or those that a compare-and-swap expects
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from forkproof.code.operations import (
     Set,
     Syscall,
 )
-from forkproof.locks.branches import EQ, EQUALITY, Attempts, Outcome, compared, decided, equate, exclusive, shown
+from forkproof.locks.branches import EQ, EQUALITY, Attempts, Outcome, decided, equate, exclusive, look, plain, shown
 from forkproof.locks.choices import Choices
 from forkproof.locks.data import STEPS, Data
 from forkproof.locks.ledger import Ledger
@@ -55,8 +55,11 @@ from forkproof.locks.state import Attempt, Flags, Joins, State
 from forkproof.locks.values import (
     ZERO,
     Base,
+    Content,
     Element,
     Entry,
+    Joined,
+    Masked,
     Named,
     Object,
     Old,
@@ -64,6 +67,7 @@ from forkproof.locks.values import (
     Thread,
     Value,
     Won,
+    Word,
     root,
 )
 from forkproof.signature_values import LockFunction
@@ -75,6 +79,9 @@ _SMALL: Final = 24
 """Instructions of a function that may be there to unlock with a plain store; elsewhere a cleared word is no unlock."""
 _VISITS: Final = 4
 """Joins at one block under one set before everything in registers is named anew."""
+_NOT_SEEN: Final[Mapping[bool, frozenset[Masked]]] = {True: frozenset(), False: frozenset()}
+_UNKNOWN: Final = Entry("?")
+"""What an instruction makes of a word in memory: x86-64 adds there."""
 _Key = tuple[int, Held, int]
 """A block, what is held there, and the attempt whose outcome is still open."""
 _Next = list[tuple[int, Held, State]]
@@ -106,6 +113,12 @@ def interpret(
 def _destroyed(names: frozenset[str], site: int) -> Mapping[str, Value]:
     """Names for registers that a call leaves; functions are followed again for other locks."""
     return {name: Value(Named(site, name), 0) for name in names}
+
+
+def _is_changed(address: Value, value: Value) -> bool:
+    """What is stored is what the word held, but for a bit or a number: so are bits and tickets let go."""
+    base = value.base.of.base if isinstance(value.base, Masked) else value.base
+    return (isinstance(base, Content | Word) and Value(base.base, base.offset) == address) or base == _UNKNOWN
 
 
 class _Interpreter:
@@ -210,7 +223,11 @@ class _Interpreter:
             return acquire
         may_repeat = not isinstance(acquire.address.base, Element)
         block = self.attempts.blocks[acquire.site]
-        return acquire._replace(blocking=self._waits(acquire.site, block, may_repeat=may_repeat))
+        if acquire.kind == "ticket":
+            waits = self.attempts.waits_for_turn(acquire.site, self.waiting, self.successors, self.ends)
+        else:
+            waits = self._waits(acquire.site, block, may_repeat=may_repeat)
+        return acquire._replace(blocking=waits)
 
     def _waits(self, site: int, block: int, *, may_repeat: bool) -> bool:
         return self.attempts.waits_after_failure(site, block, self.waiting, self.successors, may_repeat=may_repeat)
@@ -526,7 +543,12 @@ class _Interpreter:
                 return self.ledger.released(address, held)
             if value.offset == 0 and len(self.body.instructions) <= _SMALL:
                 self.ledger.release_of_caller(address)
-        elif isinstance(address.base, Object):
+        elif _is_changed(address, value):
+            if address in held:
+                return self.ledger.released(address, held)
+            if len(self.body.instructions) <= _SMALL:
+                self.ledger.release_of_caller(address)
+        if value.base is not None and isinstance(address.base, Object) and not isinstance(root(value.base), Object):
             self._stored_unknown(address, instruction.address)
         return held
 
@@ -554,26 +576,44 @@ class _Interpreter:
         by_status = kind is AtomicKind.EXCLUSIVE and state.reserved in state.known
         if kind is AtomicKind.EXCLUSIVE:
             kind, expects, site = exclusive(stores, state)
-        is_again = kind is AtomicKind.COMPARE_SWAP and expects == ZERO
+            if kind is AtomicKind.SET_BITS and stores is not None and isinstance(stores.base, Joined):
+                stores = stores.base.mask
+        attempt = self._tried(site, kind, address, stores, expects, state, by_status=by_status)
+        is_again = attempt is not None and kind in (AtomicKind.COMPARE_SWAP, AtomicKind.SET_BITS)
         if address in held and not (is_again and address in self.ledger.on_entry):
             return held if is_again else self.ledger.released(address, held)
-        tries = {
-            AtomicKind.COMPARE_SWAP: expects == ZERO and stores != ZERO,
-            AtomicKind.SWAP: stores != ZERO,
-            AtomicKind.ADD: True,
-            AtomicKind.SET_BITS: True,
-        }.get(kind, False)
-        if tries:
+        if attempt is not None:
             state.pending = site
-            shape = "ticket" if kind is AtomicKind.ADD else "spin"
-            is_token = kind is not AtomicKind.ADD and (
-                kind is not AtomicKind.SWAP or (stores is not None and stores.base is None)
-            )
-            attempt = Attempt(address, shape, by_status=by_status, is_token=is_token)
             self.attempts.note(site, attempt, self.block)
-        elif stores == ZERO:
+        elif stores == ZERO or kind is AtomicKind.CLEAR_BITS:
             self.ledger.release_of_caller(address)
         return held
+
+    def _tried(
+        self,
+        site: int,
+        kind: AtomicKind,
+        address: Value,
+        stores: Value | None,
+        expects: Value | None,
+        state: State,
+        *,
+        by_status: bool,
+    ) -> Attempt | None:
+        """What an atomic operation attempts, if that may be a lock."""
+        attempt = Attempt(address, "spin", by_status=by_status)
+        match kind:
+            case AtomicKind.COMPARE_SWAP if expects == ZERO:
+                return attempt if stores != ZERO else None
+            case AtomicKind.COMPARE_SWAP if expects is not None:
+                return self.attempts.setting(site, attempt._replace(is_token=False), stores, expects, state)
+            case AtomicKind.SWAP if stores != ZERO:
+                return attempt._replace(is_token=stores is not None and stores.base is None)
+            case AtomicKind.SET_BITS:
+                return attempt._replace(bits=stores)
+            case AtomicKind.ADD:
+                return Attempt(address, "ticket", is_token=False, drawn=address)
+        return None
 
     def _after_atomic(
         self, instruction: Instruction, atomic: Atomic, held: Held, state: State, onward: list[tuple[Held, State]]
@@ -615,17 +655,19 @@ class _Interpreter:
     # ---- branches --------------------------------------------------------------------------
 
     def _branch(self, instruction: Instruction, branch: Branch, here: int, held: Held, state: State) -> _Next:
-        flags = compared(branch, state)
+        branch, flags = plain(branch, state)
         way = decided(branch, flags)
         if way is None:
             self._turn(branch, flags, here, state)
         found: _Next = []
+        clear = self._looked(branch, flags, here)
         if way is not False:
             target = self.body.position(branch.target)
             outcome = self.attempts.outcome(branch, flags, taken=True)
             locks, then = self._refined(branch, flags, outcome, state.copy(), held, taken=True)
+            then.clear |= clear[True]
             if target is not None:
-                self.attempts.note_failure(outcome, target)
+                self.attempts.note_failure(outcome, self.block, target)
                 found.append((target, locks, then))
             elif not self.body.contains(branch.target):
                 self._leave(instruction, None, locks, then)
@@ -633,9 +675,19 @@ class _Interpreter:
             outcome = self.attempts.outcome(branch, flags, taken=False)
             state.failed = 0
             locks, then = self._refined(branch, flags, outcome, state, held, taken=False)
-            self.attempts.note_failure(outcome, here + 1)
+            then.clear |= clear[False]
+            self.attempts.note_failure(outcome, self.block, here + 1)
             found.append((here + 1, locks, then))
         return found
+
+    def _looked(self, branch: Branch, flags: Flags | None, here: int) -> Mapping[bool, frozenset[Masked]]:
+        """What is known of a word's bits where a branch is taken, and where it is not."""
+        seen = look(branch, flags)
+        if seen is None:
+            return _NOT_SEEN
+        target = here + 1 if seen.if_clear else self.body.position(branch.target)
+        fact = self.attempts.note_look(seen, target) if target is not None else None
+        return _NOT_SEEN if fact is None else {seen.if_clear: frozenset({fact}), not seen.if_clear: frozenset()}
 
     def _turn(self, branch: Branch, looked_at: Flags | None, here: int, state: State) -> None:
         """Note a branch that depends on more than arguments and attempts."""
@@ -662,17 +714,22 @@ class _Interpreter:
         equal = (branch.condition is EQ) is taken
         if flags is not None and flags.kind == "cmp" and branch.condition in EQUALITY and equal:
             equate(after, flags)
-        if outcome is not None and not outcome[1] and outcome[0] == after.reserved:
+        if (stored := self.attempts.exchanged(branch, flags, taken=taken)) and (
+            (was := self.attempts.known[stored].was) is not None
+        ):
+            after.replace(was, Value(Old(stored), 0))
+        tried = self.attempts.known.get(outcome[0]) if outcome is not None else None
+        is_plain = tried is None or (tried.kind == "spin" and tried.bits is None and tried.was is None)
+        if outcome is not None and not outcome[1] and outcome[0] == after.reserved and is_plain:
             # An exclusive load gave something else: code that tests it again takes the same side.
             after.replace(Value(Old(outcome[0]), 0), Value(Named(outcome[0], "nonzero"), 0))
         pending = Value(Named(after.pending, "nonzero"), 0) if after.pending else None
         if pending is not None and flags is not None and (outcome is not None or flags.left == pending):
             after.pending = 0
-        if outcome is not None and outcome[1] and outcome[0] in self.attempts.known:
-            attempt = self.attempts.known[outcome[0]]
-            if attempt.kind == "spin":  # what was found is what was expected
+        if outcome is not None and outcome[1] and tried is not None:
+            if is_plain:  # what was found is what was expected
                 after.replace(Value(Old(outcome[0]), 0), ZERO)
-            held = self.ledger.acquired(outcome[0], attempt.address, attempt.kind, held, blocking=False)
+            held = self.ledger.acquired(outcome[0], tried.address, tried.kind, held, blocking=False)
         return held, after
 
     def _syscall(self, instruction: Instruction, state: State) -> None:

@@ -24,7 +24,7 @@ from forkproof.callgraph import CALLS, CERTAIN
 from forkproof.code import aarch64
 from forkproof.code.explore import State
 from forkproof.code.index import CodeIndex
-from forkproof.code.operations import Atomic, Const, Memory, Register, Set
+from forkproof.code.operations import Atomic, AtomicKind, Const, Memory, Register, Set
 from forkproof.code.values import Entry as KnownEntry
 from forkproof.code.values import Result, Word
 from forkproof.code.values import Value as KnownValue
@@ -58,6 +58,7 @@ _FEW: Final = 40
 """Functions that are sooner interpreted than compared with others first."""
 _LARGE: Final = 1000
 """Instructions of a function beyond which its plain stores are not looked at: what makes a lock new is small."""
+_LETTING_GO: Final = frozenset({AtomicKind.ADD, AtomicKind.CLEAR_BITS, AtomicKind.OTHER, AtomicKind.EXCLUSIVE})
 _SHARED_INITS: Final = frozenset({"sem_init", "pthread_spin_init"})
 _SHARING: Final = (
     "pthread_mutexattr_setpshared",
@@ -442,13 +443,17 @@ class OtherLocks:
         if len(body.instructions) > _LARGE:
             return []
         own = {address for address, _ in self.taken_in(function)} if self.summaries.relevant[function] else set()
-        stores: dict[int, list[Memory]] = {}
+        stores: dict[int, list[Memory]] = dict(self._let_go_at(function))
         for i in body.instructions:
             for o in i.operations:  # a pair of registers is two
                 if isinstance(o, Set) and isinstance(o.destination, Memory) and not o.destination.indexed:
                     is_new = o.source == Const(0) or isinstance(o.source, Register)
                     if is_new and o.destination.base != flow.convention.stack:
-                        stores.setdefault(i.address, []).append(o.destination)
+                        cell = o.destination
+                        halves = (0, 4) if o.bits > 32 else (0,)
+                        stores.setdefault(i.address, []).extend(
+                            cell._replace(displacement=cell.displacement + half) for half in halves
+                        )
         found = []
         for site, state in flow.states(function, stores).items():
             for cell in stores[site]:
@@ -456,6 +461,14 @@ class OtherLocks:
                 addresses = self._addresses(function, value)
                 found += [(site, address) for address in addresses if address not in own]
         return found
+
+    def _let_go_at(self, function: Function) -> Iterator[tuple[int, list[Memory]]]:
+        """Atomic operations that may let go a bit or a ticket: those that add, clear bits, or that nothing tells."""
+        helpers = self.summaries.evidence[self.flow.program.object_of(function)].helper_sites(function)
+        found = [(i.address, o) for i in self.flow.body(function).instructions for o in i.operations]
+        for site, operation in (*found, *helpers):
+            if isinstance(operation, Atomic) and operation.kind in _LETTING_GO and not operation.cell.indexed:
+                yield site, [operation.cell]
 
     def _addresses(self, function: Function, value: KnownValue | None) -> list[Value]:
         """A value of `explore` as an address: through a pointer that the loader fills, both ways to write it."""

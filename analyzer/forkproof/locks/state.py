@@ -14,7 +14,20 @@ from typing import Final, NamedTuple
 
 from forkproof.code.conventions import Convention
 from forkproof.code.operations import Condition
-from forkproof.locks.values import DEEPEST, Base, Content, Element, Entry, Named, Object, Thread, Value, depth
+from forkproof.locks.values import (
+    DEEPEST,
+    ZERO,
+    Base,
+    Content,
+    Element,
+    Entry,
+    Masked,
+    Named,
+    Object,
+    Thread,
+    Value,
+    depth,
+)
 
 
 class Attempt(NamedTuple):
@@ -24,8 +37,20 @@ class Attempt(NamedTuple):
     kind: str
     expected: int = 0
     by_status: bool = False
+    bits: Value | None = None
+    """The mask that is set: what it found of that tells its success, and its own does not."""
+    was: Value | None = None
+    """What a compare-and-swap expects, where that is a word of which it sets bits; without `bits`, they are clear."""
+    is_looked_at: bool = False
+    """That was seen at a branch: its other side fails; a word that has changed is no failure."""
+    drawn: Value = ZERO
+    """Of a ticket: the word that it was drawn from."""
     is_token: bool = True
     """The result alone tells success. Not so where a pointer is swapped in, or a ticket drawn."""
+
+    def is_told_by(self, other: Value) -> bool:
+        """It is a compare-and-swap that has got the lock if it found this."""
+        return self.was is not None and self.bits is None and not self.by_status and other == self.was
 
 
 class Flags(NamedTuple):
@@ -57,14 +82,16 @@ class State:
     registers: dict[str, Value] = field(default_factory=dict)
     frame: dict[Value, Value] = field(default_factory=dict)
     flags: Flags | None = None
-    known: dict[int, int] = field(default_factory=dict)
-    """Constants that exclusive loads were found to have given."""
+    known: dict[int, Value] = field(default_factory=dict)
+    """What exclusive loads were found to have given."""
     reserved: int = 0
     """Site of the last exclusive load."""
     failed: int = 0
     """Site of a call that has just come back without the lock that it may return with."""
     facts: frozenset[Value] = frozenset()
     """Flags of the thread that are known here (`Flag`), where they are followed."""
+    clear: frozenset[Masked] = frozenset()
+    """Words that were looked at, of which bits are clear here."""
     pending: int = 0
     """Site of an attempt of which the code has not yet looked whether it succeeded."""
 
@@ -80,7 +107,7 @@ class State:
 
     def copy(self) -> State:
         copied = State(dict(self.registers), dict(self.frame), self.flags, dict(self.known), self.reserved)
-        copied.pending = self.pending
+        copied.pending, copied.clear = self.pending, self.clear
         return copied
 
 
@@ -161,6 +188,9 @@ class Joins:
             changed |= self._join_frames(old, new, position, keep=keep)
         if old.flags is not None and old.flags != new.flags:
             old.flags = None
+            changed = True
+        if old.clear and not old.clear <= new.clear:
+            old.clear &= new.clear
             changed = True
         if old.known != new.known:
             old.known = {k: v for k, v in old.known.items() if new.known.get(k) == v}

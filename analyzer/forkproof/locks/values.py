@@ -74,6 +74,8 @@ class Status(NamedTuple):
     """Whether a store-exclusive stored (0) or not (1)."""
 
     site: int
+    of: str = "status"
+    """Tuples are equal by what they hold: without this it would be what the load of the same pair found."""
 
 
 class Won(NamedTuple):
@@ -81,6 +83,27 @@ class Won(NamedTuple):
 
     site: int
     inverted: bool
+
+
+class Masked(NamedTuple):
+    """The bits of a value that a mask has, or has not, if `inverted`."""
+
+    of: Value
+    mask: Value
+    inverted: bool
+
+
+class Joined(NamedTuple):
+    """A value with the bits of a mask set."""
+
+    of: Value
+    mask: Value
+
+
+class Part(NamedTuple):
+    """Some bits of a value, moved."""
+
+    of: Value
 
 
 class Named(NamedTuple):
@@ -105,7 +128,8 @@ class Foreign(NamedTuple):
 
 
 Base: TypeAlias = (
-    "Object | Entry | Content | Word | Thread | Flag | Element | Old | Status | Won | Named | Made | Foreign | None"
+    "Object | Entry | Content | Word | Thread | Flag | Element | Old | Status | Won | Masked | Joined | Part | Named | "
+    "Made | Foreign | None"
 )
 DEEPEST: Final = 4
 

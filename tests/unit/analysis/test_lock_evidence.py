@@ -12,7 +12,6 @@ _LOCK = "lock"
 _FREE = ""
 
 _BITS = "a lock of one bit in a word: what is stored and expected depends on the other bits"
-_TICKET = "waits with plain loads and no pause, after an addition"
 _CLAIM = (
     "the compiler makes the 0 that was read a constant, and that the loop is left when it is another is not looked at"
 )
@@ -152,7 +151,6 @@ LOCKS = (
             unsigned mine = __atomic_fetch_add(&@next, 1, __ATOMIC_RELAXED);
             while (__atomic_load_n(&@now, __ATOMIC_ACQUIRE) != mine) {}
         }""",
-        wrong=_TICKET,
     ),
     Case(
         "look_then_cas",
@@ -182,8 +180,6 @@ LOCKS = (
         "bit_lock",
         _LOCK,
         "static unsigned long @w; void @take(void) { while (__atomic_fetch_or(&@w, 1, __ATOMIC_ACQUIRE) & 1) {} }",
-        wrong=_BITS,
-        wrong_in=("x86_64-O0", "-mno-outline-atomics", "aarch64-O0-march=armv8.1-a"),
     ),
     Case(
         "bit_cas",
@@ -195,6 +191,46 @@ LOCKS = (
             while (!__atomic_compare_exchange_n(&@w, &old, old | 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));
         }""",
         wrong=_BITS,
+        wrong_in=("-mno-outline-atomics", "aarch64-O0-march=armv8.1-a"),
+    ),
+    Case(
+        "bit_looked_at",
+        _LOCK,
+        """
+        static unsigned @w; void @take(void) {
+            for (;;) {
+                unsigned old = __atomic_load_n(&@w, __ATOMIC_RELAXED);
+                if (!(old & 8) && __atomic_compare_exchange_n(&@w, &old, old | 8, 0, __ATOMIC_ACQUIRE,
+                    __ATOMIC_RELAXED)) return;
+            }
+        }""",
+    ),
+    Case(
+        "highest_bit",
+        _LOCK,
+        """
+        static unsigned @w; void @take(void) {
+            while (__atomic_fetch_or(&@w, 0x80000000u, __ATOMIC_ACQUIRE) & 0x80000000u) {}
+        }""",
+    ),
+    Case(
+        "ticket_yielding",
+        _LOCK,
+        """
+        static unsigned @next, @now; void @take(void) {
+            unsigned mine = __atomic_fetch_add(&@next, 1, __ATOMIC_RELAXED);
+            while (__atomic_load_n(&@now, __ATOMIC_ACQUIRE) != mine) sched_yield();
+        }""",
+    ),
+    Case(
+        "ticket_of_halves",
+        _LOCK,
+        """
+        static unsigned @w; void @take(void) {
+            unsigned drawn = __atomic_fetch_add(&@w, 0x10000, __ATOMIC_ACQUIRE);
+            unsigned short mine = drawn >> 16;
+            while ((unsigned short)__atomic_load_n(&@w, __ATOMIC_ACQUIRE) != mine) {}
+        }""",
     ),
     Case(
         "counted_spin_then_yield",
@@ -211,6 +247,43 @@ LOCKS = (
 )
 
 LOCK_FREE = (
+    Case(
+        "highest_bit_tried_once",
+        _FREE,
+        """
+        static unsigned @w; int @mark(void) {
+            return !(__atomic_fetch_or(&@w, 0x80000000u, __ATOMIC_ACQUIRE) & 0x80000000u);
+        }""",
+    ),
+    Case(
+        "bit_set_by_cas",
+        _FREE,
+        """
+        static unsigned @w; void @mark(void) {
+            unsigned old = __atomic_load_n(&@w, __ATOMIC_RELAXED);
+            while (!__atomic_compare_exchange_n(&@w, &old, old | 8, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {}
+        }""",
+    ),
+    Case(
+        "bit_set_unless_set",
+        _FREE,
+        """
+        static unsigned @w; bool @claim(void) {
+            unsigned old = __atomic_load_n(&@w, __ATOMIC_RELAXED);
+            do { if (old & 8) return false; }
+            while (!__atomic_compare_exchange_n(&@w, &old, old | 8, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));
+            return true;
+        }""",
+    ),
+    Case(
+        "ticket_not_waited_for",
+        _FREE,
+        """
+        static unsigned @next, @now; bool @draw(void) {
+            unsigned mine = __atomic_fetch_add(&@next, 1, __ATOMIC_RELAXED);
+            return __atomic_load_n(&@now, __ATOMIC_ACQUIRE) == mine;
+        }""",
+    ),
     Case(
         "bit_tried_once",
         _FREE,

@@ -12,6 +12,7 @@ from forkproof.code.operations import (
     Add,
     Atomic,
     AtomicKind,
+    Bit,
     Branch,
     Call,
     Compare,
@@ -82,7 +83,7 @@ X86 = {
 ARM = {
     0x34000100: (Branch(Condition.EQ, 0x1020, X0, 32),),  # cbz w0
     0x37F80100: (Branch(Condition.LT, 0x1020, X0, 32),),  # tbnz w0, #31
-    0x36080100: (Branch(Condition.UNKNOWN, 0x1020),),  # tbz w0, #1
+    0x36080100: (Branch(Condition.UNKNOWN, 0x1020, bit=Bit(X0, 1, is_set=False)),),  # tbz w0, #1
     0x7100041F: (Compare(X0, Const(1), 32),),  # cmp w0, #1
     0x3100041F: (Compare(X0, Const(-1), 32),),  # cmn w0, #1
     0x6A00001F: (And(X0, X0, 32, carry=False),),  # tst w0, w0
