@@ -91,7 +91,7 @@ def _stack(role: str, thread: ProbeThread, width: int, *, verbose: bool) -> list
 
 
 def _frame(frame: Frame) -> str:
-    offset = f"+0x{frame.offset:x}" if frame.offset else ""
+    offset = f"{frame.offset:+#x}" if frame.offset else ""
     return f"{stacks.brief(frame.function)}{offset} ({frame.object})"
 
 

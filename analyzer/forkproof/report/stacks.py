@@ -57,7 +57,7 @@ OUTER: Final = 3
 
 def name(frame: Frame) -> str:
     """The function, and the distance to the call in it."""
-    return f"{frame.function}+0x{frame.offset:x}" if frame.offset else frame.function
+    return f"{frame.function}{frame.offset:+#x}" if frame.offset else frame.function
 
 
 def brief(function: str) -> str:

@@ -252,6 +252,11 @@ LONG = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).map(lambda
 NAMES = LONG | st.sampled_from(["main", "std::" + "vector<" * 60, "中" * 120, "\x1b[2J", "a b " * 100])
 
 
+@pytest.mark.parametrize(("offset", "expected"), [(0, "f"), (16, "f+0x10"), (-16, "f-0x10")])
+def test_a_call_may_lie_before_the_function_that_its_part_belongs_to(offset: int, expected: str) -> None:
+    assert stacks.name(Frame("a.so", "f", offset)) == expected
+
+
 def hostile(name: str) -> Report:
     """The incident with every name replaced."""
     frames = tuple(Frame(name, name, 2**64, name) for _ in range(14))
