@@ -248,7 +248,15 @@ class Attempts:
 
     def exchanged(self, branch: Branch, flags: Flags | None, *, taken: bool) -> int:
         """The site of a compare-and-swap that sets bits, on the side where it is shown to have stored; else 0."""
-        if flags is None or branch.condition not in EQUALITY or (branch.condition is EQ) is not taken:
+        if flags is None or branch.condition not in EQUALITY:
+            return 0
+        equal = (branch.condition is EQ) is taken
+        won = flags.left.base
+        if isinstance(won, Won) and flags.kind == "cmp" and flags.right == ZERO:
+            attempt = self.known.get(won.site)
+            is_mine = attempt is not None and attempt.bits is not None and attempt.was is not None
+            return won.site if is_mine and equal is won.inverted else 0
+        if not equal:
             return 0
         bases = (flags.left.base, flags.right.base)
         sites = [flags.site] if flags.kind == "won" else [b.site for b in bases if isinstance(b, Old | Status)]
