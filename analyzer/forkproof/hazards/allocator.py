@@ -323,7 +323,9 @@ def _rank(
         if not window.is_own or unknown > 1:
             return Severity.LOW, Verdict.SUSPECTED
     if unknown:
-        return (Severity.MEDIUM if unknown == 1 and is_plain else Severity.LOW), Verdict.SUSPECTED
+        # A failure on top of what is not known is no more than a possibility.
+        fails = requester is not None and requester.rare in _FAILING
+        return (Severity.MEDIUM if unknown == 1 and is_plain and not fails else Severity.LOW), Verdict.SUSPECTED
     if window.window.kind is WindowKind.EXEC and not is_plain:
         return Severity.LOW, Verdict.REACHABLE
     is_ordinary = requester is not None and not requester.rare and not holder.after_failure

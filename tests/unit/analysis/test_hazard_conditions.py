@@ -91,6 +91,19 @@ CASES = (
         int main(int c, char **v) { table[c & 1](); if (fork() > 0) _exit(0); return malloc(5) != 0; }""",
     ),
     Case(
+        "thread_by_table_and_a_failure",
+        "low suspected",
+        _CHURN
+        + """
+        static void up(void) { pthread_t t; pthread_create(&t, 0, churn, 0); }
+        void (*table[])(void) = { up, up };
+        int main(int c, char **v) {
+            table[c & 1]();
+            if (fork() == 0) { if (chdir("/") < 0) free(malloc(3)); _exit(0); }
+            return ask();
+        }""",
+    ),
+    Case(
         "idle_thread",
         "medium suspected|",
         """
