@@ -315,10 +315,16 @@ class Facts:
         hidden = graph.program.called(
             [name for name, starter in starters.items() if starter.callback is None and starter.structure is None]
         )
-        if any(int(graph.target[e]) in hidden for e in source.path):
+        starts = [e for e in source.path if int(graph.target[e]) in hidden]
+        if any(not self._is_handed(int(graph.source[e]), int(graph.site[e])) for e in starts):
             # std::thread and its like: what runs is a virtual function of an object that the caller made.
             found += [t for f in reversed(sources) for t in table_targets(graph.program, Function(f))]
         return tuple(dict.fromkeys(found))
+
+    def _is_handed(self, function: int, site: int) -> bool:
+        """What begins in the thread that is started there was followed from there."""
+        rows = self.flow.graph.rows_from(Function(function))
+        return any(place == site and kind == _THREAD for _, _, place, kind in rows)
 
 
 def gather(target: str, graph: CallGraph, signatures: Signatures, libc: LibcFacts, parts: Parts | None = None) -> Facts:
