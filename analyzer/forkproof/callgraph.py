@@ -52,6 +52,8 @@ class EdgeKind(IntEnum):
     """The caller refers to a constant table that holds the callee: low confidence."""
     FIELD = 10
     """A thread's code calls through a field of an object into which the callee is put: of which object is not known."""
+    DYNAMIC = 11
+    """The same where the callee is one of several that objects hold in one place."""
 
 
 CERTAIN: Final = frozenset(

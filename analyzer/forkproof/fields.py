@@ -1,7 +1,7 @@
 """Functions that are put into fields of objects, and called from there: jobs of a pool, callbacks of a loop.
 
 Owns: which fields threads call through, what is put into the same fields, and the edges between both.
-Takes: a call graph with all other edges, the signatures. Gives: edges of the kind `field`.
+Takes: a call graph with all other edges, the signatures. Gives: edges of the kinds `field` and `dynamic`.
 Must never: be taken for evidence that this very object comes to the call: a field is known by the code's object and its
       offset, and by what is passed along. Findings by such edges are suspected.
 Wrong where: objects of two types have functions in the same place; where a library keeps what another one calls.
@@ -10,13 +10,13 @@ A thread that calls `job->run(job->data)` names no function. What is looked for 
 its parameter at that offset of something (`submit`), and the functions that are passed to it; or code that stores a
 function there itself. If the thread passes another field along, that field must be filled in the same place. Where the
 thread adds an index to the address of data (`kinds[i].run(p)`), what the tables hold that its function refers to may be
-called.
+called. Calls of `std::function` objects are told apart (`functors`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -46,11 +46,15 @@ from forkproof.code.sites import Stores
 from forkproof.code.values import Base, Entry, Value
 from forkproof.columns import among, unique
 from forkproof.elf.image import Machine
+from forkproof.functors import Load, Part, functor_part, invokers, load_of
 from forkproof.handed import Search
 from forkproof.program import Columns, Function
 from forkproof.signatures import Signatures
 from forkproof.tables import table_targets
+from forkproof.virtuals import VirtualTables, virtual_slot
 
+_PRIMITIVE: Final = ("pthread_create",)
+"""What shows which object is the libc."""
 _DEPTH: Final = 5
 """Calls between where a thread begins and the call through a field."""
 _MOST_CALLERS: Final = 40
@@ -79,6 +83,10 @@ _WRAPPERS: Final = 3
 """Functions that pass on what another one puts into a field."""
 _MANY: Final = 64
 """Functions that one field holds, beyond which it tells nothing."""
+_ROUNDS: Final = 3
+"""Calls of objects that lead to one another."""
+_SEVERAL: Final = 8
+"""Functions that are put into `std::function` objects, beyond which each is called one of several."""
 
 
 class Field(NamedTuple):
@@ -102,17 +110,15 @@ class _Kept(NamedTuple):
 
 def field_edges(graph: CallGraph, signatures: Signatures) -> list[EdgeColumns]:
     """Edges from functions that threads run, and that call through fields, to what is put there."""
-    search = _Fields(graph, signatures)
-    calls = search.calls()
-    held = search.held({field for _, _, field in calls}) if calls else {}
-    found = sorted(
-        {(int(f), target, site) for f, site, field in calls if len(held[field]) <= _MANY for target in held[field]}
-        | search.chosen
-    )
+    return _Fields(graph, signatures).edges()
+
+
+def _edges(found: Sequence[tuple[int, int, int]], kind: EdgeKind) -> list[EdgeColumns]:
+    """Edges of (function, callee, site)."""
     if not found:
         return []
     source, target, site = (np.array(column, np.int64) for column in zip(*found, strict=True))
-    return [known_edges(source, target, site, np.full(len(found), EdgeKind.FIELD))]
+    return [known_edges(source, target, site, np.full(len(found), kind))]
 
 
 class Origin(NamedTuple):
@@ -129,20 +135,46 @@ class _Fields(Search):
         super().__init__(graph, signatures)
         self.chosen: set[tuple[int, int, int]] = set()
         """(function, callee, site) of calls that choose from a table by an index."""
+        self.called: list[tuple[Function, int]] = []
+        """(function, site) of the calls of `std::function` objects,"""
+        self.virtual: list[tuple[Function, int, int]] = []
+        """and of virtual calls, with the place in the table."""
+        self.looked: set[Function] = set()
+        """Functions whose calls are known."""
+        self.tables = VirtualTables(self.program)
+
+    def edges(self) -> list[EdgeColumns]:
+        """All edges: what objects are called for may call others."""
+        base, found = self.program.base, list[EdgeColumns]()
+        inside = [f for obj in self._libc for f in range(base[obj], base[obj + 1])]
+        begin = np.setdiff1d(unique(self.graph.target[self.graph.kind == EdgeKind.THREAD]), inside)
+        for _ in range(_ROUNDS):
+            calls = self.calls(begin, inside)
+            held = self.held({field for _, _, field in calls}) if calls else {}
+            kept = {(int(f), to, site) for f, site, field in calls if len(held[field]) <= _MANY for to in held[field]}
+            found += _edges(sorted(kept | self.chosen), EdgeKind.FIELD)
+            dynamic = [*self._functors(), *self._virtual()]
+            if not dynamic:
+                break
+            found += dynamic
+            begin = unique(np.concatenate([target for _, target, _, _ in dynamic]))
+            self.called, self.virtual, self.chosen = [], [], set()
+        return found
+
+    @cached_property
+    def _libc(self) -> list[int]:
+        return sorted({self.program.object_of(f) for f in self.program.called(_PRIMITIVE)} - {0})
 
     # ---- calls -----------------------------------------------------------------------------
 
-    def calls(self) -> list[tuple[Function, int, Field]]:
+    def calls(self, begin: Columns, inside: Collection[int]) -> list[tuple[Function, int, Field]]:
         """(function, site, field) of the calls through fields that threads make and nothing has explained."""
-        graph, base = self.graph, self.program.base
-        starts = unique(graph.target[graph.kind == EdgeKind.THREAD])
-        libc = {self.program.object_of(f) for f in self.program.called(("pthread_create",))} - {0}
-        inside = [f for obj in libc for f in range(base[obj], base[obj + 1])]
-        reach = graph.distances(np.setdiff1d(starts, inside), blocked=inside)
+        reach = self.graph.distances(begin, blocked=inside)
         may_call = self._calls_unknown | self._are_tiny
         near = np.flatnonzero((reach >= 0) & (reach <= _DEPTH) & may_call)
         order = [Function(f) for f in near[np.lexsort((near, reach[near]))].tolist()]
-        chosen = [f for f in order if self._size(f) <= _LARGEST][:_MOST_CALLERS]
+        chosen = [f for f in order if f not in self.looked and self._size(f) <= _LARGEST][:_MOST_CALLERS]
+        self.looked.update(chosen)
         return [(f, site, field) for f in chosen for site, field in self._through_fields(f)]
 
     @cached_property
@@ -155,18 +187,31 @@ class _Fields(Search):
         explained = {site for _, _, site, _ in self.graph.rows_from(function)}
         body = decode(self.program.image(obj), [(rva, self._size(function))])
         found: dict[int, tuple[Origin, Origin]] = {}
+        loads: dict[int, Load] = {}
         for position, through in _unknown_calls(body):
             site = body.instructions[position].address
-            target = self._origin(body, position, through) if site not in explained else None
-            if target is not None and isinstance(target.operand, Memory):
+            if site in explained:
+                continue
+            target = self._origin(body, position, through)
+            if isinstance(target.operand, Memory):
                 found[site] = target, self._origin(body, position, Register(self.convention.arguments[0]))
+            if (load := load_of(body, position, through)) is not None:
+                loads[site] = load
         steps = {site: self._step(body, target) for site, (target, _) in found.items()}
         watch = {origin.site for pair in found.values() for origin in pair} | {s for s, _ in steps.values()}
+        watch |= {*loads, *(body.instructions[load.position].address for load in loads.values())}
         machine = self.program.image(obj).machine
         states = explore(body, machine, rva, watch=watch, within=body.leading_to(watch), fields=True).states
+        parts = {site: functor_part(body, site, load, machine, states) for site, load in loads.items()}
+        self.called += [(function, site) for site, part in parts.items() if part is Part.INVOKER]
+        others = {site: load for site, load in loads.items() if parts[site] is None}
+        slots = {site: virtual_slot(body, site, load, machine, states) for site, load in others.items()}
+        self.virtual += [(function, site, slot) for site, slot in slots.items() if slot is not None]
         for site, (target, data) in found.items():
-            step, parts = steps[site]
-            if step in states and any(self._is_table(obj, states[step].register(part)) for part in parts):
+            if parts.get(site) is not None:
+                continue
+            step, added = steps[site]
+            if step in states and any(self._is_table(obj, states[step].register(part)) for part in added):
                 held = table_targets(self.program, function)
                 self.chosen |= {(int(function), int(f), site) for f in held if len(held) <= _MANY}
             place = self._place(body, target, states)
@@ -261,6 +306,29 @@ class _Fields(Search):
             return memory.base, memory.displacement
         is_local = value.base == Entry(self.convention.stack)
         return None if is_local else (value.base, value.offset + memory.displacement)
+
+    def _functors(self) -> list[EdgeColumns]:
+        """Edges from the calls of `std::function` objects to what the program puts into such."""
+        if not self.called or len(self._invokers) > _MANY:
+            return []
+        found = [(int(f), int(target), site) for f, site in self.called for target in self._invokers]
+        return _edges(found, EdgeKind.FIELD if len(self._invokers) <= _SEVERAL else EdgeKind.DYNAMIC)
+
+    @cached_property
+    def _invokers(self) -> list[Function]:
+        others = sorted(set(range(len(self.program.codes))) - set(self._libc))
+        return sorted(frozenset[Function]().union(*(invokers(self.program, obj) for obj in others)))
+
+    def _virtual(self) -> list[EdgeColumns]:
+        """Edges from virtual calls to what stands in the virtual tables of the object's classes."""
+        held = {(f, site): self.tables.held(self.program.object_of(f), slot) for f, site, slot in self.virtual}
+        found = [
+            (int(f), int(to), site)
+            for (f, site), functions in held.items()
+            if len(functions) <= _MANY
+            for to in sorted(functions)
+        ]
+        return _edges(found, EdgeKind.DYNAMIC)
 
     # ---- what fields hold ------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, Given, 
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import State, explore
+from forkproof.code.members import virtual_ways
 from forkproof.code.operations import Call, Jump, JumpUnknown, Memory, Operand, Register
 from forkproof.code.values import Behind, Cell, Entry, Value, Word
 from forkproof.elf.image import Image
@@ -349,9 +350,8 @@ class Search:
         obj, rva = program.object_of(function), program.rva_of(function)
         body = decode(program.image(obj), [(rva, self._size(function))], vectors=True)
         targets = {site: to for site, to in _transfers(body) if not only or site in only}
-        states = explore(
-            body, program.image(obj).machine, rva, watch=targets, within=body.leading_to(targets), fields=True
-        ).states
+        within = body.leading_to(targets) - virtual_ways(body, targets)
+        states = explore(body, program.image(obj).machine, rva, watch=targets, within=within, fields=True).states
         for site in sorted(targets):
             if site in states:
                 yield _Call(site, targets[site], states[site])

@@ -100,7 +100,7 @@ def _data_blocks(program: Program, obj: int) -> _DataBlocks:
     pointer_slot, pointer_target = _data_pointers(program, obj)
     owner = np.concatenate([code.data_owner, code.loaded_owner])
     address = np.concatenate([sites.data_target, sites.loaded_address])
-    slot, function = _function_pointers(program, obj)
+    slot, function = function_pointers(program, obj)
     low, high = _mapped(program.image(obj))
     known = (owner >= 0) & (address >= low) & (address < high)
     owner, address = owner[known], address[known]
@@ -139,7 +139,7 @@ def with_tables(graph: CallGraph) -> CallGraph:
 
 def addresses_held(program: Program, obj: int) -> frozenset[Function]:
     """Functions of other objects whose addresses stand in an object's data, or are loaded other than to be called."""
-    _, stored = _function_pointers(program, obj)
+    _, stored = function_pointers(program, obj)
     code = program.codes[obj]
     called = set(code.stubs.slot.tolist()) | set(code.sites.slot_address.tolist())
     loaded = {s for s in unique(code.sites.loaded_address).tolist() if s not in called}
@@ -161,7 +161,7 @@ def _table_edges(program: Program, obj: int) -> EdgeColumns:
     A table reaches from the address to the next address that any code forms, or `_TABLE_LIMIT` bytes.
     """
     code, image, base = program.codes[obj], program.image(obj), int(program.base[obj])
-    slots, functions = _function_pointers(program, obj)
+    slots, functions = function_pointers(program, obj)
     if not len(slots) or not len(code.sites.data_target):
         nothing = np.zeros(0, np.int64)
         return nothing, nothing, nothing, nothing.astype(np.uint8)
@@ -197,7 +197,7 @@ def _named_table_edges(program: Program, obj: int) -> EdgeColumns:
             held.setdefault(binding.object, []).append((row, binding.rva, min(size, _TABLE_LIMIT)))
     found: list[tuple[int, int, int]] = []
     for owner, rows in held.items():
-        slots, functions = _function_pointers(program, owner)
+        slots, functions = function_pointers(program, owner)
         for row, rva, size in rows:
             first, last = slots.searchsorted([rva, rva + size])
             site, source = int(code.sites.loaded_site[row]), int(code.loaded_owner[row]) + base
@@ -240,7 +240,7 @@ def _data_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
     return slots[other], targets[other]
 
 
-def _function_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
+def function_pointers(program: Program, obj: int) -> tuple[Columns, Columns]:
     """(slot, function number) of words in data that point to functions, sorted by slot."""
     image = program.image(obj)
     slots, targets = _stored_pointers(program, obj)

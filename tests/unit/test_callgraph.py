@@ -233,6 +233,101 @@ def test_constructor_leads_to_the_virtual_functions_of_its_class(build: Build, m
     assert graph.program.codes[obj].unknown_calls[index] == 1, "base->act() is counted as unknown"
 
 
+_POOL = """
+#include <functional>
+#include <thread>
+#include <vector>
+struct Pool { std::vector<std::function<void(int)>> jobs; void run(); };
+struct Table { void *first, *second; void (*ask)(Table *, Table *, int); void (*act)(Table *, int); } *table;
+void work(int); void rest(int); void drop(int);
+static std::function<void(int)> kept;
+static void asks(Table *to, Table *, int n) { if (n == 0) to->first = table; else if (n == 1) to->second = nullptr; }
+static void acts(Table *, int n) { drop(n); }
+void Pool::run() { for (auto &job : jobs) job(1); kept(2); }
+int main(int count, char **) {
+    static Pool pool;
+    pool.jobs.emplace_back([](int n) { work(n); });
+    kept = [count](int n) { rest(n + count); };
+    @TABLE
+    std::thread(&Pool::run, &pool).join();
+}
+void work(int n) { kept = nullptr; }  void rest(int n) { kept = nullptr; }  void drop(int n) { kept = nullptr; }
+"""
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("flags", [("-O2", "-finline"), ("-O2", "-finline", "-fno-pie", "-no-pie", "-s")])
+@pytest.mark.parametrize(
+    ("also", "expected"),
+    [
+        ("", 2),
+        # What looks like a manager, stored where no invoker is.
+        ("table = new Table; table->ask = asks; table->first = (void *)acts;", 2),
+    ],
+)
+def test_what_a_thread_calls_in_function_objects(
+    build: Build, machine: str, flags: tuple[str, ...], also: str, expected: int
+) -> None:
+    path = build(machine, _POOL.replace("@TABLE", also), "-pthread", *flags, name="pool.cc")
+    graph = _graph(path, machine)
+    starts = set(graph.target[graph.kind == EdgeKind.THREAD].tolist())
+    called = graph.kind == EdgeKind.FIELD
+    run = set(graph.source[called].tolist())
+    assert len(set(graph.target[called].tolist())) == expected
+    assert len(run & starts) == 1, "a pointer to a member function begins the thread"
+
+
+_TASK = """
+struct Task { virtual ~Task(); virtual int run() = 0; };
+struct Other { virtual int act(); virtual int more(); virtual int third(); };
+void keep(Task *); void start();
+"""
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("flags", [(), ("-fno-rtti",), ("-s",)])
+def test_virtual_call_of_a_thread(build: Build, machine: str, flags: tuple[str, ...]) -> None:
+    library = build(
+        machine,
+        f"""{_TASK}
+        #include <thread>
+        struct Waiting : Task {{ int run() override; }};
+        int Waiting::run() {{ return 1; }}
+        Task *kept;
+        Task::~Task() {{}}
+        void keep(Task *task) {{ kept = task; }}
+        static void loop() {{ while (kept->run()) {{}} }}
+        void start() {{ keep(new Waiting); std::thread(loop).detach(); }}""",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        "-O2",
+        "-finline",
+        *flags,
+        name="tasks.cc",
+        output="libtasks.so",
+    )
+    code = f"""{_TASK}
+        struct Writing : Task {{ int run() override; }};
+        int Writing::run() {{ return 2; }}
+        int Other::act() {{ return 3; }} int Other::more() {{ return 4; }} int Other::third() {{ return 5; }}
+        Other *other;
+        int main() {{ other = new Other; keep(new Writing); start(); return other->act(); }}"""
+    graph = _graph(build(machine, code, str(library), *flags[:1], name="main.cc"), machine)
+    called = np.flatnonzero(graph.kind == EdgeKind.DYNAMIC)
+    assert {graph.program.object_of(f) for f in graph.source[called].tolist()} == {_object(graph, "libtasks.so")}
+    owners = sorted(graph.program.object_of(f) for f in set(graph.target[called].tolist()))
+    library_number = _object(graph, "libtasks.so")
+    # Without descriptions nothing tells that a class of the program is derived from the library's, nor that the object
+    # of std::thread is derived from the runtime's.
+    expected = [library_number, library_number] if flags == ("-fno-rtti",) else [0, library_number]
+    assert owners == expected
+
+
+def _object(graph: CallGraph, name: str) -> int:
+    return next(i for i, o in enumerate(graph.program.closure.objects) if o.path.endswith(name))
+
+
 # ---- binding -----------------------------------------------------------------------------------
 
 

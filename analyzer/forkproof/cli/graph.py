@@ -254,6 +254,7 @@ _STYLES: Final = {
     "callback": "dashed",
     "table": "dotted",
     "field": "dotted",
+    "dynamic": "dotted",
     "ifunc": "dashed",
 }
 

@@ -53,7 +53,8 @@ _LIVES: Final = 4, 8
 """and for one that lives on."""
 _HELD: Final = 5, 8
 """The same for a thread, from where it begins."""
-_IN_THREADS: Final = CERTAIN | {EdgeKind.FIELD}
+_SUSPECTED: Final = frozenset({EdgeKind.FIELD, EdgeKind.DYNAMIC})
+_IN_THREADS: Final = CERTAIN | _SUSPECTED
 """What leads a thread to a lock; some of it is suspected."""
 _MUTEX: Final = ("pthread_mutex_lock", "__pthread_mutex_lock")
 _EXITS: Final = "exit", "quick_exit"
@@ -461,26 +462,35 @@ class _Window:
                 yield from (_Begin(int(reach[handler]) + 1, position, None, handler) for position in self.exits)
 
     def _holder(self, places: list[Place]) -> tuple[_Way, Function, Answer] | None:
-        """The shortest way of a thread to the lock: of one that surely exists, or else of another."""
+        """The shortest way of a thread to the lock: of one that surely exists, or else of another; by sure calls if
+        they lead there and not too far, or else by suspected ones."""
         early = too_early(self.facts, self.window.source)
         for answer in (Answer.YES, Answer.UNKNOWN):
             starts = [f for f, a in self.threads.items() if a is answer]
-            for _ in range(_TRIES):
-                by_function = {p.function: p for p in reversed(places)}
-                reach = self.graph.distances(
-                    by_function, _IN_THREADS, backward=True, blocked=[*self.dying, *self.dead], without=early
-                )
-                found = [(int(reach[f]), f) for f in starts if reach[f] >= 0]
-                if not found:
-                    break
-                start = min(found)[1]
-                edges = self.graph.path(start, reach, _IN_THREADS, without=early) or []
-                end = dead_end(self.facts, edges)
-                if end is None or end in self.dead:
-                    last = Function(int(self.graph.target[edges[-1]])) if edges else start
-                    return self._way(edges, by_function[last]), start, answer
-                self.dead.add(end)
+            for kinds in self._ways_of_threads if starts else ():
+                for _ in range(_TRIES):
+                    by_function = {p.function: p for p in reversed(places)}
+                    reach = self.graph.distances(
+                        by_function, kinds, backward=True, blocked=[*self.dying, *self.dead], without=early
+                    )
+                    farthest = _HELD[1] if kinds is not self._ways_of_threads[-1] else self.graph.size
+                    found = [(int(reach[f]), f) for f in starts if 0 <= reach[f] <= farthest]
+                    if not found:
+                        break
+                    start = min(found)[1]
+                    edges = self.graph.path(start, reach, kinds, without=early) or []
+                    end = dead_end(self.facts, edges)
+                    if end is None or end in self.dead:
+                        last = Function(int(self.graph.target[edges[-1]])) if edges else start
+                        return self._way(edges, by_function[last]), start, answer
+                    self.dead.add(end)
         return None
+
+    @cached_property
+    def _ways_of_threads(self) -> list[frozenset[EdgeKind]]:
+        """Kinds of edges by which a thread may come to a lock, the surest first; what no edge is of adds nothing."""
+        more = [kind for kind in (EdgeKind.FIELD, EdgeKind.DYNAMIC) if np.any(self.graph.kind == kind)]
+        return [CERTAIN.union(more[:count]) for count in range(len(more) + 1)]
 
     def _way(self, edges: list[int], place: Place) -> _Way:
         """A function that returns with the lock is as good as the lock function that it calls."""
@@ -534,9 +544,9 @@ class _Window:
         answers = (self.window.threads, exists, Answer.YES, Answer.UNKNOWN if may_be_quiesced else Answer.YES)
         severity, verdict = self._rank(answers, address, request.way, way, rare=bool(rare))
         doubt = "" if exists is Answer.YES else "; whether that thread exists at the fork is not known"
-        if (kept := self._kept(way)) is not None:
+        if kept := self._kept(way):
             verdict, answers = Verdict.SUSPECTED, (answers[0], Answer.UNKNOWN, *answers[2:])
-            doubt += f"; it calls {kept} if that is what it finds in a field, where the program puts it"
+            doubt += f"; {kept}"
         verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
         quiesced = self._not_quiesced(lock)
         if self.prepared and self._is_left_owned(address, request):
@@ -572,10 +582,15 @@ class _Window:
             conditions=conditions,
         )
 
-    def _kept(self, way: _Way) -> str | None:
-        """The function on a way that is called through a field: which objects come there is not known."""
-        kept = [e for e in way.edges if self.graph.kind[e] == EdgeKind.FIELD]
-        return self.flow.name(Function(int(self.graph.target[kept[0]]))) if kept else None
+    def _kept(self, way: _Way) -> str:
+        """What must be the case for a way that leads through a field, or an object, if it does: which is not known."""
+        kept = [e for e in way.edges if self.graph.kind[e] in _SUSPECTED]
+        if not kept:
+            return ""
+        name = self.flow.name(Function(int(self.graph.target[kept[0]])))
+        if self.graph.kind[kept[0]] == EdgeKind.DYNAMIC:
+            return f"it calls {name} if it has an object whose function that is, of which the program has several"
+        return f"it calls {name} if that is what it finds in a field, where the program puts it"
 
     def _rare(self, way: _Way) -> str:
         """What must be the case for the lock to be taken there, if it is something rare."""
@@ -590,6 +605,7 @@ class _Window:
         is_ordinary = is_sure and child.depth <= self._limits[0] and thread.depth <= _HELD[0] and not rare
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
         is_doubtful = rare or Answer.UNKNOWN in answers or not starts_near(self.window)
+        is_doubtful |= any(self.graph.kind[e] == EdgeKind.DYNAMIC for e in edges)
         if is_doubtful and severity.rank < Severity.LOW.rank:
             severity = Severity.LOW
         return severity, verdict

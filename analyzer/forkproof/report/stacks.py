@@ -23,6 +23,10 @@ EDGES: Final = {
     "deferred": ("kept for later", "its address is handed to a function that calls it later"),
     "table": ("via table", "its address is in a table that the caller reads: the call may choose another entry"),
     "field": ("via field", "the caller calls what a field holds, and the program puts its address into such a field"),
+    "dynamic": (
+        "via object",
+        "the caller calls what an object holds or its class tells, which may be another",
+    ),
     "ifunc": ("via ifunc", "an implementation that an ifunc resolver may choose"),
     "thread": ("new thread", "the start function of a thread"),
     "fork": ("in the child", "the child goes on where fork returns"),
