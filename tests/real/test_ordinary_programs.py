@@ -165,7 +165,10 @@ def test_without_threads_no_allocator_hangs(program: str, sysroot: Sysroot) -> N
     ],
 )
 def test_who_allocates_in_the_child_beside_threads(program: str, function: str, sysroot: Sysroot) -> None:
-    assert function in _high(scan_once(sysroot(AMD64), program, MIMALLOC))
+    """mimalloc's one lock that has a name is taken rarely, which `high` would be too much for."""
+    document = scan_once(sysroot(AMD64), program, MIMALLOC)
+    found = [f for f in document["findings"] if f["rule"] == "inherited-lock" and f["fork"]["function"] == function]
+    assert ("medium", "reachable") in {(f["severity"], f["verdict"]) for f in found}
 
 
 @pytest.mark.parametrize(
