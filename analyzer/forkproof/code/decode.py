@@ -103,7 +103,15 @@ class Body:
                     named.add(index[operation.target])
                 if isinstance(operation, _LEAVING):
                     stops.add(position + 1)
-        return tuple(p for p in self.leaders if p not in named and (p in stops or not p))
+        found = (p for p in self.leaders if p not in named and (p in stops or not p))
+        return tuple(p for p in found if not self._is_padding(p, named))
+
+    def _is_padding(self, position: int, named: set[int]) -> bool:
+        """No-operations between what leaves and what a branch names, which compilers put there to align it."""
+        end = position
+        while end < len(self.instructions) and not self.instructions[end].operations:
+            end += 1
+        return end == len(self.instructions) or (end > position and end in named)
 
     @cached_property
     def predecessors(self) -> Mapping[int, tuple[int, ...]]:

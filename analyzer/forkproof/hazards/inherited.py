@@ -540,7 +540,7 @@ class _Window:
         way, start, exists = holder
         lock = lock_of(flow.program, address, flow.program.object_of(request.way.place.function))
         thread, child = self._frames(way), self._frames(request.way)
-        rare = self._rare(request.way) or self._rare(way)
+        rare = self._rare(request.way, address) or self._rare(way, address)
         answers = (self.window.threads, exists, Answer.YES, Answer.UNKNOWN if may_be_quiesced else Answer.YES)
         severity, verdict = self._rank(answers, address, request.way, way, rare=bool(rare))
         doubt = "" if exists is Answer.YES else "; whether that thread exists at the fork is not known"
@@ -592,9 +592,9 @@ class _Window:
             return f"it calls {name} if it has an object whose function that is, of which the program has several"
         return f"it calls {name} if that is what it finds in a field, where the program puts it"
 
-    def _rare(self, way: _Way) -> str:
+    def _rare(self, way: _Way, address: Value) -> str:
         """What must be the case for the lock to be taken there, if it is something rare."""
-        return Occasions(self.others.summaries, (), writes_often=True).rare(way.place.steps)
+        return Occasions(self.others.summaries, (), writes_often=True).rare_lock(way.place.steps, address)
 
     def _rank(
         self, answers: tuple[Answer, Answer, Answer, Answer], address: Value, child: _Way, thread: _Way, *, rare: bool

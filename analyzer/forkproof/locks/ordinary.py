@@ -96,7 +96,7 @@ class Occasions:
         """When the lock at an address, as the entries see it, is taken."""
         if any(self.is_sure(entry, taken.address) for entry in self.entries):
             return Occasion(Rank.ALWAYS, "each call takes it")
-        reason = self.rare(self._eased(taken))
+        reason = self.rare_lock(taken.path, taken.address)
         return Occasion(Rank.RARE, reason) if reason else Occasion(Rank.USUAL, "")
 
     @cached_property
@@ -139,16 +139,15 @@ class Occasions:
             self._acquiring[function] = found
         return found
 
-    def _eased(self, taken: Taken) -> tuple[Step, ...]:
-        """A way to a lock with each step at the place of its function on which the fewest conditions depend."""
-        if not isinstance(root(taken.address.base), Object):
-            return taken.path
-        known = self._easy.get(taken.path)
+    def _eased(self, path: tuple[Step, ...], address: Value) -> tuple[Step, ...]:
+        """A way to a lock with each step at the place of its function that is not rare and has the fewest conditions:
+        one rare way among others, such as that of a variable that is set up already, says nothing."""
+        if not isinstance(root(address.base), Object):
+            return path
+        known = self._easy.get(path)
         if known is None:
-            after = (*taken.path[1:], None)
-            steps = zip(taken.path, after, strict=True)
-            known = tuple(self._easiest(step, follower, taken.address) for step, follower in steps)
-            self._easy[taken.path] = known
+            steps = zip(path, (*path[1:], None), strict=True)
+            known = self._easy[path] = tuple(self._easiest(step, follower, address) for step, follower in steps)
         return known
 
     def _easiest(self, step: Step, after: Step | None, address: Value) -> Step:
@@ -166,15 +165,21 @@ class Occasions:
             }
         # The way's own place comes first among equals.
         places = [step.site, *sorted(sites - {step.site})]
-        return Step(step.function, min(places, key=lambda site: len(run.blocks.requires(run.block_of(site)))))
+        places.sort(key=lambda site: len(run.blocks.requires(run.block_of(site))))
+        steps = [Step(step.function, site) for site in places]
+        return next((each for each in steps if not self.rare_step(each)), steps[0])
 
     def weight(self, taken: Taken) -> int:
         """On how many conditions, other than of arguments, the way to a lock depends."""
         total = 0
-        for step in self._eased(taken):
+        for step in self._eased(taken.path, taken.address):
             run = self.summaries.run(step.function)
             total += len(run.blocks.requires(run.block_of(step.site)))
         return total
+
+    def rare_lock(self, path: tuple[Step, ...], address: Value) -> str:
+        """The same for the lock at an address, which the functions of the way may take elsewhere as well."""
+        return self.rare(self._eased(path, address))
 
     def rare(self, path: tuple[Step, ...]) -> str:
         """What must be the case on a way to an acquire site, if it is something rare."""
@@ -201,7 +206,7 @@ class Occasions:
             reason = next((r for turn in turns if (r := self._reason(step, turn))), "")
             if not reason and self._is_once(step):
                 reason = "only once"
-            if not reason and run.blocks.asks_again(run.block_of(step.site), turns):
+            if not reason and self._is_kept(step) and run.blocks.asks_again(run.block_of(step.site), turns):
                 reason = "only where something is first set up"
             if not reason and self._is_out_of_memory(step):
                 reason = "only when an allocation has failed"
@@ -220,6 +225,15 @@ class Occasions:
         passed = [call.arguments for call in run.calls if (call.site, call.target) == (step.site, last.function)]
         replaced = self.summaries.replaced
         return any(replaced(last.function, arguments, word) in words for arguments in passed for word in asked)
+
+    def _is_kept(self, step: Step) -> bool:
+        """The function goes on with a lock that the step takes: what it asks then, it asks under the lock."""
+        summaries = self.summaries
+        run = summaries.run(step.function)
+        called = (Function(call.target) for call in run.calls if call.site == step.site)
+        return any(a.site == step.site for a in run.acquires) or any(
+            e.held for callee in called for e in summaries.of(callee).exits
+        )
 
     def _passed_locks(self, step: Step) -> Iterator[Value]:
         """The locks that a function takes by a call there, in its own terms."""
