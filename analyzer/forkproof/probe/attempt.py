@@ -31,7 +31,7 @@ def attempt(stage: Stage, thread: Thread, acquire: Acquire) -> bool:
                 return False
         elif not _comes_out(stage, thread, exits):
             return False
-        got = acquire.got(before, thread.registers, bias)
+        got = acquire.got(before, thread.registers, bias, process.memory)
         if got is not None:
             return got and process.is_alive
 

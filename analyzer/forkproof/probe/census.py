@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
 from forkproof.model import Frame
-from forkproof.probe import watch
+from forkproof.probe import syscalls, watch
+from forkproof.probe.ptrace import Gone
 from forkproof.probe.sites import AcquireSite
+from forkproof.probe.spin import spins_on
 from forkproof.probe.stack import Address
 from forkproof.probe.stage import Kind, Scene, Stage
-from forkproof.probe.tracee import Process
+from forkproof.probe.tracee import Process, Thread, where
 
 _ENOUGH: Final = 48
 """Times that a site is met on one side of a fork before it is left alone."""
@@ -109,6 +112,7 @@ def take(stage: Stage, seconds: float) -> Census:
         stage.go(scene.thread, scene.child)
         if run.is_over(scene, census):
             break
+    run.note_waits(census, root)
     census.end = run.end(root)
     census.seconds = time.monotonic() - begun
     return census
@@ -159,6 +163,29 @@ class _Run:
         if self.met[key] >= (_OTHERS if thread.is_leader and len(thread.process.threads) > 1 else _ENOUGH):
             self.stage.actor_of(thread.process).spent.add(at)
             thread.process.memory.remove(at)
+
+    def note_waits(self, census: Census, root: Process) -> None:
+        """Children that wait, when the run is over, for a lock that was seen to be taken before: it was held at their
+        fork, by chance. Who looks until a lock is free, and only then tries it, comes to no acquire site."""
+        for process in list(self.stage.session.processes.values()):
+            for thread in list(process.threads.values()) if process.is_alive and process is not root else ():
+                for lock in self._waited_for(thread, census.before.keys()):
+                    census.after[lock] += 1
+
+    def _waited_for(self, thread: Thread, locks: Collection[int]) -> Collection[int]:
+        session, seen = self.stage.session, where(thread.process.pid, thread.tid)
+        if seen is None or seen.state != "R":
+            word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments) if seen else None
+            return {word} & set(locks) if word is not None else ()
+        session.freeze([thread])
+        try:
+            if thread.is_stopped and self.stage.is_in_acquirer(thread):
+                return [lock for lock in locks if spins_on(self.stage, thread, lock.__eq__)]
+        except Gone:
+            pass
+        finally:
+            session.thaw([thread])
+        return ()
 
     def is_over(self, scene: Scene, census: Census) -> bool:
         """The children have come to rest, everything has ended, or nothing more is learnt (a child may spin)."""

@@ -98,8 +98,9 @@ def _named_sites(facts: Facts, finding: Finding) -> Iterator[AcquireSite]:
     """Where the finding's lock is taken."""
     assert finding.lock is not None
     objects = [i for i in range(len(facts.flow.program.codes)) if facts.object_name(i) == finding.lock.object]
-    for path in (finding.holder, finding.requester):
-        yield from _witness_sites(facts, path[-1]) if path else ()
+    for path in filter(None, (finding.holder, finding.requester)):
+        yield from _turns(facts, path[-1], finding.lock)
+        yield from _witness_sites(facts, path[-1])
     for obj in objects:
         if obj in facts.libc.objects:
             yield from _libc_sites(facts, obj, finding.lock)
@@ -112,6 +113,14 @@ def _witness_sites(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:
     yield from _ends(facts, frame)
     for function in _functions_of(facts, frame):
         yield from _atomics(facts.flow, function)
+
+
+def _turns(facts: Facts, frame: Frame, lock: Lock) -> Iterator[AcquireSite]:
+    """The end again, as the place where a ticket may be drawn: the lock is the word that says whose turn it is. Other
+    additions in the function are no acquires."""
+    if lock.form == "global" and frame.object == lock.object:
+        for site in _ends(facts, frame):
+            yield replace(site, turn=lock.rva)
 
 
 def _ends(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:

@@ -151,7 +151,7 @@ class _Run:
             return
         own.ticks += 1
         own.stuck = 0 if moves(own.thread) else own.stuck + 1
-        free = is_free(own.thread.process.memory, own.lock, 4, own.acquire.free)
+        free = is_free(own.thread.process.memory, own.lock, 4, self.stage.free_of(own.lock))
         if free or (own.others and (own.stuck >= STUCK or own.ticks >= _LONG)):
             self._let_go()
 
@@ -162,7 +162,7 @@ class _Run:
 
     def _comes_back(self, own: _Own) -> Reentered | None:
         """The owner asks for its own lock: does it get through?"""
-        lock = watch.Lock(own.lock, own.acquire.width, own.acquire.free)
+        lock = watch.Lock(own.lock, own.acquire.width, self.stage.free_of(own.lock))
         watched = watch.Watch(self.stage, lock, own.thread, whose="the process")
         watched.note(Scene(Kind.SITE, own.thread, own.acquire, own.lock))
         self._let_go()

@@ -3,14 +3,15 @@
 Owns: what an acquiring instruction means: its operand, its success, where a thread that executes it comes out.
 Takes: an `AcquireSite` and the object's code. Gives: `Acquire`, which reads both off a thread's registers.
 Must never: look for sites (that is the lock analysis), or step between a load-exclusive and its store.
-Wrong where: a lock's free value is another than `Free` knows (musl's pthread_spinlock_t on x86-64); a ticket lock (who
-      gets a ticket has not got the lock) is not understood.
+Wrong where: a lock's free value is another than `Free` knows (musl's pthread_spinlock_t on x86-64); a ticket lock lies
+      on the heap, or an exclusive pair draws its tickets: it is not understood.
 
     form             the lock                       got it, when
     library call     the first argument             it returned, with 0 where it returns a status
     cmpxchg, cas     the memory operand             the old value was the expected one, 0
     xchg, swp        the memory operand             the old value was 0
     bts, ldset       the memory operand             the bit was clear
+    xadd, ldadd      the word whose turn it is      the ticket is the one that is served
     ldaxr … stxr     the memory operand             the store succeeded
     outline atomics  the helper's pointer argument  as the instruction that the helper stands for
 """
@@ -40,6 +41,8 @@ class AcquireSite:
     """Of the instruction."""
     callee: str = ""
     """The library function, where it is a call of one."""
+    turn: int | None = None
+    """Rva in the same object of the word that says whose turn it is, if a ticket is drawn there: it is the lock."""
 
 
 class Form(Enum):
@@ -50,6 +53,7 @@ class Form(Enum):
     EXCHANGE = "exchange"
     BIT = "bit test and set"
     EXCLUSIVE = "load-exclusive and store-exclusive"
+    TICKET = "fetch and add"
     UNKNOWN = "unknown"
 
 
@@ -59,6 +63,14 @@ class Free(Enum):
     ZERO = "0"
     POSITIVE = "positive: a semaphore's count; 1 in a pthread_spinlock_t of glibc for x86-64"
     UNWRITTEN = "no reader and no writer: glibc's pthread_rwlock_t"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A ticket lock's word while nobody has the lock: it says that the next ticket is served."""
+
+    tickets: int
+    """Bytes from it to the word that says which ticket is next; 0 where the two are halves of one word."""
 
 
 _UNUSED: Final = 0b101
@@ -116,9 +128,10 @@ class Acquire:
     """Where the function's address is read from, or the register that has it, where it is called through a pointer."""
     is_x86: bool = False
 
-    @property
-    def free(self) -> Free:
-        """What the lock's word is while nobody has it."""
+    def free_at(self, registers: Registers) -> Free | Served:
+        """What the lock's word is while nobody has it, for a thread that is at the site."""
+        if self.form is Form.TICKET:
+            return Served(self._word(registers) - self.lock(registers))
         callee = self.site.callee
         if callee.startswith("sem_") or (self.is_x86 and callee.startswith("pthread_spin_")):
             return Free.POSITIVE
@@ -126,6 +139,12 @@ class Acquire:
 
     def lock(self, registers: Registers) -> int:
         """The lock's address, for a thread that is at the site."""
+        if self.form is Form.TICKET and self.site.turn is not None:
+            return registers.pc - self.site.rva + self.site.turn
+        return self._word(registers)
+
+    def _word(self, registers: Registers) -> int:
+        """What the instruction, or the function, works on."""
         if self.operand is not None:
             return self.operand.address(registers, registers.pc + self.size)
         return registers[self.pointer]
@@ -148,9 +167,10 @@ class Acquire:
 
     def is_free(self, registers: Registers, memory: Memory) -> bool:
         """Nobody has the lock; known for words only."""
-        return is_free(memory, self.lock(registers), 4 if self.form is Form.CALL else self.width, self.free)
+        width = 4 if self.form is Form.CALL else self.width
+        return is_free(memory, self.lock(registers), width, self.free_at(registers))
 
-    def got(self, before: Registers, after: Registers, bias: int) -> bool | None:
+    def got(self, before: Registers, after: Registers, bias: int, memory: Memory | None = None) -> bool | None:
         """Whether a thread that has come out has the lock; None: it has not come out yet, but goes round again."""
         mask = (1 << 8 * self.width) - 1
         match self.form:
@@ -158,6 +178,12 @@ class Acquire:
                 return not _STATUS.match(self.site.callee) or value_of(after, after.machine.result) & 0xFFFFFFFF == 0
             case Form.COMPARE:
                 return value_of(after, self.result) & mask == value_of(before, self.expects) & mask
+            case Form.TICKET if self.lock(before) == self._word(before):
+                high, low = _halves(value_of(after, self.result) & mask, self.width)
+                return high == low
+            case Form.TICKET:
+                served = memory.word(self.lock(before), self.width) if memory is not None else None
+                return value_of(after, self.result) & mask == served
             case Form.EXCHANGE:
                 return value_of(after, self.result) & mask == 0
             case Form.BIT if self.result:
@@ -171,12 +197,17 @@ class Acquire:
         return False
 
 
-def is_free(memory: Memory, lock: int, width: int, free: Free) -> bool:
+def is_free(memory: Memory, lock: int, width: int, free: Free | Served) -> bool:
     """What a lock's word says; one that cannot be read is not free."""
     word = memory.word(lock, width)
     if word is None:
         return False
     match free:
+        case Served(0):
+            high, low = _halves(word, width)
+            return high == low
+        case Served(tickets):
+            return word == memory.word(lock + tickets, width)
         case Free.POSITIVE:
             return 0 < word & 0xFFFFFFFF < 1 << 31
         case Free.UNWRITTEN:
@@ -184,7 +215,12 @@ def is_free(memory: Memory, lock: int, width: int, free: Free) -> bool:
     return word == 0
 
 
-def freed(memory: Memory, lock: int, width: int, free: Free, owner: int) -> bool:
+def _halves(word: int, width: int) -> tuple[int, int]:
+    """The upper and the lower one of a word of so many bytes."""
+    return word >> 4 * width, word & (1 << 4 * width) - 1
+
+
+def freed(memory: Memory, lock: int, width: int, free: Free | Served, owner: int) -> bool:
     """Make a lock what it is while nobody has it; false where that is not possible.
 
     A mutex of glibc also tells whose it is, how often that thread has it, and who uses it: struct __pthread_mutex_s.
@@ -193,6 +229,12 @@ def freed(memory: Memory, lock: int, width: int, free: Free, owner: int) -> bool
     if word is None:
         return False
     match free:
+        case Served(0):
+            high, _ = _halves(word, width)
+            return memory.set_word(lock, high << 4 * width | high, width)
+        case Served(tickets):
+            word = memory.word(lock + tickets, width)
+            return word is not None and memory.set_word(lock, word, width)
         case Free.POSITIVE:
             word = 1
         case Free.UNWRITTEN:
@@ -272,6 +314,8 @@ def _x86(site: AcquireSite, size: int, mnemonic: str, text: str) -> Acquire:
             return Acquire(site, Form.EXCHANGE, size, width, operand, stores=register, result=register)
         case "bts":
             return Acquire(site, Form.BIT, size, width, operand)
+        case "xadd" if site.turn is not None:
+            return Acquire(site, Form.TICKET, size, width, operand, stores=register, result=register)
     return Acquire(site, Form.UNKNOWN, size, 0)
 
 
@@ -314,6 +358,8 @@ def _aarch64(
         return Acquire(site, Form.EXCHANGE, 4, width, operand, stores=first, result=rest[0])
     if mnemonic.startswith("ldset") and rest:
         return Acquire(site, Form.BIT, 4, width, operand, stores=first, result=rest[0])
+    if mnemonic.startswith("ldadd") and rest and site.turn is not None:
+        return Acquire(site, Form.TICKET, 4, width, operand, stores=first, result=rest[0])
     if re.match(r"ldax?r", mnemonic):
         return _exclusive(site, width, operand, rows)
     return Acquire(site, Form.UNKNOWN, 4, 0)
@@ -355,7 +401,8 @@ def _helper(site: AcquireSite, exits: tuple[int, ...], is_tail: bool, pointer: i
     if pointer == 2:
         form, stores, expects = Form.COMPARE, "x1", "x0"
     else:
-        form = {0x8: Form.EXCHANGE, 0x3: Form.BIT}.get(word >> 12 & 0xF, Form.UNKNOWN)
+        forms = {0x8: Form.EXCHANGE, 0x3: Form.BIT, **({0x0: Form.TICKET} if site.turn is not None else {})}
+        form = forms.get(word >> 12 & 0xF, Form.UNKNOWN)
         stores, expects = "x0", ""
     return Acquire(
         site, form, 4, width, pointer=register, stores=stores, expects=expects, result="x0", exits=exits,

@@ -26,7 +26,7 @@ from forkproof.probe import syscalls
 from forkproof.probe.forkcalls import ForkCall, fork_call
 from forkproof.probe.ptrace import Gone
 from forkproof.probe.session import Reason, Session, Stop
-from forkproof.probe.sites import Acquire, AcquireSite, Form, Free, decode_site, is_free
+from forkproof.probe.sites import Acquire, AcquireSite, Form, Free, Served, decode_site, is_free
 from forkproof.probe.stack import Address, Module, Modules
 from forkproof.probe.tracee import Process, Thread
 
@@ -115,7 +115,7 @@ class Stage:
         self.actors: dict[int, Actor] = {}
         self.entries: set[int] = set()
         """Where such functions begin, in every process: addresses repeat."""
-        self._free: dict[int, Free] = {}
+        self._free: dict[int, Free | Served] = {}
         """Of the locks that were seen at sites and are not free at 0."""
         self.output = ""
         self._acquires = decoded(tuple(sites))
@@ -226,7 +226,7 @@ class Stage:
         """By the word at an address at which a lock was seen."""
         return not is_free(process.memory, lock, _WORD, self.free_of(lock))
 
-    def free_of(self, lock: int) -> Free:
+    def free_of(self, lock: int) -> Free | Served:
         """What the word of a lock that was seen is while nobody has it."""
         return self._free.get(lock, Free.ZERO)
 
@@ -280,8 +280,9 @@ class Stage:
                 acquire = self.acquire_at(thread.process, thread.registers.pc)
                 if acquire is not None and self._is_meant(thread, acquire):
                     lock = acquire.lock(thread.registers)
-                    if acquire.free is not Free.ZERO:
-                        self._free[lock] = acquire.free
+                    free = acquire.free_at(thread.registers)
+                    if free is not Free.ZERO:
+                        self._free[lock] = free
                     return Scene(Kind.SITE, thread, acquire, lock)
                 if thread.registers.pc in self.entries and self._is_wanted(stack := self.modules.stack(thread)):
                     return Scene(Kind.ENTERED, thread, stack=stack)

@@ -223,7 +223,7 @@ class Dance:
         assert thread is not None
         assert acquire is not None
         thread.is_frozen = True
-        lock = watch.Lock(scene.lock, acquire.width, acquire.free)
+        lock = watch.Lock(scene.lock, acquire.width, self.stage.free_of(scene.lock))
         self.parked = Parked(thread, acquire, lock)
         self.stage.disarm(thread.process)
 

@@ -23,7 +23,7 @@ from typing import Final
 from forkproof.model import ProbeThread
 from forkproof.probe import syscalls
 from forkproof.probe.ptrace import Gone, named
-from forkproof.probe.sites import Free, is_free
+from forkproof.probe.sites import Free, Served, is_free
 from forkproof.probe.spin import spins_on
 from forkproof.probe.stage import TICK, Kind, Scene, Stage
 from forkproof.probe.tracee import Process, Thread, Where, where
@@ -42,7 +42,7 @@ class Lock:
 
     address: int
     size: int
-    free: Free = Free.ZERO
+    free: Free | Served = Free.ZERO
 
     @property
     def word_size(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from forkproof.probe import ptrace
-from forkproof.probe.sites import Free, freed, is_free
+from forkproof.probe.sites import Free, Served, freed, is_free
 from forkproof.probe.tracee import Memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/mem")
@@ -39,6 +39,20 @@ def test_a_word(memory: Memory, free: Free, taken: int, left: int) -> None:
     assert freed(memory, at, 4, free, OWNER)
     assert is_free(memory, at, 4, free)
     assert list(lock)[:4] == [left, 7, 8, 9], "what lies behind the word is somebody else's"
+
+
+@pytest.mark.parametrize(
+    ("free", "taken", "left"),
+    [(Served(4), (6, 9), (9, 9)), (Served(0), (0x70006, 9), (0x70007, 9))],
+    ids=["two words", "halves of one"],
+)
+def test_a_ticket_lock(memory: Memory, free: Served, taken: tuple[int, int], left: tuple[int, int]) -> None:
+    lock = Words(*taken)
+    at = ctypes.addressof(lock)
+    assert not is_free(memory, at, 4, free)
+    assert freed(memory, at, 4, free, OWNER)
+    assert is_free(memory, at, 4, free)
+    assert tuple(lock)[:2] == left
 
 
 def test_a_mutex_forgets_its_owner(memory: Memory) -> None:

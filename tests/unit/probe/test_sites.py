@@ -7,7 +7,7 @@ import pytest
 from forkproof.elf.image import Machine
 from forkproof.probe import sites
 from forkproof.probe.ptrace import MACHINES, Registers
-from forkproof.probe.sites import Acquire, AcquireSite, Form, decode_site, value_of
+from forkproof.probe.sites import Acquire, AcquireSite, Form, Served, decode_site, value_of
 
 SITE = 0x1000
 
@@ -167,3 +167,42 @@ class TestTarget:
         found = acquire(machine, code, callee="pthread_mutex_lock")
         assert found.form is Form.CALL
         assert found.target(registers(machine), Words()) is None  # type: ignore[arg-type]
+
+
+class TestTicket:
+    """A fetch-and-add that draws a ticket: the lock is the word that says whose turn it is."""
+
+    TURN = SITE + 0x2004
+
+    @pytest.mark.parametrize(
+        ("machine", "code", "before", "result"),
+        [
+            (X86, "f00fc115f81f0000", {"rip": SITE, "rdx": 1}, "rdx"),  # lock xadd [rip+0x1ff8], edx
+            (ARM, "200020b8", {"pc": SITE, "x0": 1, "x1": SITE + 0x2000}, "x0"),  # ldadd w0, w0, [x1]
+        ],
+    )
+    def test_of_two_words(self, machine: Machine, code: str, before: dict[str, int], result: str) -> None:
+        code_at = Code(machine, bytes.fromhex(code))
+        found = decode_site(AcquireSite("/x", SITE, turn=self.TURN), code_at)  # type: ignore[arg-type]
+        at = registers(machine, **before)
+        assert (found.form, found.lock(at), found.free_at(at)) == (Form.TICKET, self.TURN, Served(-4))
+        words = Words(**{hex(self.TURN): 7, hex(self.TURN - 4): 7})
+        assert found.is_free(at, words)  # type: ignore[arg-type]
+        words.words[self.TURN - 4] = 8
+        assert not found.is_free(at, words)  # type: ignore[arg-type]
+        assert found.got(at, registers(machine, **{result: 7}), 0, words) is True  # type: ignore[arg-type]
+        assert found.got(at, registers(machine, **{result: 8}), 0, words) is False  # type: ignore[arg-type]
+
+    def test_of_halves_of_one_word(self) -> None:
+        site = AcquireSite("/x", SITE, turn=SITE + 0x2000)
+        found = decode_site(site, Code(X86, bytes.fromhex("f00fc115f81f0000")))  # type: ignore[arg-type]
+        at = registers(X86, rip=SITE, rdx=1 << 16)
+        assert found.free_at(at) == Served(0)
+        assert found.is_free(at, Words(**{hex(SITE + 0x2000): 0x50005}))  # type: ignore[arg-type]
+        assert not found.is_free(at, Words(**{hex(SITE + 0x2000): 0x60005}))  # type: ignore[arg-type]
+        assert found.got(at, registers(X86, rdx=0x50005), 0) is True
+        assert found.got(at, registers(X86, rdx=0x60005), 0) is False
+
+    def test_an_addition_elsewhere_is_no_acquire(self) -> None:
+        assert acquire(X86, "f00fc115f81f0000").form is Form.UNKNOWN
+        assert acquire(ARM, "200020b8").form is Form.UNKNOWN
