@@ -222,18 +222,48 @@ def waits_for_bits(body: Body, helped: Mapping[int, Atomic]) -> Iterator[tuple[i
         for atomic in atomics:
             if not _sets_bits(body, position, atomic):
                 continue
-            home = _block(body, position)
+            home, first = _block(body, position), _block(body, _begin(body, position, atomic))
             if atomic.expects is not None and _made(body, position, atomic.expects) in (BitsOf.AND, BitsOf.AND_NOT):
                 if _is_around(body, home, -1):
                     yield instruction.address, atomic.cell
                 continue
             looks = _bit_looks(body) if looks is None else looks
             if any(
-                _comes_to(body, target, {home, block})
+                _comes_back(body, target, block, home, first)
                 and (_comes_to(body, home, {block}) or _comes_to(body, block, {home}))
                 for block, target in looks
             ):
                 yield instruction.address, atomic.cell
+
+
+def _begin(body: Body, position: int, atomic: Atomic) -> int:
+    """Of an exclusive pair its load; of anything else where it is."""
+    if atomic.kind is AtomicKind.EXCLUSIVE:
+        for before in range(position - 1, max(position - _PAIR_REACH, 0) - 1, -1):
+            if any(isinstance(o, Set) and o.source == atomic.cell for o in body.instructions[before].operations):
+                return before
+    return position
+
+
+def _comes_back(body: Body, target: int, block: int, home: int, first: int) -> bool:
+    """Who has found the bits set looks again, or tries again where the operation comes before the look. Who looks first
+    and goes on to the operation where they are set does not wait: it takes the head of a list that is not empty."""
+    if block != home and _is_reached(body, block, without=first):
+        return _comes_to(body, target, {block}, without=first)
+    return _comes_to(body, target, {home, block})
+
+
+def _is_reached(body: Body, block: int, without: int) -> bool:
+    """A way leads from the entry to a block, and not by way of another one."""
+    entry, seen, frontier = body.position(body.entry), {without}, [block]
+    while frontier:
+        here = frontier.pop()
+        if here == entry:
+            return True
+        if here not in seen:
+            seen.add(here)
+            frontier += body.predecessors.get(here, ())
+    return False
 
 
 def _sets_bits(body: Body, position: int, atomic: Atomic) -> bool:
@@ -272,6 +302,8 @@ def _bit_looks(body: Body) -> list[tuple[int, int]]:
                     case Forget(destination, made=Bits(kind=BitsOf.AND)):
                         masked.add(destination)
                         asks = True
+                    case Atomic() | Forget(made=Bits()):
+                        asks = has_sign = False  # its flags tell of something else
                     case Branch(condition, target, operand, bits, bit):
                         is_equality = condition in (Condition.EQ, Condition.NE)
                         is_told = asks if operand is None else bits == 1
@@ -289,9 +321,9 @@ _SET: Final = (Condition.NE, Condition.LT, Condition.NEGATIVE)
 """Conditions that are met where a bit is clear, and where it is set."""
 
 
-def _comes_to(body: Body, start: int, goals: set[int]) -> bool:
-    """Control comes from a block to one of others within a few."""
-    frontier, seen = goals, set[int]()
+def _comes_to(body: Body, start: int, goals: set[int], without: int | None = None) -> bool:
+    """Control comes from a block to one of others within a few, and not by way of another one."""
+    frontier, seen = goals, {without} if without is not None else set[int]()
     for _ in range(LOOP_BLOCKS):
         if start in frontier:
             return True

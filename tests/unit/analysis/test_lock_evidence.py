@@ -370,6 +370,20 @@ LOCK_FREE = (
         }""",
     ),
     Case(
+        "pop_of_tagged",
+        _FREE,
+        """
+        struct @tagged { struct @tagged *next; }; static unsigned long @top;
+        struct @tagged *@pop_tagged(void) {
+            unsigned long old = __atomic_load_n(&@top, __ATOMIC_ACQUIRE);
+            struct @tagged *node;
+            while ((node = (struct @tagged *)(old & 0xffffffffffff)) &&
+                !__atomic_compare_exchange_n(&@top, &old, (unsigned long)node->next | ((old >> 48) + 1) << 48, 0,
+                    __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {}
+            return node;
+        }""",
+    ),
+    Case(
         "take_all",
         _FREE,
         "static void *@head; void *@flush(void) { return __atomic_exchange_n(&@head, (void *)0, __ATOMIC_ACQ_REL); }",
