@@ -112,7 +112,8 @@ def take(stage: Stage, seconds: float) -> Census:
         stage.go(scene.thread, scene.child)
         if run.is_over(scene, census):
             break
-    run.note_waits(census, root)
+    if census.may_have_missed:
+        run.note_waits(census, root)
     census.end = run.end(root)
     census.seconds = time.monotonic() - begun
     return census
