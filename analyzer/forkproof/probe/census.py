@@ -27,7 +27,7 @@ _ENOUGH: Final = 48
 """Times that a site is met on one side of a fork before it is left alone."""
 _NOTHING_NEW: Final = 60
 """Ticks after a fork in which nothing new is learnt, before a run is over that neither ends nor rests."""
-_AT_SITES: Final = 0.1
+_AT_SITES: Final = 0.25
 """What a tick counts in which threads came to sites: on a slow machine they take long to have been met enough."""
 _OTHERS: Final = 400
 """The same, while only the leader meets it: the leader is of interest after the fork."""
