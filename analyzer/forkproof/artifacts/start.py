@@ -31,7 +31,6 @@ _VARIABLE: Final = re.compile(r"\$(?:\{(\w+)(?::?[-+][^}]*)?\}|(\w+))")
 _EXEC: Final = re.compile(r"\bexec\s+(?:-a\s+\S+\s+)?(.*)")
 _COMMAND: Final = re.compile(r"^\s*((?:[A-Za-z_]\w*=\S*\s+)*.*)$")
 _ARGUMENTS: Final = re.compile(r"\$\{?[@*]")
-_VARIABLE_NAME: Final = b"LD_PRELOAD"
 _PREFIXES: Final = "@-:+!"
 
 
@@ -52,30 +51,31 @@ def preloads(sysroot: Sysroot) -> dict[str, Preload]:
     return found
 
 
-def of_script(sysroot: Sysroot, path: str, *, passes_on: bool = False) -> tuple[str, Preload] | None:
-    """The program that a shell script ends in, with what it preloads; None for what is no such script.
-
-    `passes_on`: only one that gets the script's own arguments, or takes its place by exec. Others that a script
-    happens to run (cat, in one that starts whatever it is given) are not what it is there for.
-    """
+def of_script(sysroot: Sysroot, path: str) -> tuple[str, Preload] | None:
+    """The program that a shell script ends in, with what it preloads; None for what is no such script."""
     text = _read(sysroot, path)
     if text is None or not _SHELL.match(text):
         return None
-    return _in_script(sysroot, path, text.decode("utf-8", "replace"), passes_on=passes_on)
+    return _in_script(sysroot, path, text.decode("utf-8", "replace"))
 
 
 def wrapped(sysroot: Sysroot, directories: Sequence[str] = _COMMANDS) -> dict[str, Preload]:
-    """Programs that a script among the commands starts with a preload."""
+    """Programs that a script among the commands starts with a preload.
+
+    Each gets the script's own arguments, or takes its place by exec. Others that a script happens to run (cat, in one
+    that starts whatever it is given) are not what it is there for.
+    """
     found: dict[str, Preload] = {}
     places = {sysroot.resolve(directory): directory for directory in reversed(directories)}
     for directory in reversed([place for resolved, place in places.items() if resolved is not None]):
         for name in sysroot.names_in(directory):
             path = f"{directory}/{name}"
             head = _head(sysroot, path)
+            text = _read(sysroot, path) if head is not None and _SHELL.match(head) else None
             # Few scripts preload anything, and to find what the others end in takes long.
-            if head is None or not _SHELL.match(head) or _VARIABLE_NAME not in (_read(sysroot, path) or b""):
+            if text is None or b"LD_PRELOAD" not in text:
                 continue
-            if (script := of_script(sysroot, path, passes_on=True)) is not None:
+            if (script := _in_script(sysroot, path, text.decode("utf-8", "replace"), passes_on=True)) is not None:
                 program, preload = script
                 if preload.libraries:
                     found.setdefault(program, preload)
@@ -179,7 +179,7 @@ def _names(value: str) -> tuple[str, ...]:
 # Scripts.
 
 
-def _in_script(sysroot: Sysroot, path: str, text: str, *, passes_on: bool) -> tuple[str, Preload] | None:
+def _in_script(sysroot: Sysroot, path: str, text: str, *, passes_on: bool = False) -> tuple[str, Preload] | None:
     known: dict[str, str] = {}
     libraries: tuple[str, ...] = ()
     for line in text.splitlines():

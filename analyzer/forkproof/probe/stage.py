@@ -211,7 +211,9 @@ class Stage:
         return next((a for a in self._acquires if (a.site.object, a.site.rva) == (place.object, place.rva)), None)
 
     def _is_meant(self, thread: Thread, acquire: Acquire) -> bool:
-        """A call through a pointer is of the function that the site names: others may be called there."""
+        """A call through a pointer is of the function that the site names, if any: others may be called there."""
+        if not acquire.site.callee:
+            return True
         target = acquire.target(thread.registers, thread.process.memory)
         found = self.modules.of(thread.process, target) if target is not None else None
         name = found[0].function(found[1])[0].lstrip("_") if found is not None else "sub_"
