@@ -87,6 +87,24 @@ static void storm(void)
     setitimer(ITIMER_REAL, &often, NULL);
 }
 
+/* Children that keep the thread that made them waiting. */
+static void *vforks(void *unused)
+{
+    for (;;)
+        if (vfork() == 0) {
+            usleep(300000);
+            _exit(0);
+        }
+    return unused;
+}
+
+static void *forks(void *unused)
+{
+    child_of_fork(2);
+    _exit(0);
+    return unused;
+}
+
 /* An acquire that faults: the lock's pointer is bad. */
 __attribute__((noinline)) static void faulty(int *lock)
 {
@@ -147,6 +165,12 @@ int main(int argc, char **argv)
                 for (;;)
                     pause();
             }
+    if (!strcmp(what, "vforks"))
+        pthread_create(&thread, NULL, vforks, NULL);
+    if (!strcmp(what, "leaves")) {
+        pthread_create(&thread, NULL, forks, NULL);
+        pthread_exit(NULL);
+    }
     if (!strcmp(what, "execs") && argc < 3)
         execl("/proc/self/exe", argv[0], what, "again", (char *)0);
     child_of_fork(2);

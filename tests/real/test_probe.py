@@ -22,10 +22,11 @@ from forkproof.elf.image import load
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, ScanOptions
 from forkproof.pipeline import scan
-from forkproof.probe import census, planfile, ptrace
+from forkproof.probe import census, planfile, ptrace, session
 from forkproof.probe.plan import Plan, make
 from forkproof.probe.prepare import plan_text, prepared
 from forkproof.probe.prove import Prover, Wanted
+from forkproof.probe.session import Session
 from forkproof.probe.sites import AcquireSite
 from forkproof.probe.stage import Command, Stage
 from tools import probe_jobs
@@ -335,7 +336,8 @@ class TestHardCases:
         assert Verdict.CONFIRMED not in verdicts(found), "its children ask for no lock"
 
     @pytest.mark.parametrize(
-        "what", ["plain", "ignore", "ptrace", "attach", "close", "filter", "escape", "storm", "undumpable"]
+        "what",
+        ["plain", "ignore", "ptrace", "attach", "close", "filter", "escape", "storm", "undumpable", "vforks", "leaves"],
     )
     def test_is_probed_as_ever(self, robustly: Robust, what: str) -> None:
         found = robustly(what)
@@ -355,6 +357,21 @@ class TestHardCases:
             seen = census.take(stage, 20)
         assert seen.end == "was killed by SIGSEGV"
         assert list(seen.leader) == [8]
+
+    def test_runs_past_where_it_was_to_stop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An emulator may go on with code that was there before a breakpoint: nobody waits for its thread for ever."""
+        monkeypatch.setattr(session, "_STOP", 0.2)
+        with Session() as running:
+            process = running.launch(("/bin/sleep", "60"), dict(os.environ), stdin=0, output=1)
+            (thread,) = process.threads.values()
+            start = thread.registers.pc
+            name = process.memory.word(thread.registers.sp + 8)  # argv[0], which nobody executes
+            assert name is not None
+            assert process.memory.insert(start, exits=(name,))
+            assert not running.step(thread)
+            assert not thread.is_stopped
+            running.freeze([thread])
+            assert thread.registers.pc != start  # which only a stopped thread can be asked for
 
     def test_stopped_by_itself(self, robustly: Robust) -> None:
         found = robustly("stop", seconds=3)

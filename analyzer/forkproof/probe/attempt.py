@@ -28,6 +28,7 @@ def attempt(stage: Stage, thread: Thread, acquire: Acquire) -> bool:
     while True:
         if not exits:
             if not stage.session.step(thread):
+                stage.session.freeze([thread])
                 return False
         elif not _comes_out(stage, thread, exits):
             return False

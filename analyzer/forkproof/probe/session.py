@@ -11,6 +11,8 @@ so that "at a breakpoint" means the same on both machines, and going on goes ove
 
 Rejected: stopping all threads to go over a breakpoint. Another thread may run past it in that moment, unseen; what is
 built on this only ever misses an opportunity by that, and it would cost every other thread two stops.
+
+Nothing is waited for without a limit: a thread that does not stop in time is left running, or to stop when it can.
 """
 
 from __future__ import annotations
@@ -33,11 +35,14 @@ from forkproof.errors import InputError
 from forkproof.probe import ptrace
 from forkproof.probe.forkcalls import fork_call
 from forkproof.probe.ptrace import Event, Gone, Kind, Request, Status
-from forkproof.probe.tracee import Memory, Process, Thread
+from forkproof.probe.tracee import Memory, Process, Thread, where
 
 _Handler = Callable[[int, FrameType | None], object]
 _POLL: Final = 0.02
 """Seconds after which children are asked for again, should another thread of this process eat a SIGCHLD."""
+_STOP: Final = 5.0
+"""Seconds that a thread may take to stop when it is asked to, or to come over one instruction. One that waits for its
+child of vfork stops when that has gone on; one that ran past its breakpoint, as an emulator lets it, may never."""
 _REAP: Final = 10.0
 """Seconds that killed processes may take to be gone: they are, in milliseconds, unless the machine stands still."""
 
@@ -248,6 +253,18 @@ class Session:
                 return None
             signal.sigtimedwait({signal.SIGCHLD}, min(left, _POLL))
 
+    def _awaited(self, tid: int) -> Status | None:
+        """The next status of one thread; None when there is none in `_STOP` seconds, or never will be.
+
+        A process's first thread that has ended tells of it when the last of the others has: that is not waited for.
+        """
+        deadline = time.monotonic() + _STOP
+        while (status := ptrace.wait(tid, block=False)) is None:
+            has_news = signal.sigtimedwait({signal.SIGCHLD}, _POLL) is not None
+            if not has_news and (time.monotonic() > deadline or not _may_stop(tid)):
+                return ptrace.wait(tid, block=False)
+        return status
+
     def _is_stale(self, stop: Stop) -> bool:
         """A breakpoint that was taken out while the stop waited in the queue."""
         thread = stop.thread
@@ -322,7 +339,7 @@ class Session:
     def _forked(self, thread: Thread, *, is_vfork: bool) -> Stop:
         """Meet what was created, stopped at its first instruction."""
         tid = ptrace.event_message(thread.tid)
-        status = self._early.pop(tid, None) or ptrace.wait(tid, block=True)
+        status = self._early.pop(tid, None) or self._awaited(tid)
         pid = _process_of(tid)
         if pid == thread.process.pid:
             child = self._add(thread.process, tid)
@@ -361,7 +378,7 @@ class Session:
             is_signalled = bool(thread.deliver) and thread.at_signal == thread.deliver[0].number
             if not is_signalled and thread.process.memory.breakpoint_at(thread.registers.pc) is not None:
                 self.step(thread)
-            if thread.tid in self.threads:
+            if thread.tid in self.threads and thread.is_stopped:
                 thread.go_with_signal(Request.SYSCALL if thread.follows_syscalls else Request.CONT)
 
     def halt(self, thread: Thread) -> None:
@@ -373,7 +390,8 @@ class Session:
     def step(self, thread: Thread) -> bool:
         """Over one instruction, or one exclusive pair, the breakpoint at it lifted.
 
-        False when the thread ended, or where the instruction faults: then it has not moved, and gets the signal.
+        False when the thread ended, or does not come back (then it runs), or where the instruction faults: then it has
+        not moved, and gets the signal.
         """
         memory, at = thread.process.memory, thread.registers.pc
         point = memory.breakpoint_at(at)
@@ -386,7 +404,7 @@ class Session:
         while True:
             try:
                 thread.go(Request.CONT if exits else Request.SINGLESTEP)
-                status = ptrace.wait(thread.tid, block=True)
+                status = self._awaited(thread.tid)
             except Gone:
                 status = None
             self.stops += 1
@@ -408,7 +426,10 @@ class Session:
                         return False
 
     def freeze(self, threads: Iterable[Thread]) -> None:
-        """Stop these and keep them stopped; what they were about to do is kept until they are thawed."""
+        """Stop these and keep them stopped; what they were about to do is kept until they are thawed.
+
+        One that cannot stop yet (`is_stopped` says so) does before it runs another instruction of its program.
+        """
         for thread in threads:
             thread.is_frozen = True
             if not thread.is_stopped:
@@ -416,7 +437,7 @@ class Session:
                     ptrace.interrupt(thread.tid)
         for thread in list(threads):
             while thread.tid in self.threads and not thread.is_stopped:
-                status = ptrace.wait(thread.tid, block=True)
+                status = self._awaited(thread.tid)
                 if status is None:
                     break
                 self._take(status)
@@ -461,6 +482,12 @@ def _process_of(tid: int) -> int:
     except OSError:
         pass
     return tid
+
+
+def _may_stop(tid: int) -> bool:
+    """The thread is there, and has not ended."""
+    seen = where(tid, tid)
+    return seen is not None and seen.state not in "ZX"
 
 
 def _shares_memory(thread: Thread) -> bool:
