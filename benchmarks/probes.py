@@ -37,6 +37,7 @@ from forkproof.options import ScanOptions
 from forkproof.probe.prepare import plan_text
 from tools import laboratory, probe_fixtures
 from tools.brute_force import brute_force
+from tools.bytecode import with_bytecode
 from tools.sysroot import find
 
 HERE: Final = Path(__file__).resolve().parents[1]
@@ -168,9 +169,8 @@ class Timed:
 def timed(arguments: Sequence[str]) -> Timed:
     """`forkproof probe` with these arguments."""
     before, start = os.times(), time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "forkproof", "probe", *arguments], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "forkproof", "probe", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=with_bytecode())
     seconds, after = time.perf_counter() - start, os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     if not done.stdout:

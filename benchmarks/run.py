@@ -28,6 +28,10 @@ from random import Random
 from statistics import median
 from typing import Any, Final
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.bytecode import with_bytecode
+
 PROGRAM: Final = "/usr/bin/qemu-system-x86_64"
 RATIO_GOAL: Final = 0.2
 MEMORY_GOAL: Final = 250
@@ -36,8 +40,6 @@ SCAN_GOAL: Final = 1.0
 """With every rule and every lock."""
 SCAN_MEMORY_GOAL: Final = 400
 GROWTH: Final = (1, 10, 50)
-BYTECODE: Final = Path(__file__).resolve().parents[1] / "build" / "bytecode"
-"""Where Python keeps what it compiled, from one run of the benchmarks to the next."""
 MODULES: Final = ("forkproof", "forkproof.cli", "numpy", "capstone", "networkx", "lief", "forkproof.pipeline")
 
 
@@ -50,12 +52,6 @@ class Run:
     """User and system time, of all threads."""
     peak: float
     """MiB of resident memory at most."""
-
-
-def _environment(cache: str) -> dict[str, str]:
-    """Ours, with bytecode, which an installed package has: where none may be written, each run would compile anew."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "XDG_CACHE_HOME": f"{cache}/cache", "PYTHONPYCACHEPREFIX": str(BYTECODE)}
 
 
 def measured(command: Sequence[str | Path], environment: Mapping[str, str]) -> Run:
@@ -110,9 +106,10 @@ def cold(target: str, sysroot: str, preload: Sequence[str], files: Sequence[Path
     spines, scans, dumps = [], [], []
     for _ in range(rounds + 1):
         with tempfile.TemporaryDirectory() as empty:
-            spines.append(measured(spine, _environment(empty)))
-            scans.append(measured(scan, _environment(empty)))
-            dumps.append(measured([_objdump(files[0]), "--disassemble", *files], _environment(empty)))
+            environment = with_bytecode(XDG_CACHE_HOME=f"{empty}/cache")
+            spines.append(measured(spine, environment))
+            scans.append(measured(scan, environment))
+            dumps.append(measured([_objdump(files[0]), "--disassemble", *files], environment))
     way, ours, theirs = _median(spines[1:]), _median(scans[1:]), _median(dumps[1:])
     size = sum(path.stat().st_size for path in files)
     ratios = way.seconds / theirs.seconds, ours.seconds / theirs.seconds
@@ -208,7 +205,7 @@ def imports(rounds: int) -> dict[str, float]:
     """Seconds to import each module in a new interpreter, beyond an empty one; and `forkproof --help` whole."""
 
     def waited(*arguments: str) -> float:
-        command, environment = [sys.executable, *arguments], _environment(os.devnull)
+        command, environment = [sys.executable, *arguments], with_bytecode(XDG_CACHE_HOME=f"{os.devnull}/cache")
         measured(command, environment)  # compiles
         return median(measured(command, environment).seconds for _ in range(rounds))
 

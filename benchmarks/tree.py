@@ -22,6 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.bytecode import with_bytecode
+
 SYSROOT: Final = "bookworm-amd64-tree"
 SPEEDUP_GOAL: Final = 1.7
 CACHED_GOAL: Final = 5.0
@@ -55,14 +59,12 @@ def measured(name: str, tree: Path, processes: int, home: Path, arguments: Seque
     """Scan the tree; the run and the report."""
     command = [sys.executable, "-m", "forkproof", "scan", "--format", "json", "--jobs", str(processes), str(tree)]
     command += ["--sysroot", str(tree), *arguments]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    environment |= {"XDG_CACHE_HOME": str(home), "PYTHONPYCACHEPREFIX": str(home.parent / "bytecode")}
     report = home.parent / "report.json"
     allowed = set(sorted(os.sched_getaffinity(0))[:processes])
     with report.open("wb") as file:
         begin = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.DEVNULL, env=environment,
+            command, stdout=file, stderr=subprocess.DEVNULL, env=with_bytecode(XDG_CACHE_HOME=str(home)),
             preexec_fn=lambda: os.sched_setaffinity(0, allowed),  # noqa: PLW1509 - this program has one thread
         )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
