@@ -211,8 +211,9 @@ class _Scanner:
         self.scopes, self.options, self.progress, self.note = scopes, options, progress, note
         self.known = signatures.load()
         self.images = SharedImages()
-        self.cache = Cache(options.cache) if options.cache is not None and note is None else None
-        self.parts = Parts(self.cache)
+        kept = Cache(options.cache) if options.cache is not None else None
+        self.cache = kept if note is None else None
+        self.parts = Parts(kept)
 
     def scan(self, task: _Task) -> Outcome:
         """One program; whatever is wrong with its file is its outcome."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.build import Result, Toolchain
-from forkproof import pipeline
+from forkproof import libc_locks, pipeline
 from forkproof.elf.image import load
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, ScanOptions
@@ -249,6 +249,14 @@ class TestPlans:
             file.write(b"x")
         with pytest.raises(AssertionError, match="scanned again"):
             prepared(str(program), options)
+
+    def test_libraries_are_known_from_other_programs(
+        self, built_fixtures: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options = ScanOptions(cache=tmp_path / "cache")
+        prepared(str(_path(built_fixtures, "daemon_libc")), options)
+        monkeypatch.setattr(libc_locks, "derive", _refused)
+        prepared(str(_path(built_fixtures, "child_localtime")), options)
 
 
 def _refused(*_unused: object) -> None:
