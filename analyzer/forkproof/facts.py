@@ -169,7 +169,7 @@ class Facts:
             else:
                 base = program.base
                 owned |= {Function(f) for f in range(int(base[allocator.object]), int(base[allocator.object + 1]))}
-        using = self.libc_locks.using() if self.libc.core is not None and len(program.codes) > 1 else {}
+        using = self.libc_locks.using if self.libc.core is not None and len(program.codes) > 1 else {}
         given = dict(self.given.arguments)
         for function in {w.window.function for w in self.windows if w.threads is not Answer.NO and w.is_own}:
             if values := self.given.by_callers(function):

@@ -61,6 +61,7 @@ class LibcLocks:
         """libc's functions that programs call, with their plainest names."""
         return self._catalogue.public
 
+    @cached_property
     def using(self) -> dict[Function, LockFunction]:
         """libc's functions that take the lock of an object that they are given, if no signature names them."""
         named = self.flow.program.called(sorted(self.flow.signatures.locks), self.libc.objects)

@@ -126,7 +126,7 @@ def _turns(facts: Facts, frame: Frame, lock: Lock) -> Iterator[AcquireSite]:
 def _ends(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:
     """Where a frame stands; where that is a call of a function of libc's that takes the lock of an object which it is
     given (readdir), in that function: what is passed is no lock."""
-    flow, using = facts.flow, facts.libc_locks.using()
+    flow, using = facts.flow, facts.libc_locks.using
     for function in _functions_of(facts, frame):
         site = flow.program.rva_of(function) + frame.offset
         called = {Function(int(flow.graph.target[e])) for e in flow.edges_at(function, site)} & using.keys()

@@ -384,17 +384,25 @@ class Dance:
         assert parked.acquire is not None
         return attempt(self.stage, parked.thread, parked.acquire)
 
-    def _ticks(self, number: int, running: list[Thread]) -> Iterator[None]:
+    def _ticks(self, number: int, running: Sequence[Thread]) -> Iterator[None]:
         """Let time pass, a tick at a time, stops handled; so many in which these could run."""
+        for stop in self._stops(number, running):
+            if stop is None:
+                yield
+            else:
+                self._pass_over(stop)
+
+    def _stops(self, number: int, running: Sequence[Thread]) -> Iterator[Stop | None]:
+        """What stops while time passes; None at the end of each tick."""
         waited = Patience()
         while waited.ticks < number:
             end = time.monotonic() + TICK
             while (left := end - time.monotonic()) > 0:
                 stop = self.session.wait(left)
                 if stop is not None:
-                    self._pass_over(stop)
+                    yield stop
             waited.tick(running)
-            yield
+            yield None
 
     # ---- protected -------------------------------------------------------------------------
 
@@ -473,17 +481,11 @@ class Dance:
         self, thread: Thread, ticks: int, forker: Thread | None = None, running: Sequence[Thread] = ()
     ) -> bool:
         """Run everything that is not stopped; true when the thread comes to its return address, where it then is."""
-        waited = Patience()
-        while waited.ticks < ticks:
-            end = time.monotonic() + TICK
-            while (left := end - time.monotonic()) > 0:
-                stop = self.session.wait(left)
-                if stop is None:
-                    continue
+        for stop in self._stops(ticks, running):
+            if stop is not None:
                 if stop.thread is thread and stop.reason is Reason.BREAKPOINT:
                     return True
                 self._pass_over(stop, forker)
-            waited.tick(running)
         return False
 
     def _comes_back_after(self, forker: Thread, thread: Thread) -> bool:
