@@ -45,6 +45,7 @@ class Newcomers:
         self.summaries, self._reach = summaries, reach
         self._stores = Stores(summaries, lambda _: True)
         self._settled: dict[_Cell, bool] = {}
+        self._far: dict[Function, frozenset[int]] = {}
         self._setters: dict[_Cell, dict[Function, frozenset[Value]]] = {}
 
     def is_only_for(self, step: Step) -> bool:
@@ -147,18 +148,19 @@ class Newcomers:
         if cell.place < TELLING:
             return False
         below = np.flatnonzero((near >= 0) & (near <= _SETS_UP)).tolist()
-        return any(self._stores_so_far_in(Function(f), cell.place) for f in below)
+        return any(cell.place in self._places(Function(f)) for f in below)
 
-    def _stores_so_far_in(self, function: Function, place: int) -> bool:
-        """A function stores so far behind what it is given, as one does that gets the address of all variables."""
-        operations = [o for i in self.summaries.flow.body(function).instructions for o in i.operations]
-        cells = [o.cell for o in operations if isinstance(o, Atomic)]
-        cells += [o.destination for o in operations if isinstance(o, Set) and isinstance(o.destination, Memory)]
-        if any(c.displacement == place and not c.thread and c.base != "pc" for c in cells):
-            return True
-        return any(isinstance(o, Add) and o.value == place for o in operations) and any(
-            c.displacement == 0 for c in cells
-        )
+    def _places(self, function: Function) -> frozenset[int]:
+        """How far behind what it is given a function stores, as one does that gets the address of all variables."""
+        if function not in self._far:
+            operations = [o for i in self.summaries.flow.body(function).instructions for o in i.operations]
+            cells = [o.cell for o in operations if isinstance(o, Atomic)]
+            cells += [o.destination for o in operations if isinstance(o, Set) and isinstance(o.destination, Memory)]
+            places = {c.displacement for c in cells if not c.thread and c.base != "pc"}
+            if any(c.displacement == 0 for c in cells):
+                places |= {o.value for o in operations if isinstance(o, Add)}
+            self._far[function] = frozenset(places)
+        return self._far[function]
 
     def _stored(self, cell: _Cell) -> dict[Function, frozenset[Value]]:
         """Which functions of the object store into the variable, and what."""
