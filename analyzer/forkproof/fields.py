@@ -461,7 +461,7 @@ class _Fields(Search):
 
     def _passes_on(self, caller: Function, site: int, parameter: int) -> Iterator[int]:
         """Which of its own parameters a function passes along."""
-        for call in self._look(caller, {site}):
+        for call in self._look(caller, lambda at, _: at == site):
             value = call.state.register(self.convention.arguments[parameter])
             if value is not None and isinstance(value.base, Entry) and self._is_given(value):
                 yield self.convention.arguments.index(value.base.register)

@@ -15,7 +15,7 @@ caller does in its turn.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -113,7 +113,7 @@ class Search:
         self.convention = CONVENTIONS[self.program.image(0).machine]
         self.found: set[tuple[int, int, int, int]] = set()
         self.passed: dict[Start, Given] = {}
-        self._calls: dict[Function, tuple[_Call, ...]] = {}
+        self._calls: dict[tuple[Function, int], tuple[_Call, ...]] = {}
         self._does: dict[tuple[Function, int], tuple[Role, ...]] = {}
 
     # ---- where it begins -------------------------------------------------------------------
@@ -171,7 +171,7 @@ class Search:
         known = self._named_at(caller, site, role.kind)
         if known and not any(self._what_is_done(f, _LEVELS) for f in known if self._may_call(f, _LEVELS)):
             return  # nothing more can come of it: most threads begin in a function that is named where they start
-        for call in self._look(caller, {site}) if self._size(caller) <= _LARGEST else ():
+        for call in self._look(caller, lambda at, _: at == site) if self._size(caller) <= _LARGEST else ():
             given = self._arguments(caller, call.state)
             yield from self._resolved(caller, call, role, given, _DEEPEST)
 
@@ -212,7 +212,7 @@ class Search:
         return known
 
     def _roles_by_code(self, function: Function, levels: int) -> Iterator[Role]:
-        for call in self._calls_of(function):
+        for call in self._calls_of(function, levels):
             given = self._arguments(function, call.state)
             target = self._target(function, call)
             if isinstance(target, Value) and self._is_given(target):
@@ -338,18 +338,29 @@ class Search:
 
     # ---- code ------------------------------------------------------------------------------
 
-    def _calls_of(self, function: Function) -> tuple[_Call, ...]:
-        """The calls of a function, in order, with what is known before each."""
-        known = self._calls.get(function)
+    def _calls_of(self, function: Function, levels: int) -> tuple[_Call, ...]:
+        """The calls of a function that can call what it is given, themselves or so many levels down, in order, with
+        what is known before each."""
+        known = self._calls.get((function, levels))
         if known is None:
-            known = self._calls[function] = tuple(self._look(function)) if self._is_small(function) else ()
+            obj = self.program.object_of(function)
+
+            def matters(to: Operand | int | None) -> bool:
+                callee = self._function(Place(obj, to)) if isinstance(to, int) else None
+                return not isinstance(to, int) or (callee is not None and self._may_call(callee, levels - 1))
+
+            found = self._look(function, lambda _, to: matters(to)) if self._is_small(function) else ()
+            known = self._calls[function, levels] = tuple(found)
         return known
 
-    def _look(self, function: Function, only: Collection[int] = ()) -> Iterator[_Call]:
+    def _look(self, function: Function, matters: Callable[[int, Operand | int | None], bool]) -> Iterator[_Call]:
+        """The calls that matter, of which the sites and the targets are told."""
         program = self.program
         obj, rva = program.object_of(function), program.rva_of(function)
         body = decode(program.image(obj), [(rva, self._size(function))], vectors=True)
-        targets = {site: to for site, to in _transfers(body) if not only or site in only}
+        targets = {site: to for site, to in _transfers(body) if matters(site, to)}
+        if not targets:
+            return
         within = body.leading_to(targets) - virtual_ways(body, targets)
         states = explore(body, program.image(obj).machine, rva, watch=targets, within=within, fields=True).states
         for site in sorted(targets):
