@@ -2,6 +2,8 @@
 
 Owns: the run that is made after one in which the fork had the lock itself (`steer`, PROTECTED). That it had it once
       does not say that it waits for it: a handler may only try. Here a thread is given the lock first, and keeps it.
+      And the run after one in which nobody came to the lock while the forking thread stood at its fork (NO_HOLDER):
+      that may have had another lock, which whoever takes this one takes before.
 Takes: a `Stage`, a `Cast`, and the function by which the forking thread goes to fork. Gives: `Performance`: PROTECTED
        if the forking thread waits until the lock is let go; HUNG or PASSED if it forks all the same.
 Must never: call the fork protected because no thread came to have the lock.
@@ -70,7 +72,7 @@ class _Beforehand(Dance):
         process = forker.process
         self.stage.disarm(process)
         if not self._park_late(forker):
-            return self._no_holder(process, ())
+            return self._no_holder(forker, ())
         parked = self.parked
         assert parked is not None
         others = [t for t in process.threads.values() if t is not forker and t is not parked.thread]

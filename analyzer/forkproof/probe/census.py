@@ -27,8 +27,11 @@ _ENOUGH: Final = 48
 """Times that a site is met on one side of a fork before it is left alone."""
 _NOTHING_NEW: Final = 60
 """Ticks after a fork in which nothing new is learnt, before a run is over that neither ends nor rests."""
-_AT_SITES: Final = 0.25
-"""What a tick counts in which threads came to sites: on a slow machine they take long to have been met enough."""
+_BUSY: Final = 0.25
+"""What a tick counts in which threads came to sites, or processes and threads were made where such were made before: on
+a slow machine they take long to have been met enough, and a program may go on with it for ever."""
+_FORKS: Final = 4
+"""Forks from one place that are news: which of them can be steered may be chance."""
 _OTHERS: Final = 400
 """The same, while only the leader meets it: the leader is of interest after the fork."""
 
@@ -125,7 +128,10 @@ class _Run:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.met: Counter[tuple[int, int, bool]] = Counter()
-        self.known = self.stops = 0
+        self.places: Counter[tuple[Frame, ...]] = Counter()
+        """From where it forked."""
+        self.known = 0
+        self.busy = 0, 0, 0, 0
         self.idle = 0.0
         self.rest = watch.Rest(stage)
 
@@ -135,6 +141,7 @@ class _Run:
             case Kind.CLONED, thread if thread is not None and not self.stage.actor_of(thread.process).armed:
                 self.stage.arm(thread.process)
             case Kind.FORK, thread if thread is not None:
+                self.places[scene.stack] += 1
                 census.forks.append(
                     Fork(
                         len(census.forks) + 1, thread.process.pid, scene.stack, scene.call.name if scene.call else "",
@@ -192,12 +199,17 @@ class _Run:
         """The children have come to rest, everything has ended, or nothing more is learnt (a child may spin)."""
         if scene.kind is not Kind.TICK:
             return False
-        known = len(census.forks) + len(census.before) + len(census.leader) + len(census.after)
-        known += len(self.stage.session.processes) + len(self.stage.session.threads)
-        stops = self.met.total()
-        waited = _AT_SITES if stops != self.stops else 1
+        known = (
+            sum(min(n, _FORKS) for n in self.places.values())
+            + len(census.before)
+            + len(census.leader)
+            + len(census.after)
+        )
+        session = self.stage.session
+        busy = self.met.total(), len(census.forks), len(session.processes), len(session.threads)
+        waited = _BUSY if busy != self.busy else 1
         self.idle = self.idle + waited if known == self.known else 0
-        self.known, self.stops = known, stops
+        self.known, self.busy = known, busy
         return self.rest.has_come(scene) or (bool(census.forks) and self.idle >= _NOTHING_NEW)
 
     def end(self, root: Process) -> str:

@@ -257,6 +257,9 @@ class Prover:
             run = self._perform(finding, cast)
             if run.outcome is Outcome.PROTECTED:
                 run = self._challenged(finding, cast, run)
+            if run.outcome is Outcome.NO_HOLDER and run.entry is not None and left:
+                before = self._beforehand(finding, cast, left, run.entry)
+                run = before if before.outcome in (Outcome.HUNG, Outcome.PASSED) else run
             # Which lock a thread waits for when the fork's handlers hold some is chance: where it was seen to take this
             # one, it is tried both ways, twice.
             if run.outcome is Outcome.NO_HOLDER and (not cast.early or (left and missed < _MISSED)):
@@ -283,10 +286,7 @@ class Prover:
         assert run.lock is not None
         if run.entry is None:
             return run
-        self.progress.stage(f"probe: a thread that has the lock first, fork {cast.number} of {finding.id}", 0, 0)
-        first = replace(cast, locks=frozenset({run.lock.address}), early=False)
-        with self._stage(self._sites[finding.object], finding.fork) as stage:
-            found = beforehand.perform(stage, first, run.entry, self.wanted.seconds)
+        found = self._beforehand(finding, cast, frozenset({run.lock.address}), run.entry)
         match found.outcome:
             case Outcome.HUNG | Outcome.PASSED:
                 return found
@@ -295,6 +295,12 @@ class Prover:
                 return replace(run, reached=run.reached + also)
         missed = f"{run.reached}; whether it waits where a thread has it before was not seen: {_said(found)}"
         return replace(run, reached=missed)
+
+    def _beforehand(self, finding: Finding, cast: Cast, locks: frozenset[int], entry: tuple[str, int]) -> Performance:
+        self.progress.stage(f"probe: a thread that has the lock first, fork {cast.number} of {finding.id}", 0, 0)
+        first = replace(cast, locks=locks, early=False)
+        with self._stage(self._sites[finding.object], finding.fork) as stage:
+            return beforehand.perform(stage, first, entry, self.wanted.seconds)
 
     def _compared(self, finding: Finding, cast: Cast, lock: Word) -> Performance:
         """The control run. Where no thread comes to be stopped in it, or another has the lock, which is chance: again,

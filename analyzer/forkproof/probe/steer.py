@@ -57,6 +57,9 @@ _LATE: Final = 250
 """Ticks that the forker waits at its fork for another thread to come to a lock that is worth holding."""
 _LATE_ANY: Final = 60
 """The same where no lock is known to be: nobody was seen to take one that a child asks for."""
+_STILL: Final = 60
+"""Ticks in a row in which nothing moves, before a thread that was seen to take the lock is given up: a timer or another
+process may wake it. Where none is known to take it, `STUCK` of them."""
 _SPINS: Final = 40
 """Ticks in a row in which a thread is found running and the one wanted lock taken, before it is taken for a waiter."""
 _AGAIN: Final = 20
@@ -272,7 +275,7 @@ class Dance:
         if self.parked is not None and self.parked.thread.process is not process:
             self._unpark()
         if self.parked is None and not self._park_late(forker):
-            return self._no_holder(process, stack)
+            return self._no_holder(forker, stack)
         parked = self.parked
         assert parked is not None
         others = [t for t in process.threads.values() if t is not forker and t is not parked.thread]
@@ -296,14 +299,16 @@ class Dance:
             Outcome.LOST, parked.lock, parked.acquire, (place.object, place.rva), fork=stack, holder=holder
         )  # fmt: skip
 
-    def _no_holder(self, process: Process, stack: tuple[Frame, ...]) -> Performance:
-        if len(process.threads) < 2:
+    def _no_holder(self, forker: Thread, stack: tuple[Frame, ...]) -> Performance:
+        others = len(forker.process.threads) - 1
+        if not others:
             reached = "the process had no other thread when it forked"
         elif self.seen_sites:
             reached = "other threads took the lock earlier, but none could be stopped before it"
         else:
-            reached = f"none of {len(process.threads) - 1} other threads came to take such a lock"
-        return Performance(Outcome.NO_HOLDER, fork=stack, reached=reached)
+            reached = f"none of {others} other threads came to take such a lock"
+        entry = self._entry(forker) if others and stack else None
+        return Performance(Outcome.NO_HOLDER, fork=stack, reached=reached, entry=entry)
 
     def _park_late(self, forker: Thread) -> bool:
         """The forker waits; run the others until one comes to a site, or waits for a lock already, or nothing moves."""
@@ -313,7 +318,7 @@ class Dance:
         self.skip = 0
         self.stage.arm(process)
         quiet = ticks = 0
-        waited, enough = Patience(), _LATE if self.cast.locks else _LATE_ANY
+        waited, enough, still = Patience(), *((_LATE, _STILL) if self.cast.locks else (_LATE_ANY, STUCK))
         spins: dict[int, int] = {}
         for scene in self.stage.scenes(self.deadline):
             if scene.kind is Kind.SITE and scene.thread is not None and scene.thread.process is process:
@@ -329,8 +334,8 @@ class Dance:
                     break
                 ticks += 1
                 waited.tick(others)
-                quiet = 0 if any(moves(t) for t in others) else quiet + 1
-                if quiet >= STUCK or waited.ticks >= enough:
+                quiet = 0 if any(map(moves, [*others, *self._children(process)])) else quiet + 1
+                if quiet >= still or waited.ticks >= enough:
                     break
                 if ticks % _AGAIN == 0:
                     self.stage.disarm(process)
@@ -338,6 +343,12 @@ class Dance:
             self.stage.go(scene.thread, scene.child)
         self.stage.disarm(process)
         return self.parked is not None
+
+    def _children(self, process: Process) -> Iterator[Thread]:
+        """What a thread may wait for, as for a command that it has started."""
+        for child in self.session.processes.values():
+            if child.parent == process.pid and child.is_alive:
+                yield from child.threads.values()
 
     def _waiter(self, others: list[Thread], spins: dict[int, int]) -> Parked | None:
         """A thread that waits for a wanted lock already: in futex on it, or by spinning in a function that acquires."""
