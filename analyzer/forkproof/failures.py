@@ -1,8 +1,8 @@
-"""Which calls a function makes only after a system call has failed.
+"""Which calls a function makes only after a system call has failed, and which functions only report the worst and end.
 
 Owns: one assumption, and what it excludes: no system call returns a negative number, no exec comes back, and
-      nobody has a reason to read errno.
-Takes: `Flow`, and the objects of the C library. Gives: sites of calls.
+      nobody has a reason to read errno or to ask what an error is called.
+Takes: `Flow`, and the objects of the C library. Gives: sites of calls; yes or no for a function.
 Must never: be evidence that a call does not happen. It ranks: what programs do when open(2) fails is not what
       they do as a matter of course.
 Wrong where: a program expects the failure (EAGAIN in a loop, a file that need not exist), and where it does not
@@ -15,10 +15,11 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
+from forkproof.callgraph import CALLS
 from forkproof.code.decode import Body
-from forkproof.code.explore import CallEffect, Effects, explore
+from forkproof.code.explore import CallEffect, Effects, Exploration, explore
 from forkproof.code.operations import Memory, Set
-from forkproof.flow import Flow
+from forkproof.flow import GUARDS, Flow
 from forkproof.program import Function
 
 _SUCCEEDS = CallEffect(succeeds=True)
@@ -26,6 +27,18 @@ _ENDS = CallEffect(returns=False)
 _GIVES_ZERO = CallEffect(result=0)
 _ERRNO = "__errno_location"
 """The address of errno, in glibc and musl (Linux Standard Base, baselib---errno-location)."""
+ERROR_TEXTS = ("strerror", "strerror_r", "__xpg_strerror_r", "g_strerror", "perror")
+"""Called when something has failed, to say what."""
+_ABORTS = (
+    "abort",
+    "__assert",
+    "__assert_fail",
+    "__assert_perror_fail",
+    "__libc_fatal",
+    "g_abort",
+    "g_assertion_message",
+)
+"""How a program ends that finds itself broken."""
 _SOON = 3
 """Instructions after a call of it in which errno is read, if it is."""
 _NEAR = 2
@@ -43,6 +56,9 @@ class Failures:
         self._sites: dict[Function, frozenset[int]] = {}
         self._entering: dict[Function, bool] = {}
         self._execing: dict[Function, bool] = {}
+        self._exits = frozenset(flow.program.called(flow.signatures.exit_names.exact - {"abort"}))
+        self._texts = frozenset(flow.program.called(ERROR_TEXTS))
+        self._bad_ends: dict[Function, bool] = dict.fromkeys(flow.program.called(_ABORTS), True)
 
     def among(self, edges: Iterable[int]) -> list[int]:
         """Those of some call edges that are taken only after a failure."""
@@ -64,6 +80,40 @@ class Failures:
         effects = _with({**assumed, **dict.fromkeys(sites, _ENDS)}, ordinary)
         return explore(body, self.flow.machine, self.flow.program.rva_of(function), effects=effects).returns
 
+    def is_fatal(self, function: Function) -> bool:
+        """It never comes back, and all that it ends in is abort or an exit that tells of a failure."""
+        return not self.flow.returns(function) and self._ends_badly(function)
+
+    def _ends_badly(self, function: Function) -> bool:
+        """All calls of it that do not come back are such, if there are any, and it does not exec.
+
+        Whether it comes to them is not asked.
+        """
+        known = self._bad_ends.get(function)
+        if known is None:
+            self._bad_ends[function] = False  # what calls itself on the way
+            edges = [e for e in self.flow.outgoing(function) if int(self.flow.graph.kind[e]) in CALLS]
+            known = self._bad_ends[function] = self._all_bad(function, edges)
+        return known
+
+    def _all_bad(self, function: Function, edges: list[int]) -> bool:
+        flow, found = self.flow, False
+        for edge in edges:
+            target, site = Function(int(flow.graph.target[edge])), int(flow.graph.site[edge])
+            if target in flow.execs:
+                return False
+            if flow.program.name_of(target) in GUARDS:
+                continue
+            if target in self._exits:
+                if not flow.constant_calls.passed(function, site).get(flow.convention.arguments[0]):
+                    return False
+                found = True
+            elif flow.ends_on(edge):
+                if not self._ends_badly(target):
+                    return False
+                found = True
+        return found
+
     def _find(self, function: Function) -> frozenset[int]:
         flow = self.flow
         body, start = flow.body(function), flow.program.rva_of(function)
@@ -75,7 +125,7 @@ class Failures:
         ordinary = flow.effects(function)
         anyhow = flow.explored(function)
         lucky = explore(body, flow.machine, start, effects=_with(assumed, ordinary))
-        if anyhow.returns and not lucky.returns:  # errno is saved on every way: that tells nothing
+        if _goes_on(anyhow) and not _goes_on(lucky):  # errno is saved on every way: that tells nothing
             assumed = {site: effect for site, effect in assumed.items() if effect is _SUCCEEDS}
             lucky = explore(body, flow.machine, start, effects=_with(assumed, ordinary))
         return frozenset(t.site for t in anyhow.transfers) - {t.site for t in lucky.transfers}
@@ -84,7 +134,8 @@ class Failures:
         flow, assumed = self.flow, {}
         for edge in flow.outgoing(function):
             site, target = int(flow.graph.site[edge]), Function(int(flow.graph.target[edge]))
-            if self._ends_in_exec(target) or (flow.program.name_of(target) == _ERRNO and self._reads_errno(body, site)):
+            reads = flow.program.name_of(target) == _ERRNO and self._reads_errno(body, site)
+            if reads or target in self._texts or self._ends_in_exec(target):
                 assumed[site] = _ENDS
             elif self._enters_kernel(target):
                 assumed[site] = _SUCCEEDS
@@ -141,6 +192,11 @@ class Failures:
                 known = bool(first < last)
             self._entering[function] = known
         return known
+
+
+def _goes_on(run: Exploration) -> bool:
+    """It returns, or goes round in a loop, as threads do."""
+    return run.returns or any(block in run.onward(block) for block in run.successors)
 
 
 def _with(assumed: dict[int, CallEffect], ordinary: Effects) -> Effects:

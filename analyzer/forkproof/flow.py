@@ -6,7 +6,8 @@ Takes: the call graph and the signatures' names of exec, exit and other function
 Gives: `Flow`, a memoised service for the analyses that follow single functions.
 Must never: be asked about every function of a program: each answer decodes code.
 Wrong where: a function returns only through a computed jump; where a noreturn function has no name and
-      holds a stray return byte (it then counts as returning, which keeps paths alive).
+      holds a stray return byte, or what it is given to end for passes through memory (it then counts as returning,
+      which keeps paths alive).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import numpy as np
 
 from forkproof import golang
 from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Reach
+from forkproof.code.certain import Constants, comes_back
 from forkproof.code.conventions import CONVENTIONS, Convention
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CallEffect, Effects, Exploration, State, explore
 from forkproof.code.operations import Call, Const, Operation, Register, Set
 from forkproof.columns import unique
+from forkproof.constant_calls import ConstantCalls
 from forkproof.elf.demangle import demangle
 from forkproof.elf.image import I64, Machine
 from forkproof.model import Frame
@@ -51,7 +54,7 @@ _TAIL_REACH: Final = 8
 """Bytes before a tail call that can hold the end of an epilogue."""
 _EPILOGUE_REACH: Final = 64
 """Bytes after a call in which a function's end stands, checks of the stack guard included."""
-_GUARDS: Final = frozenset({"__stack_chk_fail", "__stack_chk_fail_local"})
+GUARDS: Final = frozenset({"__stack_chk_fail", "__stack_chk_fail_local"})
 """Called on the way out of ordinary functions, when the stack was smashed."""
 _REMEMBERED: Final = 16
 """Functions whose states before calls are kept: who asks about one asks again at once."""
@@ -82,12 +85,14 @@ class Flow:
         self._asked: set[Function] = set()
         self._call_states: OrderedDict[Function, dict[int, State | None]] = OrderedDict()
         self._bodies: dict[Function, Body] = {}
-        self._returning: dict[Function, bool] = {}
+        self._returning: dict[Function, tuple[bool, int]] = {}
+        """Whether each returns, and how deep that was looked for."""
         self._parts: dict[Function, tuple[Function, ...]] = {}
         self._owners: dict[Function, Function | None] = {}
         self._sites: dict[Function, dict[int, list[int]]] = {}
         self._ends: dict[tuple[Function, frozenset[Function]], frozenset[int]] = {}
         self._taken: dict[int, I64] = {}
+        self.constant_calls = ConstantCalls(self)
 
     @cached_property
     def main(self) -> Function | None:
@@ -255,16 +260,27 @@ class Flow:
             for _, number, site, kind in self.graph.rows_from(part):
                 if kind in _CALLS and ends.get(site, True):
                     target = Function(number)
-                    ends[site] = target in ending or not self.returns(target)
+                    ends[site] = target in ending or self.ends_at(function, site, target)
         return frozenset(site for site, is_end in ends.items() if is_end)
 
     def returns(self, function: Function, depth: int = _RETURN_DEPTH) -> bool:
         """False when a call of the function is known not to come back."""
-        known = self._returning.get(function)
-        if known is None:
-            self._returning[function] = True  # a recursive call: assume that it returns
-            known = self._returning[function] = self._decide_returns(function, depth)
+        known, deep = self._returning.get(function, (True, -1))
+        if known and deep < depth:  # who looked less far may have taken it for returning
+            self._returning[function] = True, _RETURN_DEPTH  # a recursive call: assume that it returns
+            known = self._decide_returns(function, depth)
+            self._returning[function] = known, depth
         return known
+
+    def ends_at(self, function: Function, site: int, target: Function, depth: int = _RETURN_DEPTH) -> bool:
+        """A call at a site of a function does not come back: its target never does, or not with these constants."""
+        return not self.returns(target, depth) or self.constant_calls.end(function, site, target, depth)
+
+    def ends_on(self, edge: int) -> bool:
+        """The call that an edge stands for does not come back."""
+        graph = self.graph
+        source, target = Function(int(graph.source[edge])), Function(int(graph.target[edge]))
+        return self.ends_at(self.whole(source), int(graph.site[edge]), target)
 
     def loops(self, function: Function, site: int | None) -> bool:
         """A loop of the function goes through an instruction, or through any where none is named."""
@@ -278,23 +294,28 @@ class Flow:
         ending: tuple[NameSet, ...] = (self.signatures.noreturn, self.signatures.exit_names)
         if any(name in group for name in names for group in ending):
             return False
-        if depth == 0 or (self._has_return(function) and not self._may_end_first(function, depth)):
+        if depth == 0:
             return True
-        if self._has_returning_tail(function, depth):
+        is_plain = (self._has_return(function) and not self._may_end_first(function, depth)) or (
+            self._has_returning_tail(function, depth)
+        )
+        if is_plain and not self._passes_its_end(function, depth):
             return True
         leaving = [row for row in self.outgoing_rows(function) if row[3] in _CALLS]
         if not leaving or len(leaving) > 64:
             return True
-        exploration = explore(self.body(function), self.machine, rva, effects=self._shallow(function, depth - 1))
-        return exploration.returns or not exploration.complete
+        return self.may_return(function, {}, depth - 1)
 
-    def _shallow(self, function: Function, depth: int) -> Effects:
-        def effect(site: int) -> CallEffect:
-            edges = self.edges_at(function, site)
-            targets = [Function(int(self.graph.target[e])) for e in edges]
-            return _ENDS if targets and not any(self.returns(t, depth) for t in targets) else _RETURNS
+    def may_return(self, function: Function, known: Constants, depth: int) -> bool:
+        """Some way through a function that is given these constants, over calls that come back, leads to a return."""
 
-        return effect
+        def judge(site: int, passed: Constants) -> bool:
+            targets = [Function(int(self.graph.target[e])) for e in self.edges_at(function, site)]
+            return not targets or any(
+                self.returns(t, depth) and self.constant_calls.comes_back(t, passed, depth) for t in targets
+            )
+
+        return comes_back(self.body(function), self.machine, known, judge)
 
     def _may_end_first(self, function: Function, depth: int) -> bool:
         """The last call before a return does not come back: a return that the compiler put there in ignorance.
@@ -304,7 +325,7 @@ class Flow:
         """
         calls = [(site, t) for _, t, site, kind in self.graph.rows_from(function) if kind in _CALLS and kind != _JUMP]
         calls.sort(reverse=True)
-        last = next((c for c in calls if self.program.name_of(Function(c[1])) not in _GUARDS), None)
+        last = next((c for c in calls if self.program.name_of(Function(c[1])) not in GUARDS), None)
         if last is None:
             return False
         start, size = self._extent(function)
@@ -312,6 +333,14 @@ class Flow:
             last[0], max(min(start + size - last[0], _EPILOGUE_REACH), 0)
         )
         return self._holds_return(rest.tobytes()) and not self.returns(Function(last[1]), depth - 1)
+
+    def _passes_its_end(self, function: Function, depth: int) -> bool:
+        """Some call does not come back for the constants that it passes: what stands behind it proves nothing."""
+        may_end, end = self.constant_calls.may_end, self.constant_calls.end
+        return any(
+            kind in _CALLS and may_end[target] and end(function, site, Function(target), depth - 1)
+            for _, target, site, kind in self.graph.rows_from(function)
+        )
 
     def _has_returning_tail(self, function: Function, depth: int) -> bool:
         """A tail call right after an epilogue, to a function that returns: as good as a return, and found as cheaply.

@@ -401,7 +401,7 @@ class _Follower:
                 found |= self._go_end(edge)
             elif 0 <= flow.to_exec[target] <= _NEAR:
                 found.add("exec")
-            elif not flow.returns(target):
+            elif flow.ends_on(edge):
                 found.add("exec" if flow.to_exec[target] >= 0 and not self._is_abnormal(target) else "exit")
         if returns:
             found.add("return")

@@ -175,12 +175,12 @@ def explore(
     position; the states before watched instructions are the same if they are all that `Body.leading_to` names.
     `fields`: loads behind pointers have values too (`Behind`), which costs time and decides no branch.
     """
-    explorer = _Explorer(body, machine, effects or (lambda _: CallEffect()), frozenset(watch))
+    explorer = Explorer(body, machine, effects or (lambda _: CallEffect()), frozenset(watch))
     explorer.within, explorer.fields = within, fields
     return explorer.run(start, known or {})
 
 
-class _Explorer:
+class Explorer:
     """The worklist; one instance explores once."""
 
     def __init__(self, body: Body, machine: Machine, effects: Effects, watch: frozenset[int]) -> None:
@@ -296,9 +296,14 @@ class _Explorer:
             case _:
                 return []
 
+    def _effect(self, site: int, state: State) -> CallEffect:
+        """What a call (or a tail call) does, in the state before it."""
+        del state
+        return self.effects(site)
+
     def _call(self, instruction: Instruction, state: State) -> bool:
         self.transfers.add(Transfer(instruction.address, False))
-        effect = self.effects(instruction.address)
+        effect = self._effect(instruction.address, state)
         state.registers.update(self.destroyed)
         if not vectors.NAMES.isdisjoint(state.registers):
             for name in vectors.NAMES.intersection(state.registers):
@@ -313,22 +318,20 @@ class _Explorer:
         position = self.body.position(target)
         if position is not None:
             return [position]
-        self._leave(instruction.address)
-        del state
+        self._leave(instruction.address, state)
         return []
 
     def _jump_unknown(self, instruction: Instruction, state: State) -> list[int]:
         """A switch goes to leaders that nothing else explains; without any it is a tail call."""
-        del state
         if self.body.orphans:
             self.complete = False
             return list(self.body.orphans)
-        self._leave(instruction.address)
+        self._leave(instruction.address, state)
         return []
 
-    def _leave(self, site: int) -> None:
+    def _leave(self, site: int, state: State) -> None:
         self.transfers.add(Transfer(site, True))
-        effect = self.effects(site)
+        effect = self._effect(site, state)
         if effect.returns:
             self.returns = True
             self.results.add(None if effect.result is None else Value(None, effect.result))
@@ -343,7 +346,7 @@ class _Explorer:
             if target is not None:
                 result.append(target)
             elif not self.body.contains(branch.target):
-                self._leave(instruction.address)
+                self._leave(instruction.address, state)
         return result
 
     def _decide(self, branch: Branch, state: State) -> bool | None:
@@ -443,22 +446,22 @@ class _Explorer:
         return None if base is None else (base.base, base.offset + memory.displacement)
 
 
-_STEPS: Final[Mapping[type, Callable[[_Explorer, Instruction, Any, State], None]]] = {
-    Set: _Explorer.set,
-    Address: _Explorer.address,
-    Add: _Explorer.add,
-    Forget: _Explorer.forget,
-    Sum: _Explorer.forget,
-    Insert: _Explorer.insert,
-    SetIf: _Explorer.set_if,
-    Compare: _Explorer.compare,
-    Test: _Explorer.test,
-    ForgetFlags: _Explorer.forget_flags,
-    CompareIf: _Explorer.forget_flags,
-    Atomic: _Explorer.atomic,
-    Syscall: _Explorer.syscall,
-    Pause: _Explorer.pause,
-    Reserve: _Explorer.pause,
+_STEPS: Final[Mapping[type, Callable[[Explorer, Instruction, Any, State], None]]] = {
+    Set: Explorer.set,
+    Address: Explorer.address,
+    Add: Explorer.add,
+    Forget: Explorer.forget,
+    Sum: Explorer.forget,
+    Insert: Explorer.insert,
+    SetIf: Explorer.set_if,
+    Compare: Explorer.compare,
+    Test: Explorer.test,
+    ForgetFlags: Explorer.forget_flags,
+    CompareIf: Explorer.forget_flags,
+    Atomic: Explorer.atomic,
+    Syscall: Explorer.syscall,
+    Pause: Explorer.pause,
+    Reserve: Explorer.pause,
 }
 """What does not change where control goes. A table, since matching tries the classes one after the other."""
 

@@ -397,8 +397,7 @@ def _ordinary_way(
         way = search(reach, without)
         if way is None:
             break
-        targets = ((e, Function(int(facts.flow.graph.target[e]))) for e in way.edges)
-        failing = [*facts.failures.among(way.edges), *(e for e, target in targets if not facts.flow.returns(target))]
+        failing = [*facts.failures.among(way.edges), *filter(facts.flow.ends_on, way.edges)]
         if not failing:
             return way, False
         first = first or way

@@ -196,8 +196,8 @@ def bodies_of_child(facts: Facts, window: WindowFacts) -> list[Function]:
     """
     flow, found = facts.flow, list[Function]()
     for number, level in enumerate(window.window.levels):
-        targets = {Function(int(flow.graph.target[e])) for e in level.edges} - flow.dying
-        if level.returns or all(flow.returns(target) for target in targets):
+        own = [e for e in level.edges if Function(int(flow.graph.target[e])) not in flow.dying]
+        if level.returns or not any(flow.ends_on(edge) for edge in own):
             continue
         body, edges = flow.body(level.function), list(level.edges)
         position = body.position(level.site)
@@ -222,7 +222,7 @@ def _only_end(facts: Facts, run: Exploration, edges: Iterable[int]) -> Function 
         source, target, site = Function(int(graph.source[edge])), Function(int(graph.target[edge])), graph.site[edge]
         if int(graph.kind[edge]) not in CALLS or int(site) not in visited or int(site) in facts.failures.sites(source):
             continue
-        if target in flow.execs or not flow.returns(target):
+        if target in flow.execs or flow.ends_on(edge):
             ends.add((target, int(site)))
         elif flow.program.object_of(target) not in facts.libc.objects:
             others.add(int(site))

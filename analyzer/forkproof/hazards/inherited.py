@@ -21,6 +21,7 @@ import numpy as np
 from forkproof.allocators import looks_up_registrar
 from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Reach
 from forkproof.facts import Facts, WindowFacts
+from forkproof.failures import ERROR_TEXTS
 from forkproof.forks import Level
 from forkproof.hazards.evidence import (
     FOLLOWED,
@@ -67,8 +68,6 @@ _ABOUT: Final = 2
 """Calls by which a way may be longer than the shortest and still be preferred for coming first."""
 _TRIES: Final = 12
 """Ways that turn out to end the program before another one is no longer looked for."""
-_ERRORS: Final = ("strerror", "strerror_r", "__xpg_strerror_r", "g_strerror", "perror")
-"""Called when something has failed: what they lock is not asked for in ordinary running."""
 
 
 _Position = tuple[int, int]
@@ -99,6 +98,8 @@ class _Way:
     """The call of exit that runs the handler in which the way begins."""
     is_sure: bool = True
     """False where it is not known that the handler is registered by then, or that the child does not _exit."""
+    is_fatal: bool = False
+    """True where it is taken in a function that then ends the program, because something is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class _Window:
         self.levels = window.window.levels
         self.fork = fork_frame(facts, window)
         self.dead: set[Function] = set()
-        self.dying = {*self.flow.dying, *self.flow.program.called(_ERRORS)}
+        self.dying = {*self.flow.dying, *self.flow.program.called(ERROR_TEXTS)}  # they lock nothing in ordinary running
         self.ends = [*self.dying, *self.flow.execs, *self.flow.forkers]
         self.same = self.others.summaries.arrays.same
 
@@ -428,7 +429,7 @@ class _Window:
             end = dead_end(self.facts, edges, self.bodies)
             if end is None or end in self.dead:
                 assert place is not None
-                way = self._way(edges, place)
+                way = self._way(edges, place, end)
                 if best.edge is None and best.function is not None and best.position[0] >= 0:
                     is_sure = self.exit_handlers[best.function]
                     way = replace(way, depth=way.depth + 1, exit_site=best.position, is_sure=is_sure)
@@ -482,7 +483,7 @@ class _Window:
                     end = dead_end(self.facts, edges)
                     if end is None or end in self.dead:
                         last = Function(int(self.graph.target[edges[-1]])) if edges else start
-                        return self._way(edges, by_function[last]), start, answer
+                        return self._way(edges, by_function[last], end), start, answer
                     self.dead.add(end)
         return None
 
@@ -492,10 +493,11 @@ class _Window:
         more = [kind for kind in (EdgeKind.FIELD, EdgeKind.DYNAMIC) if np.any(self.graph.kind == kind)]
         return [CERTAIN.union(more[:count]) for count in range(len(more) + 1)]
 
-    def _way(self, edges: list[int], place: Place) -> _Way:
-        """A function that returns with the lock is as good as the lock function that it calls."""
+    def _way(self, edges: list[int], place: Place, end: Function | None) -> _Way:
+        """A function that returns with the lock is as good as the lock function that it calls; `end` never returns."""
         is_method = bool(edges) and self.others.keeps(place.function)
-        return _Way(tuple(edges), place, len(edges) - is_method)
+        is_fatal = end is not None and self.facts.failures.is_fatal(end)
+        return _Way(tuple(edges), place, len(edges) - is_method, is_fatal=is_fatal)
 
     def _frames(self, way: _Way) -> tuple[Frame, ...]:
         before = self.flow.frames(way.edges, way.place.function)[:-1] if way.edges else ()
@@ -594,6 +596,8 @@ class _Window:
 
     def _rare(self, way: _Way, address: Value) -> str:
         """What must be the case for the lock to be taken there, if it is something rare."""
+        if way.is_fatal:
+            return "only where the program ends because something is wrong"
         return Occasions(self.others.summaries, (), writes_often=True).rare_lock(way.place.steps, address)
 
     def _rank(

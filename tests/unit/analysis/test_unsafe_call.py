@@ -134,6 +134,28 @@ CASES = (
         int main(void) {{ if (fork() == 0) {{ {_TELL} _exit(0); }} return 0; }}""",
     ),
     Case(
+        "thread_names_failures_only",
+        "",
+        f"""
+        static void *watcher(void *p) {{
+            for (;;) {{
+                int wrong = posix_fadvise(3, 0, 0, POSIX_FADV_DONTNEED);
+                if (wrong) {{ puts(strerror(wrong)); {_TELL} }}
+            }}
+            return p;
+        }}
+        __attribute__((constructor)) static void up(void) {{ pthread_t t; pthread_create(&t, 0, watcher, 0); }}
+        int main(void) {{ if (fork() == 0) {{ {_TELL} _exit(0); }} return 0; }}""",
+    ),
+    Case(
+        "thread_names_errors_each_time",
+        "high reachable time zone",
+        f"""
+        static void *watcher(void *p) {{ for (;;) {{ puts(strerror(ask())); {_TELL} }} return p; }}
+        __attribute__((constructor)) static void up(void) {{ pthread_t t; pthread_create(&t, 0, watcher, 0); }}
+        int main(void) {{ if (fork() == 0) {{ {_TELL} _exit(0); }} return 0; }}""",
+    ),
+    Case(
         "thread_takes_another_lock",
         "",
         _EARLY + "int main(void) { if (fork() == 0) { srandom(1); _exit(0); } return 0; }",
