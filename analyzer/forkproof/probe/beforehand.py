@@ -77,9 +77,11 @@ class _Beforehand(Dance):
         assert parked is not None
         others = [t for t in process.threads.values() if t is not forker and t is not parked.thread]
         self.session.freeze(others)
-        if not self._takes(parked, others):
+        if self.cast.holds and not self._takes(parked, others):
             return Performance(Outcome.NO_HOLDER, reached="no thread could be given the lock before the fork")
-        doing = "had the lock before the forking thread came to its handlers, and holds it"
+        doing = "about to take the lock"
+        if self.cast.holds:
+            doing = "had the lock before the forking thread came to its handlers, and holds it"
         holder = ProbeThread(
             f"{self.stage.title(parked.thread)} of the parent", doing, self.stage.modules.stack(parked.thread)
         )

@@ -16,8 +16,9 @@ Wrong where: the program forks only on an input that the command line does not g
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Final
 
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
@@ -259,7 +260,8 @@ class Prover:
                 run = self._challenged(finding, cast, run)
             if run.outcome is Outcome.NO_HOLDER and run.entry is not None and left:
                 before = self._beforehand(finding, cast, left, run.entry)
-                run = before if before.outcome in (Outcome.HUNG, Outcome.PASSED) else run
+                if before.outcome in (Outcome.HUNG, Outcome.PASSED):
+                    run = replace(before, entry=run.entry)
             # Which lock a thread waits for when the fork's handlers hold some is chance: where it was seen to take this
             # one, it is tried both ways, twice.
             if run.outcome is Outcome.NO_HOLDER and (not cast.early or (left and missed < _MISSED)):
@@ -268,7 +270,7 @@ class Prover:
                 continue
             found.runs.append(run)
             if run.outcome is Outcome.HUNG and run.lock is not None:
-                found.hung, found.control = run, self._compared(finding, cast, run.lock)
+                found.hung, found.control = run, self._compared(finding, cast, run.lock, run.entry)
                 break
             if run.outcome is Outcome.KEPT and run.lock is not None:
                 found.hung, found.control = run, self._freed(finding, cast, run.lock)
@@ -289,7 +291,7 @@ class Prover:
         found = self._beforehand(finding, cast, frozenset({run.lock.address}), run.entry)
         match found.outcome:
             case Outcome.HUNG | Outcome.PASSED:
-                return found
+                return replace(found, entry=run.entry)
             case Outcome.PROTECTED:
                 also = "; where a thread had it before the fork began, the forking thread waited for it"
                 return replace(run, reached=run.reached + also)
@@ -302,12 +304,18 @@ class Prover:
         with self._stage(self._sites[finding.object], finding.fork) as stage:
             return beforehand.perform(stage, first, entry, self.wanted.seconds)
 
-    def _compared(self, finding: Finding, cast: Cast, lock: Word) -> Performance:
-        """The control run. Where no thread comes to be stopped in it, or another has the lock, which is chance: again,
-        and at last with the lock made free."""
+    def _compared(self, finding: Finding, cast: Cast, lock: Word, entry: tuple[str, int] | None = None) -> Performance:
+        """The control run; where there is an `entry`, with the thread stopped before the fork began.
+
+        Where no thread comes to be stopped in it, or another has the lock, which is chance: again, and at last with the
+        lock made free.
+        """
         same = replace(cast, locks=frozenset({lock.address}), holds=False)
-        for early in (cast.early, not cast.early) * _CONTROLS:
-            control = self._perform(finding, replace(same, early=early))
+        orders = (cast.early, not cast.early) * _CONTROLS
+        runs: Iterator[Performance] = (self._perform(finding, replace(same, early=early)) for early in orders)
+        if entry is not None:
+            runs = chain([self._beforehand(finding, same, same.locks, entry)], runs)
+        for control in runs:
             if control.outcome not in (Outcome.NO_HOLDER, Outcome.HUNG):
                 return control
         freed = self._freed(finding, cast, lock)

@@ -21,7 +21,9 @@ CHANCE = [Outcome.NO_HOLDER, Outcome.HUNG] * 2
 """Usual control runs that show nothing, and after which no more of them are made."""
 
 
-def compared(monkeypatch: pytest.MonkeyPatch, outcomes: Iterable[Outcome]) -> tuple[Performance, list[object]]:
+def compared(
+    monkeypatch: pytest.MonkeyPatch, outcomes: Iterable[Outcome], entry: tuple[str, int] | None = None
+) -> tuple[Performance, list[object]]:
     """The control run that counts, where runs end like this one after the other, and what was asked for in each."""
     ends, asked = iter(outcomes), list[object]()
 
@@ -29,9 +31,16 @@ def compared(monkeypatch: pytest.MonkeyPatch, outcomes: Iterable[Outcome]) -> tu
         asked.append((cast.locks, cast.holds, cast.frees))
         return Performance(next(ends), is_freed=cast.frees is not None)
 
+    def beforehand(
+        _self: Prover, _finding: Finding, cast: Cast, locks: frozenset[int], entry: tuple[str, int]
+    ) -> Performance:
+        asked.append((locks, cast.holds, entry))
+        return Performance(next(ends))
+
     monkeypatch.setattr(Prover, "_perform", perform)
+    monkeypatch.setattr(Prover, "_beforehand", beforehand)
     prover = Prover(Wanted(Command(("./daemon",), {})))
-    return prover._compared(samples.INHERITED, Cast(), LOCK), asked
+    return prover._compared(samples.INHERITED, Cast(), LOCK, entry), asked
 
 
 def test_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +52,15 @@ def test_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_chance_is_tried_again(monkeypatch: pytest.MonkeyPatch, missed: Outcome) -> None:
     control, asked = compared(monkeypatch, [missed, Outcome.PASSED])
     assert (control.outcome, control.is_freed, asked) == (Outcome.PASSED, False, [USUAL, USUAL])
+
+
+def test_a_hang_before_the_fork_began_is_compared_with_its_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = "/usr/lib/libc.so.6", 0x1234
+    alike = USUAL[0], False, entry
+    control, asked = compared(monkeypatch, [Outcome.PASSED], entry)
+    assert (control.outcome, asked) == (Outcome.PASSED, [alike])
+    control, asked = compared(monkeypatch, [Outcome.NO_HOLDER, Outcome.PASSED], entry)
+    assert (control.outcome, asked) == (Outcome.PASSED, [alike, USUAL])
 
 
 def test_at_last_the_child_starts_with_the_lock_free(monkeypatch: pytest.MonkeyPatch) -> None:
