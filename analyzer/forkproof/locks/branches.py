@@ -210,6 +210,8 @@ class Attempts:
         self.known: dict[int, Attempt] = {}
         self.blocks: dict[int, int] = {}
         self.failing: dict[int, set[int]] = {}
+        self.won: dict[int, set[tuple[int, int]]] = {}
+        """The edges on which each is shown to have succeeded."""
         self.looks: dict[int, set[tuple[int, int]]] = {}
         """Of tickets: the blocks that compare them, and where these lead when it is not yet their turn."""
         self.taken: dict[Masked, set[int]] = {}
@@ -220,9 +222,17 @@ class Attempts:
         self.known[site] = attempt
         self.blocks[site] = block
 
-    def note_failure(self, outcome: Outcome | None, block: int, target: int) -> None:
-        """One side of the branch that ends a block, if it is where an attempt has failed."""
-        if outcome is None or outcome[1]:
+    def at_same_lock(self, site: int) -> set[int]:
+        """The attempts at what one tries, itself included."""
+        attempt = self.known.get(site)
+        return {site, *(s for s, each in self.known.items() if attempt is not None and each.address == attempt.address)}
+
+    def note_outcome(self, outcome: Outcome | None, block: int, target: int) -> None:
+        """One side of the branch that ends a block, if it is where an attempt has succeeded, or failed."""
+        if outcome is None:
+            return
+        if outcome[1]:
+            self.won.setdefault(outcome[0], set()).add((block, target))
             return
         attempt = self.known.get(outcome[0])
         if attempt is not None and attempt.is_looked_at:

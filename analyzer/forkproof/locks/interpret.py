@@ -50,6 +50,7 @@ from forkproof.locks.branches import EQ, EQUALITY, Attempts, Outcome, decided, e
 from forkproof.locks.choices import Choices
 from forkproof.locks.data import STEPS, Data
 from forkproof.locks.ledger import Ledger
+from forkproof.locks.rounds import Rounds
 from forkproof.locks.runs import NOTHING, Acquire, Blocks, Calls, CallSite, Exit, Held, Run, Turn, in_order, told_exits
 from forkproof.locks.state import Attempt, Flags, Joins, State
 from forkproof.locks.values import (
@@ -153,6 +154,8 @@ class _Interpreter:
         self.successors: dict[int, set[int]] = {}
         self.block = 0
         self.split_calls: dict[int, int] = {}
+        self.locking: set[int] = set()
+        """Blocks with a call that comes back with a lock, or works on one that it is given."""
         self.destroyed: dict[int, Mapping[str, Value]] = {}
         self.noted: dict[tuple[int, int, bool], dict[tuple[Value, ...], Held]] = {}
         self.exits: set[Exit] = set()
@@ -230,7 +233,14 @@ class _Interpreter:
         return acquire._replace(blocking=waits)
 
     def _waits(self, site: int, block: int, *, may_repeat: bool) -> bool:
-        return self.attempts.waits_after_failure(site, block, self.waiting, self.successors, may_repeat=may_repeat)
+        attempts = self.attempts
+        if not attempts.waits_after_failure(site, block, self.waiting, self.successors, may_repeat=may_repeat):
+            return False
+        alike = attempts.at_same_lock(site)
+        tries = {block, *(attempts.blocks[s] for s in alike if s in attempts.blocks)}
+        won = {edge for s in alike for edge in attempts.won.get(s, ())}
+        rounds = Rounds(self.body, self.convention, self.successors, tries, self.waiting, self.ends, won, self.locking)
+        return not rounds.gives_up(attempts.failing.get(site, ()))
 
     # ---- worklist --------------------------------------------------------------------------
 
@@ -427,6 +437,10 @@ class _Interpreter:
             return []
         if len({locks for locks, _ in found}) > 1:
             self.split_calls[site] = self.block
+        elif any(held < locks for locks, _ in found) or any(
+            calls.is_relevant(t) and calls.parameters(t) for t in targets
+        ):
+            self.locking.add(self.block)
         most = max((len(locks) for locks, _ in found), default=0)
         keeps = calls.keeps(site) if through is None else frozenset[str]()
         after = [self._returned(site, locks, result, state, keeps) for locks, result in found or {(held, None): None}]
@@ -441,6 +455,9 @@ class _Interpreter:
             then.failed = site if len(locks) < most else 0
             then.pending = site if len(after) > 1 and len(locks) < most else 0
         return after
+
+    def _locks_what_it_is_given(self, targets: tuple[int, ...]) -> bool:
+        return any(self.calls.is_relevant(target) and self.calls.parameters(target) for target in targets)
 
     def _note(self, call: tuple[int, int, bool], arguments: tuple[Value, ...], held: Held) -> None:
         """A call, by those arguments that matter; what is held is what always is."""
@@ -667,7 +684,7 @@ class _Interpreter:
             locks, then = self._refined(branch, flags, outcome, state.copy(), held, taken=True)
             then.clear |= clear[True]
             if target is not None:
-                self.attempts.note_failure(outcome, self.block, target)
+                self.attempts.note_outcome(outcome, self.block, target)
                 found.append((target, locks, then))
             elif not self.body.contains(branch.target):
                 self._leave(instruction, None, locks, then)
@@ -676,7 +693,7 @@ class _Interpreter:
             state.failed = 0
             locks, then = self._refined(branch, flags, outcome, state, held, taken=False)
             then.clear |= clear[False]
-            self.attempts.note_failure(outcome, self.block, here + 1)
+            self.attempts.note_outcome(outcome, self.block, here + 1)
             found.append((here + 1, locks, then))
         return found
 

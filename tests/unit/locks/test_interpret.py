@@ -57,6 +57,65 @@ def test_a_spin_lock_is_held_after_it_and_waits(machine: Machine, text: str) -> 
     assert run.exits == exits((HELD, None))
 
 
+COUNTED = """
+    mov edx, 100
+again:
+    mov eax, 0
+    mov ecx, 1
+    lock cmpxchg dword ptr [0x4000], ecx
+    jne {failed}
+    mov eax, 1
+    ret
+failed:
+    pause
+    STEP
+    jne {again}
+    AFTERmov eax, 0
+    ret
+"""
+COUNTED_ARM = """
+    movz x1, #0x4000
+    mov w2, #1
+    mov w4, #100
+again:
+    ldaxr w0, [x1]
+    cbnz w0, {failed}
+    stxr w3, w2, [x1]
+    cbnz w3, {again}
+    mov w0, #1
+    ret
+failed:
+    yield
+    STEP
+    b.ne {again}
+    AFTERmov w0, #0
+    ret
+"""
+
+
+@pytest.mark.parametrize(
+    ("machine", "text", "step", "after", "waits"),
+    [
+        (Machine.X86_64, COUNTED, "sub edx, 1", "", False),
+        (Machine.X86_64, COUNTED, "lea edx, [rdx - 1]\ncmp edx, -1", "", False),
+        (Machine.X86_64, COUNTED, "cmp edx, 1", "", True),  # nothing moves it
+        (Machine.X86_64, COUNTED, "mov edx, dword ptr [0x5000]\ncmp edx, 1", "", True),  # another thread's to set
+        (Machine.X86_64, COUNTED, "sub edx, 1", "mov edx, 100\njmp {again}\n", True),  # and so again and again
+        (Machine.X86_64, COUNTED, "sub edx, 1", "mov edi, 0x4000\ncall lock\n", True),
+        (Machine.AARCH64, COUNTED_ARM, "subs w4, w4, #1", "", False),
+        (Machine.AARCH64, COUNTED_ARM, "sub w4, w4, #1\ncmp w4, #0", "", False),
+        (Machine.AARCH64, COUNTED_ARM, "cmp w4, #1", "", True),
+        (Machine.AARCH64, COUNTED_ARM, "subs w4, w4, #1", "mov w4, #100\nb {again}\n", True),
+    ],
+)
+def test_who_tries_a_number_of_times_does_not_wait(
+    machine: Machine, text: str, step: str, after: str, *, waits: bool
+) -> None:
+    text = text.replace("STEP", step).replace("AFTER", after)
+    run = follow(text, Callees(library=MUTEXES), machine=machine)
+    assert {a.blocking for a in run.acquires if a.kind == "spin"} == {waits}
+
+
 def test_a_store_of_zero_lets_it_go() -> None:
     run = follow(SPIN + "mov dword ptr [0x4000], 0\nret")
     assert run.exits == exits((NOTHING, None))
