@@ -27,7 +27,10 @@ _ENDS = CallEffect(returns=False)
 _GIVES_ZERO = CallEffect(result=0)
 _ERRNO = "__errno_location"
 """The address of errno, in glibc and musl (Linux Standard Base, baselib---errno-location)."""
-ERROR_TEXTS = ("strerror", "strerror_r", "__xpg_strerror_r", "g_strerror", "perror")
+ERROR_TEXTS = (
+    *("strerror", "strerror_r", "__xpg_strerror_r", "g_strerror", "perror"),
+    *("g_return_if_fail_warning", "g_warn_message"),
+)
 """Called when something has failed, to say what."""
 _ABORTS = (
     "abort",

@@ -11,7 +11,7 @@ take, then what quiesces them, and ways to them last. Where the sets have no use
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -98,8 +98,8 @@ class _Way:
     """The call of exit that runs the handler in which the way begins."""
     is_sure: bool = True
     """False where it is not known that the handler is registered by then, or that the child does not _exit."""
-    is_fatal: bool = False
-    """True where it is taken in a function that then ends the program, because something is wrong."""
+    rare: str = ""
+    """When a program goes there at all, if it is only where something is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,30 +412,41 @@ class _Window:
     # ---- ways --------------------------------------------------------------------------------
 
     def _request(self, places: list[Place]) -> tuple[_Request, _Position] | None:
-        """Of the ways that are about the shortest, the one that the child comes to first; and where any first asks."""
+        """Of the ways that are about the shortest, the one that the child comes to first; and where any first asks.
+
+        Ways that need no failure come before others.
+        """
+        failing, seldom = set[int](), None
         for _ in range(_TRIES):
             by_function = {p.function: p for p in reversed(places)}
-            reach = self.graph.distances(by_function, backward=True, blocked=[*self.ends, *self.dead])
-            found = [*self._own_requests(places), *self._calls(reach), *self._at_exit(reach), *self._at_fork(reach)]
+            reach = self.graph.distances(by_function, backward=True, blocked=[*self.ends, *self.dead], without=failing)
+            calls = self._calls(reach, failing)
+            found = [*self._own_requests(places), *calls, *self._at_exit(reach), *self._at_fork(reach)]
             if not found:
-                return None
+                break
             shortest = min(begin.distance for begin in found)
             best = min((b for b in found if b.distance <= shortest + _ABOUT), key=lambda begin: begin.position)
             edges = [] if best.edge is None else [best.edge]
             if best.function is not None:
-                edges += self.graph.path(best.function, reach) or []
+                edges += self.graph.path(best.function, reach, without=failing) or []
             last = Function(int(self.graph.target[edges[-1]])) if edges else best.function
             place = best.place or by_function[last] if last is not None else best.place
             end = dead_end(self.facts, edges, self.bodies)
-            if end is None or end in self.dead:
-                assert place is not None
-                way = self._way(edges, place, end)
-                if best.edge is None and best.function is not None and best.position[0] >= 0:
-                    is_sure = self.exit_handlers[best.function]
-                    way = replace(way, depth=way.depth + 1, exit_site=best.position, is_sure=is_sure)
-                return _Request(way, best.position[0], best.position), min(b.position for b in found)
-            self.dead.add(end)
-        return None
+            if end is not None and end not in self.dead:
+                self.dead.add(end)
+                continue
+            assert place is not None
+            way = self._way(edges, place, end)
+            if best.edge is None and best.function is not None and best.position[0] >= 0:
+                is_sure = self.exit_handlers[best.function]
+                way = replace(way, depth=way.depth + 1, exit_site=best.position, is_sure=is_sure)
+            request = _Request(way, best.position[0], best.position), min(b.position for b in found)
+            after = self.facts.failures.among(edges)
+            if not after:
+                return request
+            seldom = seldom or request
+            failing.update(after)
+        return seldom
 
     def _own_requests(self, places: list[Place]) -> Iterator[_Begin]:
         for place in places:
@@ -449,12 +460,14 @@ class _Window:
             if 0 <= reach[handler] <= _HANDLER_ASKS:
                 yield _Begin(int(reach[handler]), (-1, number), function=handler)
 
-    def _calls(self, reach: Reach) -> Iterator[_Begin]:
+    def _calls(self, reach: Reach, failing: Collection[int]) -> Iterator[_Begin]:
         own = set(self._level_functions())
         for depth, level in enumerate(self.levels):
             for edge in level.edges:
                 target = Function(int(self.graph.target[edge]))
-                if reach[target] >= 0 and target not in own and target not in self.flow.forkers:
+                if reach[target] < 0 or edge in failing:
+                    continue
+                if target not in own and target not in self.flow.forkers:
                     yield _Begin(int(reach[target]) + 1, (depth, int(self.graph.site[edge])), edge, target)
 
     def _at_exit(self, reach: Reach) -> Iterator[_Begin]:
@@ -465,27 +478,35 @@ class _Window:
     def _holder(self, places: list[Place]) -> tuple[_Way, Function, Answer] | None:
         """The shortest way of a thread to the lock: of one that surely exists, or else of another; by sure calls if
         they lead there and not too far, or else by suspected ones."""
-        early = too_early(self.facts, self.window.source)
+        early = frozenset(too_early(self.facts, self.window.source))
+        failing, seldom = set[int](), None
         for answer in (Answer.YES, Answer.UNKNOWN):
             starts = [f for f, a in self.threads.items() if a is answer]
             for kinds in self._ways_of_threads if starts else ():
                 for _ in range(_TRIES):
                     by_function = {p.function: p for p in reversed(places)}
+                    without = early | failing
                     reach = self.graph.distances(
-                        by_function, kinds, backward=True, blocked=[*self.dying, *self.dead], without=early
+                        by_function, kinds, backward=True, blocked=[*self.dying, *self.dead], without=without
                     )
                     farthest = _HELD[1] if kinds is not self._ways_of_threads[-1] else self.graph.size
                     found = [(int(reach[f]), f) for f in starts if 0 <= reach[f] <= farthest]
                     if not found:
                         break
                     start = min(found)[1]
-                    edges = self.graph.path(start, reach, kinds, without=early) or []
+                    edges = self.graph.path(start, reach, kinds, without=without) or []
                     end = dead_end(self.facts, edges)
-                    if end is None or end in self.dead:
-                        last = Function(int(self.graph.target[edges[-1]])) if edges else start
-                        return self._way(edges, by_function[last], end), start, answer
-                    self.dead.add(end)
-        return None
+                    if end is not None and end not in self.dead:
+                        self.dead.add(end)
+                        continue
+                    last = Function(int(self.graph.target[edges[-1]])) if edges else start
+                    holder = self._way(edges, by_function[last], end), start, answer
+                    after = self.facts.failures.among(edges)
+                    if not after:
+                        return holder
+                    seldom = seldom or holder
+                    failing.update(after)
+        return seldom
 
     @cached_property
     def _ways_of_threads(self) -> list[frozenset[EdgeKind]]:
@@ -496,8 +517,12 @@ class _Window:
     def _way(self, edges: list[int], place: Place, end: Function | None) -> _Way:
         """A function that returns with the lock is as good as the lock function that it calls; `end` never returns."""
         is_method = bool(edges) and self.others.keeps(place.function)
-        is_fatal = end is not None and self.facts.failures.is_fatal(end)
-        return _Way(tuple(edges), place, len(edges) - is_method, is_fatal=is_fatal)
+        rare = ""
+        if end is not None and self.facts.failures.is_fatal(end):
+            rare = "only where the program ends because something is wrong"
+        elif self.facts.failures.among(edges):
+            rare = "only after a call has failed"
+        return _Way(tuple(edges), place, len(edges) - is_method, rare=rare)
 
     def _frames(self, way: _Way) -> tuple[Frame, ...]:
         before = self.flow.frames(way.edges, way.place.function)[:-1] if way.edges else ()
@@ -596,9 +621,7 @@ class _Window:
 
     def _rare(self, way: _Way, address: Value) -> str:
         """What must be the case for the lock to be taken there, if it is something rare."""
-        if way.is_fatal:
-            return "only where the program ends because something is wrong"
-        return Occasions(self.others.summaries, (), writes_often=True).rare_lock(way.place.steps, address)
+        return way.rare or Occasions(self.others.summaries, (), writes_often=True).rare_lock(way.place.steps, address)
 
     def _rank(
         self, answers: tuple[Answer, Answer, Answer, Answer], address: Value, child: _Way, thread: _Way, *, rare: bool
@@ -610,6 +633,8 @@ class _Window:
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
         is_doubtful = rare or Answer.UNKNOWN in answers or not starts_near(self.window)
         is_doubtful |= any(self.graph.kind[e] == EdgeKind.DYNAMIC for e in edges)
+        # What is found in a field is a guess, and what that comes to far below it is another.
+        is_doubtful |= thread.depth > _HELD[0] and any(self.graph.kind[e] == EdgeKind.FIELD for e in edges)
         if is_doubtful and severity.rank < Severity.LOW.rank:
             severity = Severity.LOW
         return severity, verdict

@@ -155,9 +155,60 @@ _FORK = 'if (fork() == 0) { log_line("c"); _exit(0); } return ask(); }'
 _ADD = "struct watcher *w = calloc(1, sizeof *w); struct loop *l = calloc(1, sizeof *l); l->first = w; l->runs = 1;"
 _RUN = "pthread_t t; pthread_create(&t, 0, worker, l);"
 
+_WATCHER = """static void *watcher(void *p) {
+    for (;;) if (open("/dev/null", O_RDWR) < 0) { work(errno); log_line("t"); } else work(3); return p; }"""
+
+#: Who logs only where something has failed. Expected: severity of the finding.
+FAILED = (
+    Case(
+        "nobody",
+        "high",
+        f'{_WRITER} int main(void) {{ {_UP} if (fork() == 0) {{ log_line("c"); _exit(0); }} return ask(); }}',
+    ),
+    Case(
+        "the_thread",
+        "low",
+        f"""{_WATCHER} int main(void) {{ pthread_t t; pthread_create(&t, 0, watcher, 0);
+            if (fork() == 0) {{ log_line("c"); _exit(0); }} return ask(); }}""",
+    ),
+    Case(
+        "the_child",
+        "low",
+        f"""{_WRITER} int main(void) {{ {_UP}
+            if (fork() == 0) {{ if (chdir("/") < 0) {{ work(errno); log_line("c"); }} _exit(0); }} return ask(); }}""",
+    ),
+    Case(
+        "the_child_which_logs_later_too",
+        "high",
+        f"""{_WRITER} int main(void) {{ {_UP}
+            if (fork() == 0) {{ if (chdir("/") < 0) {{ work(errno); log_line("c"); }} log_line("d"); _exit(0); }}
+            return ask(); }}""",
+    ),
+)
+
+
+@pytest.mark.parametrize(("case", "build"), parameters(FAILED, MACHINES))
+def test_a_lock_that_is_asked_for_only_after_a_failure(case: Case, build: Build) -> None:
+    found = _own(findings_of(program(build, _LOG + case.code)))
+    assert [f.severity.value for f in found] == [case.expected]
+
+
 #: What a thread calls through a field. Expected: severity and verdict of the finding; empty for none.
 KEPT = (
     Case("job", "medium suspected", f'{_QUEUE}{_TASK} int main(void) {{ {_START} submit(task, "x", quiet); {_FORK}'),
+    Case(
+        "job_that_logs_far_below",
+        "low suspected",
+        f"""{_QUEUE}
+        NOINLINE static void six(void *p) {{ log_line(p); work(6); }}
+        NOINLINE static void five(void *p) {{ six(p); work(5); }}
+        NOINLINE static void four(void *p) {{ five(p); work(4); }}
+        NOINLINE static void three(void *p) {{ four(p); work(3); }}
+        NOINLINE static void two(void *p) {{ three(p); work(2); }}
+        static void task(void *p) {{ two(p); work(1); }}
+        static void quiet(void *p) {{ work(0); }}
+        int main(void) {{ {_START} submit(task, "x", quiet); {_FORK}""",
+    ),
     Case("job_that_is_quiet", "", f'{_QUEUE}{_TASK} int main(void) {{ {_START} submit(quiet, "x", task); {_FORK}'),
     Case(
         "wrapper", "medium suspected", f'{_QUEUE}{_TASK} int main(void) {{ {_START} submit_plainly(task, "x"); {_FORK}'
