@@ -441,6 +441,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         lambda lock: f"name {lock.name!r}",
     ),
     "waiters": Kind("locks", "names", Names, {"names": Field(_names)}),
+    "clocks": Kind("locks", "names", Names, {"names": Field(_names)}),
     "wait-syscalls": Kind(
         "locks",
         "entries",

@@ -155,6 +155,11 @@ class Signatures:
         """A call to one of these on the failing side of an atomic operation shows that this side waits."""
         return self._name_set("waiters")
 
+    @cached_property
+    def clocks(self) -> NameSet:
+        """Functions that tell the time."""
+        return self._name_set("clocks")
+
     def wait_syscalls(self, machine: str) -> Mapping[int, WaitSyscall]:
         found: list[WaitSyscall] = self._values("wait-syscalls")
         return MappingProxyType({call.number: call for call in found if call.machine == machine})

@@ -423,6 +423,10 @@ class TestFunctions:
         assert "sched_yield" in shipped.waiters
         assert "_ZN4base8internal13SpinLockDelayEPViii" in shipped.waiters
         assert "malloc" not in shipped.waiters
+
+    def test_clocks(self, shipped: signatures.Signatures) -> None:
+        assert "clock_gettime" in shipped.clocks
+        assert "nanosleep" not in shipped.clocks
         assert shipped.wait_syscalls("x86_64")[202].name == "futex"
         assert shipped.wait_syscalls("aarch64")[98].name == "futex"
 

@@ -154,6 +154,8 @@ class _Interpreter:
         self.successors: dict[int, set[int]] = {}
         self.block = 0
         self.split_calls: dict[int, int] = {}
+        self.clocks: set[int] = set()
+        """Blocks with a call that tells the time."""
         self.locking: set[int] = set()
         """Blocks with a call that comes back with a lock, or works on one that it is given."""
         self.destroyed: dict[int, Mapping[str, Value]] = {}
@@ -239,7 +241,9 @@ class _Interpreter:
         alike = attempts.at_same_lock(site)
         tries = {block, *(attempts.blocks[s] for s in alike if s in attempts.blocks)}
         won = {edge for s in alike for edge in attempts.won.get(s, ())}
-        rounds = Rounds(self.body, self.convention, self.successors, tries, self.waiting, self.ends, won, self.locking)
+        rounds = Rounds(
+            self.body, self.convention, self.successors, tries, self.waiting, self.clocks, self.ends, won, self.locking
+        )
         return not rounds.gives_up(attempts.failing.get(site, ()))
 
     # ---- worklist --------------------------------------------------------------------------
@@ -424,6 +428,8 @@ class _Interpreter:
         for target in targets:
             if calls.waits(target):
                 self.waiting.add(self.block)
+            if calls.tells_time(target):
+                self.clocks.add(self.block)
             library = calls.library(target)
             if library is not None:
                 found |= dict.fromkeys(self._library(site, library, arguments, held))

@@ -1,13 +1,15 @@
-"""Loops that end after so many rounds, so that who tries a lock in one gives up.
+"""Loops that end after so many rounds, or after a time, so that who tries a lock in one gives up.
 
-Owns: what a counter is, and the question whether a failing attempt ends without its lock.
+Owns: what a counter is, and what a time limit, and the question whether a failing attempt ends without its lock.
 Takes: a decoded body, the feasible successors of its blocks. Gives: answers.
 Must never: call a loop counted that has another way round: a lock that spins a while, yields and spins again waits for
       ever, and so does one that looks for as long as another thread has it.
-Wrong where: a counter lies in memory, or what is tried is given up after a time: such loops count as waiting for ever.
+Wrong where: a counter lies in memory, or a function of its own tells whether the time is over: such loops count as
+      waiting for ever. One that asks for the time for another reason, and leaves by comparing something, as giving up.
 
 A loop is counted if one of its blocks leaves it by a comparison of a register that each round through that block moves
-in one direction, and what is left of the loop without that block is counted too, or goes round no more.
+in one direction, or by any comparison other than with 0 where each round asks for the time, and what is left of the
+loop without that block is counted too, or goes round no more.
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ _EITHER: Final = 1 << 63
 class Rounds:
     """The loops behind the failing side of one attempt, or of several at one lock.
 
-    `tries`: their blocks; `waiting`: blocks that pause or wait; `ends`: blocks that return; `won`: the edges on which
-    the lock was got; `locking`: blocks that call what locks, as the slow way to the same lock does.
+    `tries`: their blocks; `waiting`: blocks that pause or wait; `clocks`: that ask for the time; `ends`: that return;
+    `won`: the edges on which the lock was got; `locking`: blocks that call what locks, as the slow way to the same
+    lock does.
     """
 
     def __init__(
@@ -58,13 +61,14 @@ class Rounds:
         successors: Mapping[int, Iterable[int]],
         tries: Iterable[int],
         waiting: set[int],
+        clocks: set[int],
         ends: set[int],
         won: set[Edge],
         locking: set[int],
     ) -> None:
         self.body, self.convention = body, convention
         self.tries, self.waiting, self.ends = set(tries), waiting, ends
-        self.won, self.locking = won, locking
+        self.won, self.locking, self.clocks = won, locking, clocks
         self.successors = successors
         self.after: dict[int, set[int]] = {}
 
@@ -145,11 +149,20 @@ class Rounds:
         """Where a counted loop leads when its rounds are over; nowhere if it is not counted."""
         for block in sorted(loop):
             out = self.after[block] - loop
-            if not out or len(self.after[block]) == len(out) or not self._is_counter(block, loop):
+            if not out or len(self.after[block]) == len(out):
+                continue
+            if not self._is_counter(block, loop) and not self._is_deadline(block, loop):
                 continue
             if all(self._ways_out(inner) for inner in self._loops(loop - {block})):
                 return out
         return set()
+
+    def _is_deadline(self, block: int, loop: set[int]) -> bool:
+        """Every way round asks for the time, and the branch that ends a block compares something, not with 0."""
+        found = _compared(self._operations(block)) if loop & self.clocks else None
+        if found is None or Const(0) in found[1]:
+            return False
+        return not any(block in other for other in self._loops(loop - self.clocks))
 
     # ---- counters --------------------------------------------------------------------------
 

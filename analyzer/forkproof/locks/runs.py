@@ -83,6 +83,9 @@ class Calls(Protocol):
     def waits(self, target: int) -> bool:
         """Whether the target waits: futex, sched_yield, nanosleep and what calls them."""
 
+    def tells_time(self, target: int) -> bool:
+        """Whether the target tells the time, or gets it from what it calls."""
+
     def enters_wait(self) -> bool:
         """Whether the function's own system calls enter a wait."""
 

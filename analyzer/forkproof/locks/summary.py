@@ -36,6 +36,8 @@ from forkproof.program import Function
 from forkproof.signature_values import LockFunction
 
 _FOLLOWED: Final = CALLS | {EdgeKind.IFUNC, EdgeKind.CALLBACK}
+_ASKS: Final = 2
+"""Calls between a function that gets the time and the clock: a program has names of its own for it."""
 _SMALL: Final = 120
 """Bytes of a function that may be an unlock method with a plain store."""
 _GETTER: Final = 24
@@ -221,6 +223,14 @@ class Summaries:
             if obj not in self.objects:
                 found[base[obj] : base[obj + 1]] = False
         return found if self.libc is None else found & ~self.libc
+
+    @cached_property
+    def clocks(self) -> npt.NDArray[np.bool_]:
+        """Functions that tell the time, and those that get it from one within `_ASKS` calls."""
+        reach = self.graph.distances(
+            self.program.called(sorted(self.flow.signatures.clocks.exact)), CALLS, backward=True
+        )
+        return (reach >= 0) & (reach <= _ASKS)
 
     def add(self, function: Function) -> None:
         """Follow one more function, as if it had been among the chosen ones all along."""
@@ -501,6 +511,9 @@ class FunctionCalls:
 
     def waits(self, target: int) -> bool:
         return Function(target) in self.summaries.evidence[self.flow.program.object_of(Function(target))].waiting
+
+    def tells_time(self, target: int) -> bool:
+        return bool(self.summaries.clocks[target])
 
     def enters_wait(self) -> bool:
         return self.function in self.summaries.evidence[self.obj].waiting

@@ -40,6 +40,7 @@ class Callees:
     library: Mapping[str, LockFunction] = field(default_factory=dict)
     effects: Mapping[str, Effect] = field(default_factory=dict)
     waiting: frozenset[str] = frozenset()
+    clocks: frozenset[str] = frozenset()
     noted: frozenset[str] = frozenset()
     ending: frozenset[str] = frozenset()
     pointers: Mapping[Value, tuple[str, ...]] = field(default_factory=dict)
@@ -107,6 +108,9 @@ class _Calls:
 
     def waits(self, target: int) -> bool:
         return self._name(target) in self.callees.waiting
+
+    def tells_time(self, target: int) -> bool:
+        return self._name(target) in self.callees.clocks
 
     def enters_wait(self) -> bool:
         return True

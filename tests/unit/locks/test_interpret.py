@@ -102,17 +102,22 @@ failed:
         (Machine.X86_64, COUNTED, "mov edx, dword ptr [0x5000]\ncmp edx, 1", "", True),  # another thread's to set
         (Machine.X86_64, COUNTED, "sub edx, 1", "mov edx, 100\njmp {again}\n", True),  # and so again and again
         (Machine.X86_64, COUNTED, "sub edx, 1", "mov edi, 0x4000\ncall lock\n", True),
+        (Machine.X86_64, COUNTED, "call clock\ncmp rax, rbx", "", False),
+        (Machine.X86_64, COUNTED, "call clock\ntest eax, eax", "", True),  # a flag, perhaps
+        (Machine.X86_64, COUNTED, "call other\ncmp rax, rbx", "", True),
+        (Machine.X86_64, COUNTED, "call clock\ncmp rax, rbx", "jmp {again}\n", True),
         (Machine.AARCH64, COUNTED_ARM, "subs w4, w4, #1", "", False),
         (Machine.AARCH64, COUNTED_ARM, "sub w4, w4, #1\ncmp w4, #0", "", False),
         (Machine.AARCH64, COUNTED_ARM, "cmp w4, #1", "", True),
+        (Machine.AARCH64, COUNTED_ARM, "bl clock\ncmp x0, x19", "", False),
         (Machine.AARCH64, COUNTED_ARM, "subs w4, w4, #1", "mov w4, #100\nb {again}\n", True),
     ],
 )
-def test_who_tries_a_number_of_times_does_not_wait(
+def test_who_tries_a_number_of_times_or_for_a_time_does_not_wait(
     machine: Machine, text: str, step: str, after: str, *, waits: bool
 ) -> None:
     text = text.replace("STEP", step).replace("AFTER", after)
-    run = follow(text, Callees(library=MUTEXES), machine=machine)
+    run = follow(text, Callees(library=MUTEXES, clocks=frozenset({"clock"})), machine=machine)
     assert {a.blocking for a in run.acquires if a.kind == "spin"} == {waits}
 
 
