@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fixtures.build import Result
 from tests.support.machines import built, can_build
 from tools.sysroot import find
+
+settings.register_profile("forkproof", deadline=None)  # no test asserts a time
+settings.load_profile("forkproof")
 
 
 def _sysroot(name: str) -> Path:

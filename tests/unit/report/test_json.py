@@ -139,7 +139,7 @@ class TestOrder:
 
 class TestRoundTrip:
     @given(st.from_type(Report))
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
     def test_parse_undoes_render(self, report: Report) -> None:
         again = json.parse(json.render(report))
         assert again == replace(report, findings=tuple(json.in_order(report.findings)))

@@ -281,7 +281,7 @@ def hostile(name: str) -> Report:
 
 class TestWidth:
     @given(NAMES, st.integers(20, 120), st.booleans())
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_no_line_is_too_wide_whatever_the_names(self, name: str, width: int, verbose: bool) -> None:
         limit = max(40, min(width, 100))
         report = hostile(name)
@@ -291,7 +291,7 @@ class TestWidth:
                 assert each.isprintable()
 
     @given(st.from_type(Report), st.booleans())
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
     def test_any_report_can_be_shown(self, report: Report, verbose: bool) -> None:
         text = render(report, verbose=verbose)
         assert all(columns(each) <= 100 for each in text.splitlines())
