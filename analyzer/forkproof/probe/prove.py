@@ -258,7 +258,7 @@ class Prover:
             run = self._perform(finding, cast)
             if run.outcome is Outcome.PROTECTED:
                 run = self._challenged(finding, cast, run)
-            if run.outcome is Outcome.NO_HOLDER and run.entry is not None and left:
+            if run.outcome is Outcome.NO_HOLDER and run.entry is not None and left and not missed:
                 before = self._beforehand(finding, cast, left, run.entry)
                 if before.outcome in (Outcome.HUNG, Outcome.PASSED):
                     run = replace(before, entry=run.entry)

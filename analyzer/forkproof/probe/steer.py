@@ -57,9 +57,6 @@ _LATE: Final = 250
 """Ticks that the forker waits at its fork for another thread to come to a lock that is worth holding."""
 _LATE_ANY: Final = 60
 """The same where no lock is known to be: nobody was seen to take one that a child asks for."""
-_STILL: Final = 60
-"""Ticks in a row in which nothing moves, before a thread that was seen to take the lock is given up: a timer or another
-process may wake it. Where none is known to take it, `STUCK` of them."""
 _SPINS: Final = 40
 """Ticks in a row in which a thread is found running and the one wanted lock taken, before it is taken for a waiter."""
 _AGAIN: Final = 20
@@ -318,7 +315,7 @@ class Dance:
         self.skip = 0
         self.stage.arm(process)
         quiet = ticks = 0
-        waited, enough, still = Patience(), *((_LATE, _STILL) if self.cast.locks else (_LATE_ANY, STUCK))
+        waited, enough = Patience(), _LATE if self.cast.locks else _LATE_ANY
         spins: dict[int, int] = {}
         for scene in self.stage.scenes(self.deadline):
             if scene.kind is Kind.SITE and scene.thread is not None and scene.thread.process is process:
@@ -335,7 +332,7 @@ class Dance:
                 ticks += 1
                 waited.tick(others)
                 quiet = 0 if any(map(moves, [*others, *self._children(process)])) else quiet + 1
-                if quiet >= still or waited.ticks >= enough:
+                if quiet >= STUCK or waited.ticks >= enough:
                     break
                 if ticks % _AGAIN == 0:
                     self.stage.disarm(process)
