@@ -32,6 +32,7 @@ class ConstantCalls:
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
+        self._passed: dict[tuple[Function, int], Constants] = {}
         self._answers: dict[tuple[Function, frozenset[tuple[str, int]], int], bool] = {}
 
     def end(self, function: Function, site: int, target: Function, depth: int) -> bool:
@@ -40,7 +41,11 @@ class ConstantCalls:
 
     def passed(self, function: Function, site: int) -> Constants:
         """The constants that a call plainly passes."""
-        return constants_before(self.flow.body(function), self.flow.machine, site)
+        found = self._passed.get((function, site))
+        if found is None:
+            found = constants_before(self.flow.body(function), self.flow.machine, site)
+            self._passed[function, site] = found
+        return found
 
     @cached_property
     def may_end(self) -> npt.NDArray[np.bool_]:
