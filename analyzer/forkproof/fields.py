@@ -15,7 +15,6 @@ called. Calls of `std::function` objects are told apart (`functors`).
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -236,7 +235,7 @@ class _Fields(Search):
         if target.operand.indexed:
             return target.site, [r for r in (target.operand.base, target.operand.by) if r is not None]
         position, wanted = body.index[target.site], target.operand.base
-        first = body.leaders[bisect_right(body.leaders, position) - 1]
+        first = body.block_start(position)
         for instruction in reversed(body.instructions[first:position]):
             for o in instruction.operations:
                 place = getattr(o, "destination", None)
@@ -269,7 +268,7 @@ class _Fields(Search):
         """Where a value comes from that an instruction uses: the load that gave it, or the register that had it."""
         if isinstance(wanted, Memory) and wanted.base not in _FRAMES:
             return Origin(body.instructions[position].address, wanted)
-        first, found = body.leaders[bisect_right(body.leaders, position) - 1], None
+        first, found = body.block_start(position), None
         for _ in range(_BLOCKS):
             for here in range(position - 1, first - 1, -1):
                 site = body.instructions[here].address

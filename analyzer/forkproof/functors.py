@@ -15,7 +15,6 @@ third argument, what it is to do, with 0 to 3.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
@@ -85,7 +84,7 @@ def load_of(body: Body, position: int, through: Operand) -> Load | None:
 
 def before(body: Body, position: int) -> Iterator[int]:
     """The instructions before one, backward, as long as there is only one way to come there."""
-    first = body.leaders[bisect_right(body.leaders, position) - 1]
+    first = body.block_start(position)
     for _ in range(_BLOCKS):
         yield from range(position - 1, first - 1, -1)
         leading = body.predecessors.get(first, ())

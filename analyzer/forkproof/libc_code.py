@@ -17,7 +17,6 @@ the call.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -257,7 +256,7 @@ class _Derivation:
         position = body.position(site) or 0
         loaded = self._is_loaded_before(body, position)
         if loaded is None:
-            block = body.leaders[bisect_right(body.leaders, position) - 1]
+            block = body.block_start(position)
             before = body.predecessors[block] if position - block <= _LOOK_BACK else ()
             loaded = len(before) == 1 and self._is_loaded_before(body, body.block_end(before[0]))
         return bool(loaded)

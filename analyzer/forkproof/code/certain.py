@@ -38,8 +38,7 @@ def constants_before(body: Body, machine: Machine, site: int) -> Constants:
     if position is None:
         return {}
     explorer, state = _Certain(body, machine, lambda _, __: True), State()
-    first = max(leader for leader in body.leaders if leader <= position)
-    for here in range(first, position):
+    for here in range(body.block_start(position), position):
         explorer._instruction(body.instructions[here], here, state)  # noqa: SLF001  one class in two modules
     return _arguments(machine, state)
 

@@ -162,7 +162,7 @@ class Body:
     def leading_to(self, addresses: Iterable[int]) -> frozenset[int]:
         """The blocks from which one of these instructions may be reached, their own included."""
         positions = [self.index[address] for address in addresses if address in self.index]
-        pending = [self.leaders[bisect_right(self.leaders, position) - 1] for position in positions]
+        pending = [self.block_start(position) for position in positions]
         found: set[int] = set()
         while pending:
             block = pending.pop()
@@ -178,6 +178,10 @@ class Body:
     def contains(self, address: int) -> bool:
         """True for addresses inside the function."""
         return any(start <= address < start + size for start, size in self.parts)
+
+    def block_start(self, position: int) -> int:
+        """Position of the first instruction of the block that holds `position`."""
+        return self.leaders[max(bisect_right(self.leaders, position) - 1, 0)]
 
     def block_end(self, position: int) -> int:
         """Position after the last instruction of the block that holds `position`."""

@@ -16,7 +16,6 @@ stored, the way through the table says nothing, and joining it in would hide wha
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Final
 
@@ -37,7 +36,7 @@ def virtual_ways(body: Body, calls: Mapping[int, Operand | int | None]) -> froze
 
 
 def _lookups(body: Body, position: int, target: Operand) -> list[int]:
-    block = body.leaders[bisect_right(body.leaders, position) - 1]
+    block = body.block_start(position)
     before = body.predecessors.get(block, ())
     if len(before) < 2:
         return []

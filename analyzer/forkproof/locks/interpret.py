@@ -443,9 +443,7 @@ class _Interpreter:
             return []
         if len({locks for locks, _ in found}) > 1:
             self.split_calls[site] = self.block
-        elif any(held < locks for locks, _ in found) or any(
-            calls.is_relevant(t) and calls.parameters(t) for t in targets
-        ):
+        elif any(held < locks for locks, _ in found) or self._locks_what_it_is_given(targets):
             self.locking.add(self.block)
         most = max((len(locks) for locks, _ in found), default=0)
         keeps = calls.keeps(site) if through is None else frozenset[str]()

@@ -8,7 +8,6 @@ Wrong where: the word that is looked at is another than the one that is exchange
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
@@ -197,7 +196,7 @@ def _is_word(operand: Operand, convention: Convention) -> bool:
 
 
 def _block(body: Body, position: int) -> int:
-    return body.leaders[bisect_right(body.leaders, position) - 1]
+    return body.block_start(position)
 
 
 def _is_around(body: Body, block: int, home: int) -> bool:

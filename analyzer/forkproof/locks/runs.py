@@ -8,7 +8,6 @@ Must never: know how a function is followed.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -391,7 +390,7 @@ class Run:
     def block_of(self, site: int) -> int:
         """The block that holds an instruction."""
         position = self.body.position(site) or 0
-        return self.body.leaders[max(bisect_right(self.body.leaders, position) - 1, 0)]
+        return self.body.block_start(position)
 
 
 def told_exits(exits: set[Exit], let_go: set[Value], most: int) -> tuple[Exit, ...]:

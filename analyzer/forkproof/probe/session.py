@@ -12,7 +12,8 @@ so that "at a breakpoint" means the same on both machines, and going on goes ove
 Rejected: stopping all threads to go over a breakpoint. Another thread may run past it in that moment, unseen; what is
 built on this only ever misses an opportunity by that, and it would cost every other thread two stops.
 
-Nothing is waited for without a limit: a thread that does not stop in time is left running, or to stop when it can.
+Once a program has been started, nothing is waited for without a limit: a thread that does not stop in time is left
+running, or to stop when it can.
 """
 
 from __future__ import annotations
