@@ -104,7 +104,7 @@ def _directory_kind(path: Path) -> _Kind:
 def _plain(names: Sequence[str], sysroot: Path | None) -> Scope:
     """Files of one sysroot; scripts among them stand for the programs that they start."""
     root = DirectorySysroot(sysroot or Path("/"))
-    return Scope(root, str(sysroot or "/"), tuple(scope.named(root, names)))
+    return Scope(root, str(sysroot or "/"), scope.once(root, scope.named(root, names)))
 
 
 @dataclass
@@ -235,7 +235,7 @@ class _Opening:
             starts += here
             notes += found.notes
             errors += found.errors if here or found.errors else [found.nothing(name)]
-        return Scope(root, label, tuple(starts), tuple(notes), errors=(*self.errors, *errors))
+        return Scope(root, label, scope.once(root, starts), tuple(notes), errors=(*self.errors, *errors))
 
     def _world(self, number: int | None) -> list[Scope]:
         """Artifacts in front, the image of this number or the sysroot behind."""

@@ -7,7 +7,7 @@ Must never: look for programs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -77,6 +77,18 @@ def _named(root: Sysroot, name: str, known: _Known) -> Start:
     except InputError:
         how = None
     return Start(name, how.libraries, how.source) if how is not None else Start(name)
+
+
+def once(root: Sysroot, starts: Sequence[Start]) -> tuple[Start, ...]:
+    """Each program once, however it was spelled; a link to a program is one of its own, as its name can matter."""
+    known: dict[Start, Start] = {}
+    for start in starts:
+        try:
+            place = root.locate(start.name)
+        except InputError:
+            place = start.name
+        known.setdefault(replace(start, name=place), start)
+    return tuple(known.values())
 
 
 def in_order(sysroot: Sysroot, paths: Sequence[tuple[str, str]], given: Given = NOTHING) -> list[Start]:

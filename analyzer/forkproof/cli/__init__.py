@@ -74,6 +74,6 @@ def main() -> None:
     Examples:
       forkproof scan /usr/sbin/named
       forkproof scan --sysroot /srv/bookworm-arm64 /usr/bin/qemu-system-aarch64
-      forkproof scan --format json --output report.json /usr/sbin/*
+      forkproof scan --format json --output report.json /usr/sbin
       forkproof rules inherited-lock
     """

@@ -131,9 +131,10 @@ class DirectorySysroot:
         path = target if target.startswith("/") else f"/{target}"
         if not self.is_host and self.resolve(path) is not None:
             return path
-        if self.is_host and Path(target).is_symlink():
-            leads = f"is a symbolic link that leads nowhere (to {Path(target).readlink()})"
-            raise UnreadableFile(target, leads, next_step=f"Follow it: namei {target}")
+        leads = _link(target, target if self.is_host else self._on_host(path))
+        if self.is_host and leads:
+            reason = f"is a symbolic link that leads nowhere (to {leads})"
+            raise UnreadableFile(target, reason, next_step=f"Follow it: namei {target}")
         if self.is_host:
             raise UnreadableFile(target, "does not exist", next_step="Check the spelling.")
         raise UnreadableFile(
@@ -210,6 +211,19 @@ def glob(sysroot: Sysroot, pattern: str) -> tuple[str, ...]:
 
 def _join(base: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}"
+
+
+def _link(target: str, path: str) -> str:
+    """Where a link that leads nowhere leads to; "" if nothing is at `path`. Raises what hides it, if something does."""
+    try:
+        return str(Path(path).readlink())
+    except ValueError:
+        return ""
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
+            return ""
+        step = "Run as a user who may look into its directory, or copy it." if error.errno == errno.EACCES else ""
+        raise UnreadableFile(target, f"cannot be looked up: {error.strerror}", next_step=step) from error
 
 
 def _opened(path: str, flags: int) -> int:

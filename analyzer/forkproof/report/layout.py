@@ -141,6 +141,14 @@ def wrapped(text: str, width: int, *, first: Line = (), indent: int = 0, style: 
         yield (*lead, Span(current, style))
 
 
+def advised(message: str, width: int, *, first: Line, indent: int) -> Iterator[Line]:
+    """A message whose other lines say what to do: each of them begins a line."""
+    told, *steps = message.splitlines() or [""]
+    yield from wrapped(told, width, first=first, indent=indent)
+    for step in steps:
+        yield from wrapped(step, width, indent=indent)
+
+
 def _pieces(words: Iterable[str], width: int) -> Iterator[str]:
     """The words, clean, those wider than a line in pieces that are not."""
     for word in map(clean, words):

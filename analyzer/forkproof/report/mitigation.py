@@ -17,7 +17,7 @@ from forkproof.mitigate.apply import Mitigation
 from forkproof.mitigate.remedy import Decision, Remedy
 from forkproof.model import Finding, Report, Severity, Verdict
 from forkproof.report import json, proof
-from forkproof.report.layout import Line, Span, line, painted, shorten, wrapped
+from forkproof.report.layout import Line, Span, advised, line, painted, shorten, wrapped
 
 _SHOWN: Final = 5
 _WORDS: Final = {True: ("cured", "good"), False: ("not cured", "high")}
@@ -161,7 +161,7 @@ def _not_analysed(report: Report, width: int) -> Iterator[Line]:
     told = "\n".join(report.errors)
     grave = (f"{d.object}: {d.message}" for d in report.diagnostics if d.level == "error" and d.message not in told)
     for message in dict.fromkeys((*report.errors, *grave)):
-        yield from wrapped(message, width, first=line(Span("not analysed: ", "error")), indent=2)
+        yield from advised(message, width, first=line(Span("not analysed: ", "error")), indent=2)
 
 
 def _because(found: Mitigation, limit: Severity | None) -> str:

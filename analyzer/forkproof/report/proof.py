@@ -14,7 +14,7 @@ from typing import Final
 
 from forkproof.model import Finding, Frame, ProbeRecord, ProbeThread, Report, Verdict
 from forkproof.report import stacks
-from forkproof.report.layout import Line, Span, line, padded, painted, shorten, wrapped
+from forkproof.report.layout import Line, Span, advised, line, padded, painted, shorten, wrapped
 
 _SIDE_BY_SIDE: Final = 80
 """Columns below which the stacks stand one above the other."""
@@ -158,4 +158,4 @@ def _summary(report: Report, probed: list[Finding], width: int) -> Iterator[Line
     text = ", ".join(each) if each else "nothing to probe: the scan has no finding that a probe can show"
     yield from wrapped(f"{targets}: {text}{tail}", width, indent=2, style="heading")
     for message in report.errors:
-        yield from wrapped(message, width, first=line(Span("not analysed: ", "error")), indent=2)
+        yield from advised(message, width, first=line(Span("not analysed: ", "error")), indent=2)

@@ -31,7 +31,7 @@ from forkproof.model import (
 )
 from forkproof.report import proof, stacks
 from forkproof.report.json import in_order
-from forkproof.report.layout import WIDTH, Line, Span, line, painted, shorten, table, wrapped
+from forkproof.report.layout import WIDTH, Line, Span, advised, line, painted, shorten, table, wrapped
 
 NARROWEST: Final = 40
 FULL_FINDINGS: Final = 5
@@ -448,10 +448,7 @@ def failures(errors: Sequence[str], width: int) -> Iterator[Line]:
         return
     yield line(Span("NOT ANALYSED", "error"))
     for message in errors:
-        first, *rest = message.splitlines() or [""]
-        yield from wrapped(first, width, first=line("  "), indent=4)
-        for each in rest:
-            yield from wrapped(each, width, first=line("    "), indent=4)
+        yield from advised(message, width, first=line("  "), indent=4)
     yield line()
 
 

@@ -172,6 +172,16 @@ def test_what_is_the_same_in_both_is_scanned_once(form: str, tmp_path: Path, roo
         assert scope.diagnostics == ()
 
 
+def test_however_it_is_spelled_a_program_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "daemon").write_bytes(OLD)
+    (tmp_path / "link").symlink_to("daemon")
+    monkeypatch.chdir(tmp_path)
+    with opened(["daemon", "./daemon", str(tmp_path / "daemon"), "link", "none"], None) as (scope,):
+        assert [start.name for start in scope.starts] == ["daemon", "link", "none"]
+    with opened([str(tmp_path), "daemon", "link"], None) as (scope,):
+        assert [Path(start.name).name for start in scope.starts] == ["daemon", "link"]
+
+
 def test_texts_that_nothing_reads_may_differ(tmp_path: Path) -> None:
     one = deb(tmp_path / "one", {"/usr/bin/a": OLD, "/usr/share/doc/x/changelog.gz": b"one"})
     two = deb(tmp_path / "two", {"/usr/bin/b": NEW, "/usr/share/doc/x/changelog.gz": b"two"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json as stdlib_json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from forkproof.cli.probe import Request
 from forkproof.model import Diagnostic, Report
 from forkproof.options import ScanOptions
 from forkproof.pipeline import lacking
+from forkproof.report import proof
 from tests.unit.cli.conftest import Pipeline, run
 from tests.unit.report import samples
 
@@ -95,6 +98,21 @@ def test_a_preload_in_vain_is_in_the_last_line(pipeline: Pipeline) -> None:
 
 
 class TestProbe:
+    def test_a_program_that_may_not_be_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        monkeypatch.setattr(Path, "open", refuse)
+        done = run("probe", "--", "./secret")
+        assert done.exit_code == 3
+        assert "./secret: cannot be read: Permission denied\n  Run as a user who may read it" in done.output
+
+    def test_what_to_do_begins_a_line(self) -> None:
+        report = Report((), (), (), ("x: was not found\nName the system.",))
+        assert "not analysed: x: was not found\n  Name the system." in proof.render(
+            report, verbose=False, width=100, color=False
+        )
+
     def test_a_rule_that_does_not_exist(self) -> None:
         done = run("probe", "--rule", "inherited-lok", "--", "/bin/true")
         assert done.exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,22 @@ def test_target_of_the_host_is_not_taken_from_outside_the_tree(root: Path) -> No
     with pytest.raises(UnreadableFile, match="neither below") as caught:
         DirectorySysroot(root).locate("/bin/sh")
     assert "find" in caught.value.next_step
+
+
+def test_a_target_that_is_hidden_or_cannot_be_named_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Path.is_symlink` raises for these, or calls them missing, as the version of Python has it."""
+    host = DirectorySysroot()
+    with pytest.raises(UnreadableFile, match="cannot be looked up: File name too long"):
+        host.locate(str(tmp_path / ("a" * 300)))
+
+    def refuse(path: str) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "readlink", refuse)
+    for sysroot in (host, DirectorySysroot(tmp_path)):
+        with pytest.raises(UnreadableFile, match="cannot be looked up: Permission denied") as caught:
+            sysroot.locate("/secret/daemon")
+        assert "Run as a user who may" in caught.value.next_step
 
 
 def test_sysroot_must_be_a_directory(root: Path) -> None:
