@@ -20,6 +20,7 @@ import numpy as np
 
 from forkproof.allocators import looks_up_registrar
 from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Reach
+from forkproof.code.operations import Return
 from forkproof.facts import Facts, WindowFacts
 from forkproof.failures import ERROR_TEXTS
 from forkproof.forks import Level
@@ -58,8 +59,9 @@ _SUSPECTED: Final = frozenset({EdgeKind.FIELD, EdgeKind.DYNAMIC})
 _IN_THREADS: Final = CERTAIN | _SUSPECTED
 """What leads a thread to a lock; some of it is suspected."""
 _MUTEX: Final = ("pthread_mutex_lock", "__pthread_mutex_lock")
-_EXITS: Final = "exit", "quick_exit"
-"""What runs handlers before it ends the process."""
+_EXITS: Final = ("exit",)
+"""What runs exit handlers before it ends the process. quick_exit runs others."""
+_ENDS_BY_ITSELF: Final = WindowKind.EXIT, WindowKind.UNKNOWN
 _HANDLER_DEPTH: Final = 2
 """Calls below a child handler in which it makes locks new."""
 _HANDLER_ASKS: Final = 3
@@ -219,16 +221,26 @@ class _Window:
 
     @cached_property
     def exits(self) -> list[_Position]:
-        """Where the child, in its own code, ends by a call that runs exit handlers."""
-        if self.window.window.kind is not WindowKind.EXIT:
+        """Where the child, in its own code, ends by a call that runs exit handlers, or by returning from main."""
+        if self.window.window.kind not in _ENDS_BY_ITSELF:
             return []
         running = set(self.flow.program.called(_EXITS))
-        return [
+        called = [
             (depth, int(self.graph.site[e]))
             for depth, level in enumerate(self.levels)
             for e in level.edges
             if self.graph.target[e] in running
         ]
+        return [*called, *self._returns_from_main]
+
+    @cached_property
+    def _returns_from_main(self) -> list[_Position]:
+        outer = self.levels[-1]
+        if outer.function != self.flow.main or not outer.returns:
+            return []
+        instructions = self.flow.body(outer.function).instructions
+        returns = {i.address for i in instructions if any(isinstance(o, Return) for o in i.operations)}
+        return [(len(self.levels) - 1, site) for site in sorted(returns & self._visited(outer))]
 
     @cached_property
     def exit_handlers(self) -> Mapping[Function, bool]:
@@ -262,7 +274,9 @@ class _Window:
         found = [
             r.handlers[which].function
             for r in self.facts.registrations
-            if r.is_effective and not (r.outermost == self.flow.main and self._is_later(r.chain[0][1]))
+            if r.is_effective
+            and self.facts.may_run[r.outermost]
+            and not (r.outermost == self.flow.main and self._is_later(r.chain[0][1]))
         ]
         return [f for f in dict.fromkeys(found) if f is not None and self.others.usable[f]]
 
@@ -399,13 +413,15 @@ class _Window:
         return self.others.cleared_in(level.function)
 
     def _first(self, functions: Iterable[Function]) -> _Position | None:
-        """The first of the child's own calls that can lead to one of these functions."""
-        reach = self.graph.distances(functions, backward=True, blocked=self.ends)
+        """The first of the child's own calls that can lead to one of these functions, other than once in a process:
+        the parent has come there when a thread of it has the lock."""
+        once = self.others.once
+        reach = self.graph.distances(functions, backward=True, blocked=self.ends, without=once)
         found = [
             (depth, int(self.graph.site[e]))
             for depth, level in enumerate(self.levels)
             for e in level.edges
-            if reach[self.graph.target[e]] >= 0
+            if reach[self.graph.target[e]] >= 0 and e not in once
         ]
         return min(found, default=None)
 
@@ -642,14 +658,15 @@ class _Window:
     def _not_quiesced(self, lock: Lock) -> str:
         if not self.window.window.handlers_run:
             return f"{self.window.window.forker} runs no fork handlers"
-        if not any(r.is_effective for r in self.facts.registrations):
+        if not any(r.is_effective and self.facts.may_run[r.outermost] for r in self.facts.registrations):
             return f"no fork handler is registered that could take {lock.name}"
         return f"no fork handler that is registered takes {lock.name} or makes it new"
 
     def _whence(self, way: _Way, frames: tuple[Frame, ...]) -> str:
         if way.exit_site is None:
             return f"from {frames[0].function}"
-        return f"by an exit handler that the call of exit in {frames[0].function} runs"
+        end = "return from" if way.exit_site in self._returns_from_main else "call of exit in"
+        return f"by an exit handler that the {end} {frames[0].function} runs"
 
     def _fix(self, lock: Lock, request: _Request) -> str:
         if request.level < 0:

@@ -508,7 +508,9 @@ class _Interpreter:
             case "acquire":
                 self.waiting.add(self.block)
                 blocking = not library.bounded
-                return [(self.ledger.acquired(site, address, library.kind, held, blocking=blocking), None)]
+                taken = self.ledger.acquired(site, address, library.kind, held, blocking=blocking)
+                # Who waits for a guard gets it only if what it guards is still to be made.
+                return [(taken, "nonzero"), (held, "zero")] if library.kind == "guard" else [(taken, None)]
             case "try":
                 self.attempts.note(site, Attempt(address, library.kind), self.block)
                 return [(held, "try")]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.arguments import data_arguments
-from forkproof.callgraph import CALLS, CERTAIN
+from forkproof.callgraph import CALLS, CERTAIN, EdgeKind
 from forkproof.code import aarch64
 from forkproof.code.explore import State
 from forkproof.code.index import CodeIndex
@@ -204,7 +204,7 @@ class OtherLocks:
         self, function: Function, cells: _Cells, words: Columns | None, among: Functions, depth: int = 2
     ) -> bool:
         """It refers to where a lock may be, or uses what it is given by a function that does."""
-        if words is None or _near(cells.of(function), words):
+        if words is None or _near(cells.of(function), words) or _near(self._given_by(function), words):
             return True
         if not depth or cells.is_exact(function):
             return False
@@ -212,6 +212,14 @@ class OtherLocks:
         return any(_near(cells.of(c), words) for c in callers) or any(
             self._may_name(c, cells, words, among, depth - 1) for c in callers if not len(cells.of(c))
         )
+
+    def _given_by(self, function: Function) -> Columns:
+        """Where the variables are that functions of its own object give to it."""
+        base = self.flow.program.base
+        obj = self.flow.program.object_of(function)
+        own = [c for c in self._callees(function) if base[obj] <= c < base[obj + 1]]
+        values = [value for callee in own if (value := self.summaries.given(callee)) is not None]
+        return unique(np.array([begin for value in values if (begin := _begin(value)) >= 0], np.int64))
 
     def _callers(self, function: Function) -> list[Function]:
         graph = self.graph
@@ -314,6 +322,24 @@ class OtherLocks:
         found[self._callers_of(self._inits)] = True
         return found & self.usable
 
+    @cached_property
+    def once(self) -> frozenset[int]:
+        """Edges to what `pthread_once` and its kin call."""
+        graph, library = self.graph, self.summaries.library
+        calls = [e for f, lock in library.items() if lock.kind == "once" for e in graph.edges_to(Function(f))]
+        sites = {(int(graph.source[e]), int(graph.site[e])) for e in calls}
+        found = (e for source in {s for s, _ in sites} for e in graph.edges_from(Function(source)))
+        callbacks = (e for e in found if graph.kind[e] == EdgeKind.CALLBACK)
+        return frozenset(e for e in callbacks if (int(graph.source[e]), int(graph.site[e])) in sites)
+
+    def _guarded(self, function: Function) -> frozenset[int]:
+        """What a function executes only while it makes a static object of its own, which happens once."""
+        guards = self.summaries.guards
+        if guards.isdisjoint(self._callees(function)):
+            return frozenset()
+        run = self.flow.explore_from(function, self.flow.program.rva_of(function), {}, guards)
+        return frozenset(self.flow.body(function).addresses) - run.visited
+
     def _callers_of(self, functions: Iterable[Function]) -> list[Function]:
         graph = self.graph
         edges = [e for f in functions for e in graph.edges_to(f) if int(graph.kind[e]) in CALLS]
@@ -376,8 +402,10 @@ class OtherLocks:
         return self._addresses(function, value)
 
     def made_by(self, function: Function) -> set[Value]:
-        """The locks that a function makes new by a call."""
-        return {value for _, value in self._made(function)}
+        """The locks that a function makes new by a call, whenever it runs."""
+        made = self._made(function)
+        guarded = self._guarded(function) if made else frozenset()
+        return {value for site, value in made if site not in guarded}
 
     def makes_another(self, function: Function) -> bool:
         """It makes a lock new whose address is not known: a parameter's, or one that some other way leads to."""
@@ -386,7 +414,9 @@ class OtherLocks:
     def cleared_in(self, function: Function) -> list[tuple[int, Value]]:
         """Where a function makes a lock new, by a call or by storing 0 to a word that it takes no lock at."""
         if function not in self._cleared:
-            self._cleared[function] = [*self._made(function), *self._stored(function)]
+            found = [*self._made(function), *self._stored(function)]
+            guarded = self._guarded(function) if found else frozenset()
+            self._cleared[function] = [(site, value) for site, value in found if site not in guarded]
         return self._cleared[function]
 
     @cached_property

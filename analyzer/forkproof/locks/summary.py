@@ -41,7 +41,9 @@ _ASKS: Final = 2
 _SMALL: Final = 120
 """Bytes of a function that may be an unlock method with a plain store."""
 _GETTER: Final = 24
-"""Bytes of a function that may do no more than give the address of a variable, or what one holds."""
+"""Bytes of a function that may do no more than give the address of a variable, or what one holds;"""
+_MAKER: Final = 512
+"""and of one that gives the address of a static object, which it makes when it first runs."""
 _MOST: Final = 160
 """Locks that one summary keeps."""
 
@@ -419,8 +421,25 @@ class Summaries:
     def given(self, function: Function) -> Value | None:
         """What every call of a function returns, if all that it does is to give a variable: its address or content."""
         if function not in self._given:
-            self._given[function] = self._find_given(function) if self.program.size_of(function) <= _GETTER else None
+            size = self.program.size_of(function)
+            find = self._find_given if size <= _GETTER else self._find_made if size <= _MAKER else None
+            self._given[function] = None if find is None else find(function)
         return self._given[function]
+
+    def _find_made(self, function: Function) -> Value | None:
+        """The static object of a function that makes it once, if that is what it returns on every way."""
+        if self.guards.isdisjoint(self._callees(function)):
+            return None
+        obj = self.program.object_of(function)
+        results = self.flow.explore_from(function, self.program.rva_of(function), {}).results
+        value = results[0] if len(results) == 1 else None
+        is_address = value is not None and value.base is None and self.program.image(obj).is_writable(value.offset)
+        return Value(Object(obj), value.offset) if value is not None and is_address else None
+
+    @cached_property
+    def guards(self) -> frozenset[Function]:
+        """What lets one thread make a static object, and keeps others waiting for that."""
+        return frozenset(Function(f) for f, k in self.library.items() if k.kind == "guard" and k.op == "acquire")
 
     def _find_given(self, function: Function) -> Value | None:
         calls, convention, state = FunctionCalls(self, function), self.flow.convention, State()

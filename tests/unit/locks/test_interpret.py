@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 
@@ -195,6 +196,14 @@ def test_a_result_that_was_inverted_tells_the_opposite() -> None:
         ret
     """)
     assert set(run.exits) == set(exits((HELD, "zero"), (NOTHING, "nonzero")))
+
+
+@pytest.mark.parametrize(("way", "held"), [("je {out}", HELD), ("jne {out}", NOTHING)])
+def test_a_guard_is_held_by_who_is_told_to_make_what_it_guards(way: str, held: frozenset[Value]) -> None:
+    guard = replace(mutex("acquire"), kind="guard")
+    text = f"mov edi, 0x4000\ncall guard\ntest eax, eax\n{way}\ncall inside\nout:\nret"
+    run = follow(text, Callees(library={"guard": guard}, noted=frozenset({"inside"})))
+    assert [call.held for call in run.calls] == [held]
 
 
 def test_a_try_of_a_library_is_decided_by_its_result() -> None:
