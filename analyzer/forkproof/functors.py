@@ -183,7 +183,7 @@ def invokers(program: Program, obj: int) -> frozenset[Function]:
     places = position_in(code.start, unique(target))
     places = places[places >= 0]
     sizes = zip(code.start[places].tolist(), code.size[places].tolist(), strict=True)
-    managers = {start for start, size in sizes if _is_manager(image, start, size)}
+    managers = {start for start, size in sizes if is_manager(image, start, size)}
     formed = dict(zip(site.tolist(), target.tolist(), strict=True)) if managers else {}
     found = set[int]()
     is_taken = (position_in(np.array(sorted(managers), np.int64), target) >= 0) & (owner >= 0)
@@ -197,7 +197,7 @@ def invokers(program: Program, obj: int) -> frozenset[Function]:
     return frozenset(f for f in functions if f is not None)
 
 
-def _is_manager(image: Image, start: int, size: int) -> bool:
+def is_manager(image: Image, start: int, size: int) -> bool:
     """A function that asks first of all what it is to do, and writes a word to where its first argument points."""
     return _asks(image, start, min(size, _HEAD)) and _answers(image, start, min(size, _WHOLE))
 

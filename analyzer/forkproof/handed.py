@@ -27,10 +27,11 @@ from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, Given, 
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import State, explore
-from forkproof.code.members import virtual_ways
+from forkproof.code.members import virtual_ways, without_addends
 from forkproof.code.operations import Call, Jump, JumpUnknown, Memory, Operand, Register
 from forkproof.code.values import Behind, Cell, Entry, Value, Word
 from forkproof.elf.image import Image
+from forkproof.functors import Part, is_manager
 from forkproof.program import Function
 from forkproof.signature_values import ThreadStarter
 from forkproof.signatures import Signatures
@@ -54,6 +55,10 @@ _MOST_CALLS: Final = 400
 _MOST_ROLES: Final = 8
 """Things that one function does with what it is given."""
 _MOST_CALLERS: Final = 500
+_ONCE: Final = "pthread_once"
+"""What runs `std::call_once`, when it is given"""
+_ONCE_PROXY: Final = "__once_proxy"
+"""this: what it shall call lies in variables of the thread."""
 _PRIMITIVE: Final = ("pthread_create",)
 """What all others that start threads call in the end: it shows which object is the libc."""
 
@@ -215,12 +220,46 @@ class Search:
         for call in self._calls_of(function, levels):
             given = self._arguments(function, call.state)
             target = self._target(function, call)
+            if isinstance(target, Place) and self._function(target) in self._once:
+                yield from self._done_once(function, call, given)
             if isinstance(target, Value) and self._is_given(target):
                 yield Role(EdgeKind.CALLBACK, target, tuple(a if self._is_of_caller(a) else None for a in given))
             callee = self._function(target) if isinstance(target, Place) else None
             if callee is not None and self._may_call(callee, levels - 1) and self._hands_over(given, call.state):
                 for role in self._what_is_done(callee, levels - 1):
                     yield from self._resolved(function, call, role, given, _DEEPEST)
+
+    def _done_once(self, function: Function, call: _Call, given: Sequence[Known | None]) -> Iterator[Role]:
+        """What `std::call_once` calls at last: the `std::function` objects that the caller has made for it.
+
+        So a future gets its result: from a function that is called with the caller's object.
+        """
+        stack = Entry(self.convention.stack)
+        if not isinstance(given[1], Place) or self._function(given[1]) not in self._once_proxies:
+            return
+        for base, offset in sorted(place for place in call.state.cells if place[0] == stack):
+            manager = self._content(Value(base, offset), function, call.state)
+            invoker = self._content(Value(base, offset + 8), function, call.state)
+            if isinstance(manager, Place) and isinstance(invoker, Place) and self._is_manager(manager):
+                # The first argument may say where a large result goes: then the object is the second.
+                called, functor = (_entry(name) for name in self.convention.arguments[:2])
+                role = Role(EdgeKind.CALLBACK, called, (functor, functor))
+                objects = Value(base, offset - Part.MANAGER.value)
+                yield from self._resolved(function, call, role, [invoker, objects], _DEEPEST)
+
+    def _is_manager(self, place: Place) -> bool:
+        function = self._function(place)
+        return function is not None and is_manager(
+            self.program.image(self.program.object_of(function)), self.program.rva_of(function), self._size(function)
+        )
+
+    @cached_property
+    def _once(self) -> frozenset[Function]:
+        return frozenset(self.program.called([_ONCE]) if self._once_proxies else ())
+
+    @cached_property
+    def _once_proxies(self) -> frozenset[Function]:
+        return frozenset(self.program.called([_ONCE_PROXY]))
 
     def _may_call(self, function: Function, levels: int) -> bool:
         """Calls through registers or memory stand in the function, or so many levels below it.
@@ -347,7 +386,8 @@ class Search:
 
             def matters(to: Operand | int | None) -> bool:
                 callee = self._function(Place(obj, to)) if isinstance(to, int) else None
-                return not isinstance(to, int) or (callee is not None and self._may_call(callee, levels - 1))
+                known = callee is not None and (callee in self._once or self._may_call(callee, levels - 1))
+                return known or not isinstance(to, int)
 
             found = self._look(function, lambda _, to: matters(to)) if self._is_small(function) else ()
             known = self._calls[function, levels] = tuple(found)
@@ -361,7 +401,10 @@ class Search:
         targets = {site: to for site, to in _transfers(body) if matters(site, to)}
         if not targets:
             return
-        within = body.leading_to(targets) - virtual_ways(body, targets)
+        within = body.leading_to(targets)
+        if virtual := virtual_ways(body, targets):
+            within -= virtual
+            body = without_addends(body, targets, self.convention.arguments[0])
         states = explore(body, program.image(obj).machine, rva, watch=targets, within=within, fields=True).states
         for site in sorted(targets):
             if site in states:
