@@ -1,30 +1,52 @@
-"""Threads that have ended again: starts that a join follows on every way.
+"""Threads that have ended again: starts that a join follows on every way, or the wait for a future that they tell.
 
 Owns: the pairing of what starts threads with what joins them, in one function and in what it calls.
 Takes: `Flow`, and the distance of functions to a start. Gives: an answer for each start: has the thread ended?
 Must never: believe that a thread has ended because something is joined somewhere.
 Wrong where: of two threads the wrong one is joined (starts and joins are counted, their handles are not compared);
-      where a loop joins fewer threads than another one has started.
+      where a loop joins fewer threads than another one has started; where a future is let go in a function that does
+      not see how it was made.
+
+What lets an object go may call what joins: the shared state of a `std::future` joins when its last reference goes. One
+reference is that by which `std::async` itself has made it, so only where two go it may be the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 from forkproof.callgraph import CERTAIN, EdgeKind, Reach
 from forkproof.code.decode import Body
 from forkproof.code.explore import Exploration
-from forkproof.code.operations import Return
+from forkproof.code.operations import Jump, Return
+from forkproof.code.values import Value
 from forkproof.flow import Flow
+from forkproof.futures import Futures
 from forkproof.model import Answer
 from forkproof.program import Function
 
 _NEAR: Final = 2
 """Calls between a function and the join, at most, where its callers may take it to be there for that."""
+_LET_GO: Final = 2
+"""References that go before the last one may have."""
 _ZERO_IS_STARTED: Final = ("pthread_create", "thrd_create", "uv_thread_create")
 """What gives 0 when there is a thread: where there is none, nobody joins it."""
+
+
+class _Sites(NamedTuple):
+    """The calls of a function with which a thread ends."""
+
+    joins: frozenset[int]
+    waits: frozenset[int]
+    """Those that wait for a future that the thread tells,"""
+    looks: frozenset[int]
+    """those that do so for a time only,"""
+    letting_go: frozenset[int]
+    """and those that join if an object has no other reference."""
+    tells: bool = True
+    """The thread was seen to tell one."""
 
 
 class Joins:
@@ -33,7 +55,8 @@ class Joins:
     def __init__(self, flow: Flow, to_start: Reach, harmless: frozenset[int]) -> None:
         self.flow, self.graph = flow, flow.graph
         self.to_start, self.harmless = to_start, harmless
-        self._leaves: dict[Function, bool] = {}
+        self.futures = Futures(flow, to_start)
+        self._left: dict[Function, Answer] = {}
         self._known: dict[tuple[Function, frozenset[int], frozenset[int]], Mapping[int, Answer]] = {}
 
     @cached_property
@@ -43,22 +66,29 @@ class Joins:
 
     def leaves(self, function: Function) -> bool:
         """A thread that the function has started may exist when it returns."""
-        known = self._leaves.get(function)
+        return self._ended_within(function) is not Answer.YES
+
+    def _ended_within(self, function: Function) -> Answer:
+        """Whether the threads that the function has started have ended when it returns."""
+        known = self._left.get(function)
         if known is None:
-            self._leaves[function] = True  # what calls itself leaves some
-            known = self._leaves[function] = self._decide(function)
+            self._left[function] = Answer.NO  # what calls itself leaves some
+            known = self._left[function] = self._decide(function)
         return known
 
-    def _decide(self, function: Function) -> bool:
+    def _decide(self, function: Function) -> Answer:
         if not self._is_near(function, _NEAR + 1):
-            return True
+            return Answer.NO
         whole = self.flow.whole(function)
         starts = [e for e in self._calls(whole) if self.to_start[self.graph.target[e]] >= 0 and e not in self.harmless]
         body = self.flow.body(whole)
         ends = {i.address for i in body.instructions for o in i.operations if isinstance(o, Return)}
         ends |= {int(self.graph.site[e]) for e in self._calls(whole) if self.graph.kind[e] == EdgeKind.JUMP}
-        answers = self.ended(whole, starts, ends - self._joining(whole, starts))
-        return not starts or any(answer is not Answer.YES for answer in answers.values())
+        joins, _ = self._joining(whole, starts)
+        answers = set(self.ended(whole, starts, ends - joins).values())
+        if not starts or Answer.NO in answers:
+            return Answer.NO
+        return Answer.UNKNOWN if Answer.UNKNOWN in answers else Answer.YES
 
     def ended(self, function: Function, starts: Collection[int], goals: Collection[int]) -> Mapping[int, Answer]:
         """For each of a function's calls that start a thread: has that ended when control comes to one of the goals?"""
@@ -70,35 +100,61 @@ class Joins:
         return self._known[key]
 
     def _is_near(self, function: Function, most: int) -> bool:
-        return 0 <= int(self.to_join[function]) <= most
+        return 0 <= int(self.to_join[function]) <= most or 0 <= int(self.futures.to_wait[function]) <= most
 
     def _calls(self, function: Function) -> list[int]:
         return [e for e in self.flow.outgoing(function) if int(self.graph.kind[e]) in CERTAIN]
 
-    def _joining(self, function: Function, starts: Collection[int]) -> frozenset[int]:
-        """Sites of calls that join, what also starts threads left out."""
+    def _joining(self, function: Function, starts: Collection[int]) -> tuple[frozenset[int], frozenset[int]]:
+        """Sites of calls that join, and of those that do if an object has nobody else: what also starts is left out."""
         graph, starting = self.graph, {int(self.graph.site[e]) for e in starts}
-        calls = self._calls(function)
-        found = {int(graph.site[e]) for e in calls if self._is_near(Function(int(graph.target[e])), _NEAR)}
-        return frozenset(found - starting)
+        near = [e for e in self._calls(function) if 0 <= int(self.to_join[graph.target[e]]) <= _NEAR]
+        near = [e for e in near if int(graph.site[e]) not in starting]
+        held = {e for e in near if graph.kind[e] == EdgeKind.CALLBACK and not self._is_passed(function, e)}
+        joins = frozenset(int(graph.site[e]) for e in near if e not in held)
+        return joins, frozenset(int(graph.site[e]) for e in held) - joins
+
+    def _is_passed(self, function: Function, edge: int) -> bool:
+        """What a call passes on is the callee's address, and not an object that leads to it."""
+        target, program = Function(int(self.graph.target[edge])), self.flow.program
+        if self.to_join[target] == 0:
+            return True
+        state = self.flow.state_before(function, int(self.graph.site[edge]))
+        address = Value(None, program.rva_of(target))
+        return state is None or any(state.register(name) == address for name in self.flow.convention.arguments)
 
     def _find(self, function: Function, starts: Collection[int], goals: frozenset[int]) -> Mapping[int, Answer]:
         graph = self.graph
-        found = {e: Answer.YES for e in starts if not self._leaves_by(e)}
-        left = [e for e in starts if e not in found]
-        joins = self._joining(function, starts)
+        within = {e: self._ended_by(e) for e in starts}
+        left = [e for e in starts if within[e] is not Answer.YES]
         sites = {int(graph.site[e]) for e in left}
-        at_site = {site: self._at(function, site, goals, joins, len(sites)) for site in sites}
-        return found | {edge: at_site[int(graph.site[edge])] for edge in left}
+        at_site = {
+            int(graph.site[e]): self._at(function, e, goals, self._sites(function, starts, e), len(sites)) for e in left
+        }
+        found = {e: at_site[int(graph.site[e])] for e in left}
+        return within | {e: within[e] if answer is Answer.NO else answer for e, answer in found.items()}
 
-    def _leaves_by(self, edge: int) -> bool:
-        """A call of a function that starts threads, or the start itself, leaves one behind."""
+    def _sites(self, function: Function, starts: Collection[int], start: int) -> _Sites:
+        """What may end the thread of one of the starts."""
+        joins, letting_go = self._joining(function, starts)
+        starting = {int(self.graph.site[e]) for e in starts}
+        calls = [e for e in self._calls(function) if int(self.graph.site[e]) not in starting]
+        waits = {int(self.graph.site[e]) for e in calls if self.futures.is_wait(e)}
+        looks = {int(self.graph.site[e]) for e in calls if self.futures.is_look(e)}
+        tells = self.futures.tells(start) if waits or looks else Answer.NO
+        if tells is Answer.NO:
+            return _Sites(joins, frozenset(), frozenset(), letting_go)
+        return _Sites(joins, frozenset(waits), frozenset(looks), letting_go, tells is Answer.YES)
+
+    def _ended_by(self, edge: int) -> Answer:
+        """Whether a call that starts threads, or the start itself, leaves none behind."""
         target = Function(int(self.graph.target[edge]))
-        return bool(self.graph.kind[edge] == EdgeKind.THREAD or self.to_start[target] == 0) or self.leaves(target)
+        is_start = self.graph.kind[edge] == EdgeKind.THREAD or self.to_start[target] == 0
+        return Answer.NO if is_start else self._ended_within(target)
 
-    def _at(self, function: Function, site: int, goals: frozenset[int], joins: frozenset[int], starts: int) -> Answer:
+    def _at(self, function: Function, edge: int, goals: frozenset[int], sites: _Sites, starts: int) -> Answer:
         """Whether a thread that is started at a site, one of so many, has ended at the goals."""
-        body = self.flow.body(function)
+        body, site = self.flow.body(function), int(self.graph.site[edge])
         position = body.position(site)
         if position is None:
             return Answer.NO
@@ -107,11 +163,13 @@ class Joins:
         known = {self.flow.convention.result: 0} if gives_zero else {}
         start = body.instructions[position].end
         ahead = _Ahead(body, start, self.flow.explore_from(function, start, known))
-        met = ahead.between(joins, goals, site)
-        stops = ahead.with_loops(met, {site, *goals})
+        met = ahead.between(sites.joins | sites.waits, goals, site)
+        stops = ahead.with_loops(met, {site, *goals}) | ahead.looks_before(met & sites.waits)
         if not met:
-            return Answer.NO
-        if ahead.comes_to(goals, stops):
+            gone = ahead.between(sites.letting_go - goals, goals, site) | (sites.letting_go & goals)
+            looks = ahead.between(sites.looks, goals, site)
+            return Answer.UNKNOWN if looks or len(gone) >= _LET_GO else Answer.NO
+        if ahead.comes_to(goals, stops) or not (sites.tells or met <= sites.joins):
             return Answer.UNKNOWN
         if len(met) >= starts:
             return Answer.YES
@@ -150,6 +208,29 @@ class _Ahead:
             if not inside & set(outside):
                 found |= inside
         return found
+
+    def looks_before(self, sites: Collection[int]) -> set[int]:
+        """Where it is asked, before a loop that waits, whether to wait at all: who goes past it need not.
+
+        Compilers ask once before such a loop what the loop asks in each round.
+        """
+        found = set[int]()
+        for first in self.run.successors:
+            loop = {b for b in self.run.onward(first) if first in self.run.onward(b)}
+            if not loop or not set(self._instructions(first)) & set(sites):
+                continue
+            leaving = {self._settled(b) for inner in loop for b in self.run.successors[inner] if b not in loop}
+            for block, following in self.run.successors.items():
+                ways = {self._settled(b) for b in following} - loop
+                if block not in loop and len(ways) < len(following) and ways <= leaving:
+                    found.add(self._instructions(block)[-1])
+        return found
+
+    def _settled(self, block: int) -> int:
+        """Where a block leads that does nothing but lead on."""
+        following = self.run.successors.get(block, ())
+        idle = all(isinstance(o, Jump) for p in self._block(block) for o in self.body.instructions[p].operations)
+        return following[0] if idle and len(following) == 1 else block
 
     def between(self, sites: Collection[int], goals: Collection[int], start: int) -> set[int]:
         """Those sites that control comes to before a goal, and from which it goes on to one in the same round."""

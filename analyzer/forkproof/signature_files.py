@@ -28,6 +28,7 @@ from forkproof.signature_values import (
     Callback,
     Fix,
     Forker,
+    FutureFunction,
     HandlerLock,
     LibcArea,
     LibcLockNames,
@@ -451,6 +452,13 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "blocking": Kind("locks", "names", Names, {"names": Field(_names)}),
     "joins": Kind("threads", "names", Names, {"names": Field(_names)}),
+    "futures": Kind(
+        "threads",
+        "entries",
+        FutureFunction,
+        {"name": Field(_text), "op": Field(_choice("wait", "tell")), "bounded": Field(_index, required=False)},
+        lambda function: f"name {function.name!r}",
+    ),
     "noreturn": Kind("noreturn", "names", Names, {"names": Field(_names)}),
 }
 DIRECTORIES: Final = tuple(dict.fromkeys(kind.directory for kind in KINDS.values()))

@@ -424,6 +424,19 @@ class ThreadStarter:
     parameter: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FutureFunction:
+    """Waits until a future has its result, or tells who waits that it has.
+
+    ``bounded``: the argument that says whether the wait ends after a time; 0 is no.
+    """
+
+    name: str
+    op: Literal["wait", "tell"]
+    origin: Origin
+    bounded: int | None = None
+
+
 When = Literal["during", "later", "exit", "thread-exit", "new-thread", "new-process", "prepare", "parent", "child"]
 
 

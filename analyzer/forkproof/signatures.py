@@ -27,6 +27,7 @@ from forkproof.signature_values import (
     Callback,
     Fix,
     Forker,
+    FutureFunction,
     HandlerLock,
     LibcArea,
     LibcLockNames,
@@ -190,6 +191,11 @@ class Signatures:
     def joins(self) -> NameSet:
         """Functions that come back when a thread that was started has ended."""
         return self._name_set("joins")
+
+    @cached_property
+    def futures(self) -> Mapping[str, FutureFunction]:
+        """What waits for the results of futures, and what tells that they are there."""
+        return self._by_name("futures")
 
     def signal_safe(self, edition: str) -> frozenset[str]:
         """The async-signal-safe functions of one edition of POSIX."""

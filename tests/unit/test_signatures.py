@@ -430,6 +430,10 @@ class TestFunctions:
         assert shipped.wait_syscalls("x86_64")[202].name == "futex"
         assert shipped.wait_syscalls("aarch64")[98].name == "futex"
 
+    def test_futures(self, shipped: signatures.Signatures) -> None:
+        assert {function.op for function in shipped.futures.values()} == {"wait", "tell"}
+        assert all(function.bounded == 3 for function in shipped.futures.values() if function.op == "wait")
+
     def test_noreturn(self, shipped: signatures.Signatures) -> None:
         for name in ("abort", "__stack_chk_fail", "_ZSt20__throw_length_errorPKc", "_ZSt9terminatev"):
             assert name in shipped.noreturn
