@@ -338,7 +338,10 @@ class Flow:
         """Some call does not come back for the constants that it passes: what stands behind it proves nothing."""
         may_end, end = self.constant_calls.may_end, self.constant_calls.end
         return any(
-            kind in _CALLS and may_end[target] and end(function, site, Function(target), depth - 1)
+            kind in _CALLS
+            and may_end[target]
+            and self.returns(Function(target), depth - 1)  # what never does, compilers know or `_may_end_first` finds
+            and end(function, site, Function(target), depth - 1)
             for _, target, site, kind in self.graph.rows_from(function)
         )
 

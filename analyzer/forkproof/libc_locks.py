@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from forkproof.callgraph import Reach
 from forkproof.content import Part, part_of
 from forkproof.libc_code import Address, Catalogue, LibcLock, Method, derive
@@ -135,7 +133,7 @@ class LibcLocks:
         if reach is None:
             takers = self.usual_takers(lock, starts, writing=writing)
             graph, base, core = self.flow.graph, self.flow.program.base, self.libc.core
-            blocked = np.zeros(graph.size, bool)
+            blocked = self._called(starts) < 0  # what they do not lead to is on no way from them
             if core is not None:
                 blocked[base[core] : base[core + 1]] = True
                 blocked[takers] = False

@@ -120,6 +120,7 @@ class ChildCalls:
         starts = [int(self.graph.target[e]) for e in self.own if not inside[self.graph.target[e]]]
         self.ahead = self.graph.distances(starts, blocked=blocked | inside, without=self.without)
         self._before: dict[Function, int] = {}
+        self._begins = {int(self.graph.target[e]): e for e in reversed(self.own)}
         self.all: dict[Function, ChildCall] = {}
         for edge in self.own:
             if inside[self.graph.target[edge]]:
@@ -149,7 +150,7 @@ class ChildCalls:
                 edge = self._before[here] = self._find_before(here)
             edges.append(edge)
             here = Function(int(self.graph.source[edge]))
-        edges.append(next(e for e in self.own if self.graph.target[e] == here))
+        edges.append(self._begins[here])
         return edges[::-1]
 
     def _find_before(self, function: Function) -> int:

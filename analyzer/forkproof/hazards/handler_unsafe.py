@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from forkproof.atfork import REGISTRARS, Registration
+from forkproof.callgraph import Reach
 from forkproof.facts import Facts
 from forkproof.hazards import handlers_keep
 from forkproof.hazards.evidence import dead_end, folded, frames_along
@@ -54,8 +55,9 @@ def find(facts: Facts) -> list[Finding]:
 
 
 def _of_handler(facts: Facts, registration: Registration, role: str, handler: Function) -> Iterator[Finding]:
+    ahead = facts.flow.graph.distances([handler])
     for deed in _deeds(facts, registration, role):
-        edges = _way(facts, handler, deed.functions)
+        edges = _way(facts, handler, deed.functions, ahead)
         if edges is None:
             continue
         name = facts.flow.name(handler)
@@ -76,16 +78,21 @@ def _of_handler(facts: Facts, registration: Registration, role: str, handler: Fu
         )
 
 
-def _way(facts: Facts, handler: Function, goals: frozenset[Function]) -> list[int] | None:
+def _way(facts: Facts, handler: Function, goals: frozenset[Function], ahead: Reach) -> list[int] | None:
     """The shortest way from a handler to one of the goals, neither to die nor inside a lock function.
+
+    `ahead`: what the handler leads to, which is little: the goals, such as malloc, are called from everywhere.
 
     Locking is what handlers are for, and what libc's own lock functions do for rare kinds of mutexes is not.
     """
     locks = facts.flow.signatures.locks
     names = [n for n, f in locks.items() if f.op in ("acquire", "try", "release")]
     dead: set[Function] = set(facts.flow.program.called(names))
+    if not any(ahead[goal] >= 0 for goal in goals):
+        return None
     while True:
-        blocked = [f for f in (*facts.flow.dying, *dead) if f not in goals]
+        blocked = ahead < 0
+        blocked[[f for f in (*facts.flow.dying, *dead) if f not in goals]] = True
         reach = facts.flow.graph.distances(goals, backward=True, blocked=blocked, until=[handler])
         edges = facts.flow.graph.path(handler, reach)
         if not edges:

@@ -81,10 +81,11 @@ class Reentries:
         functions = sorted(set(among) & self.summaries.runs.keys())
         locks = [a for a in addresses if isinstance(a.base, Object) and not isinstance(a.base, Element)]
         holders = {lock: [f for f in functions if self._may_hold(f, lock)] for lock in locks}
-        self.graph = self._graph({f for found in holders.values() for f in found})
+        beginning = {f for found in holders.values() for f in found}
+        self.graph = self._graph(beginning)
+        strange = self.graph.distances(beginning, _KINDS, blocked=self.flow.dying) < 0
         back = [
-            self.graph.distances(self.summaries.places(lock), _KINDS, backward=True, blocked=self.flow.dying)
-            for lock in locks
+            self.graph.distances(self.summaries.places(lock), _KINDS, backward=True, blocked=strange) for lock in locks
         ]
         self.leads_back = np.logical_or.reduce([reach >= 0 for reach in back]) if back else self.leads_back
         found = []
