@@ -90,7 +90,7 @@ class Flow:
         self._parts: dict[Function, tuple[Function, ...]] = {}
         self._owners: dict[Function, Function | None] = {}
         self._sites: dict[Function, dict[int, list[int]]] = {}
-        self._ends: dict[tuple[Function, frozenset[Function]], frozenset[int]] = {}
+        self._ends: dict[tuple[Function, frozenset[Function]], dict[int, bool]] = {}
         self._taken: dict[int, I64] = {}
         self.constant_calls = ConstantCalls(self)
 
@@ -246,22 +246,24 @@ class Flow:
         return graph.distances(self.execs, backward=True, blocked=[*forking.tolist(), *self.forkers])
 
     def effects(self, function: Function, *, ending: frozenset[Function] = frozenset()) -> Effects:
-        """What each call of a function does, for `explore`; calls of `ending` do not come back."""
-        key = function, ending
-        ends = self._ends.get(key)
-        if ends is None:
-            ends = self._ends[key] = self._ending_sites(function, ending)
-        return lambda site: _ENDS if site in ends else _RETURNS
+        """What each call of a function does, for `explore`; calls of `ending` do not come back.
 
-    def _ending_sites(self, function: Function, ending: frozenset[Function]) -> frozenset[int]:
-        """Sites of calls none of whose targets comes back."""
-        ends: dict[int, bool] = {}
-        for part in (function, *self.cold_parts(function)):
-            for _, number, site, kind in self.graph.rows_from(part):
-                if kind in _CALLS and ends.get(site, True):
-                    target = Function(number)
-                    ends[site] = target in ending or self.ends_at(function, site, target)
-        return frozenset(site for site, is_end in ends.items() if is_end)
+        Decided when a call is met: of a long function, a child often goes through little.
+        """
+        known = self._ends.setdefault((function, ending), {})
+
+        def effect(site: int) -> CallEffect:
+            ends = known.get(site)
+            if ends is None:
+                ends = known[site] = self._all_end(function, site, ending)
+            return _ENDS if ends else _RETURNS
+
+        return effect
+
+    def _all_end(self, function: Function, site: int, ending: frozenset[Function]) -> bool:
+        """The call at a site has targets, none of which comes back."""
+        targets = [Function(int(self.graph.target[edge])) for edge in self.edges_at(function, site)]
+        return bool(targets) and all(t in ending or self.ends_at(function, site, t) for t in targets)
 
     def returns(self, function: Function, depth: int = _RETURN_DEPTH) -> bool:
         """False when a call of the function is known not to come back."""
