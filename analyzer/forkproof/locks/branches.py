@@ -214,6 +214,10 @@ class Attempts:
         """The edges on which each is shown to have succeeded."""
         self.looks: dict[int, set[tuple[int, int]]] = {}
         """Of tickets: the blocks that compare them, and where these lead when it is not yet their turn."""
+        self.zero: dict[Value, set[int]] = {}
+        """Where looks at a word lead that find it 0,"""
+        self.nonzero: dict[Value, set[tuple[int, int]]] = {}
+        """and the edges on which they find it to be something else."""
         self.taken: dict[Masked, set[int]] = {}
         """Where looks at a word lead that find its bits set, by what the word is where they are clear."""
 
@@ -255,6 +259,38 @@ class Attempts:
             self.failing.setdefault(site, set()).update(self.taken.get(clear, ()))
             return attempt._replace(was=expects, is_looked_at=True)
         return attempt._replace(was=expects, bits=bits)
+
+    def taking(self, site: int, attempt: Attempt, stores: Value | None, expects: Value) -> Attempt | None:
+        """The attempt of a compare-and-swap that counts a word down, which was seen not to be 0: a permit is taken."""
+        counted = expects.base
+        is_word = isinstance(counted, Content | Word) and Value(counted.base, counted.offset) == attempt.address
+        if not is_word or stores != Value(counted, expects.offset - 1) or expects not in self.zero:
+            return None
+        self.failing.setdefault(site, set()).update(self.zero[expects])
+        return attempt._replace(kind="permit", was=expects, is_looked_at=True)
+
+    def note_zero(self, branch: Branch, flags: Flags | None, block: int, target: int | None, after: int) -> None:
+        """Where a branch leads if the word that it looks at is 0, and where if not: to `target`, or on."""
+        if flags is None or flags.kind != "cmp" or flags.right != ZERO or branch.condition not in EQUALITY:
+            return
+        if isinstance(flags.left.base, Content | Word) and target is not None:
+            zero, other = (target, after) if branch.condition is EQ else (after, target)
+            self.zero.setdefault(flags.left, set()).add(zero)
+            self.nonzero.setdefault(flags.left, set()).add((block, other))
+
+    def hopes(self, site: int) -> set[tuple[int, int]]:
+        """The edges that are taken only where the lock is got, or was seen to be free."""
+        attempt = self.known.get(site)
+        counted = attempt.was if attempt is not None and attempt.kind == "permit" else None
+        return self.won.get(site, set()) | (self.nonzero.get(counted, set()) if counted is not None else set())
+
+    def comes_back(self, site: int, successors: Mapping[int, set[int]]) -> bool:
+        """Who has failed may come to the attempt again."""
+        frontier, seen = set(self.failing.get(site, ())), set[int]()
+        while frontier and len(seen) < _FAR:
+            seen |= frontier
+            frontier = {n for b in frontier for n in successors.get(b, ())} - seen
+        return self.blocks[site] in seen | frontier
 
     def exchanged(self, branch: Branch, flags: Flags | None, *, taken: bool) -> int:
         """The site of a compare-and-swap that sets bits, on the side where it is shown to have stored; else 0."""

@@ -16,6 +16,7 @@ An atomic operation is an attempt. It acquires on the edges that show its succes
   swap              what was found is 0, if something else was stored
   add               what was found equals a word that is loaded again and again: a ticket
   set bits          the bits were clear before: those that were found, or those that a compare-and-swap expects
+  count down        the word was not 0: a permit of a semaphore, which is a lock if there is one permit
 """
 
 from __future__ import annotations
@@ -232,6 +233,7 @@ class _Interpreter:
             waits = self.attempts.waits_for_turn(acquire.site, self.waiting, self.successors, self.ends)
         else:
             waits = self._waits(acquire.site, block, may_repeat=may_repeat)
+            waits = waits and (acquire.kind != "permit" or self.attempts.comes_back(acquire.site, self.successors))
         return acquire._replace(blocking=waits)
 
     def _waits(self, site: int, block: int, *, may_repeat: bool) -> bool:
@@ -240,7 +242,8 @@ class _Interpreter:
             return False
         alike = attempts.at_same_lock(site)
         tries = {block, *(attempts.blocks[s] for s in alike if s in attempts.blocks)}
-        won = {edge for s in alike for edge in attempts.won.get(s, ())}
+        won = {edge for s in alike for edge in attempts.hopes(s)}
+        tries |= {looking for looking, _ in won}
         rounds = Rounds(
             self.body, self.convention, self.successors, tries, self.waiting, self.clocks, self.ends, won, self.locking
         )
@@ -629,7 +632,9 @@ class _Interpreter:
             case AtomicKind.COMPARE_SWAP if expects == ZERO:
                 return attempt if stores != ZERO else None
             case AtomicKind.COMPARE_SWAP if expects is not None:
-                return self.attempts.setting(site, attempt._replace(is_token=False), stores, expects, state)
+                attempt = attempt._replace(is_token=False)
+                taking = self.attempts.taking(site, attempt, stores, expects)
+                return taking or self.attempts.setting(site, attempt, stores, expects, state)
             case AtomicKind.SWAP if stores != ZERO:
                 return attempt._replace(is_token=stores is not None and stores.base is None)
             case AtomicKind.SET_BITS:
@@ -684,6 +689,7 @@ class _Interpreter:
             self._turn(branch, flags, here, state)
         found: _Next = []
         clear = self._looked(branch, flags, here)
+        self.attempts.note_zero(branch, flags, self.block, self.body.position(branch.target), here + 1)
         if way is not False:
             target = self.body.position(branch.target)
             outcome = self.attempts.outcome(branch, flags, taken=True)

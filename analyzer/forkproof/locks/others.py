@@ -31,6 +31,7 @@ from forkproof.code.values import Value as KnownValue
 from forkproof.columns import unique
 from forkproof.elf.image import Machine
 from forkproof.flow import Flow
+from forkproof.locks.chosen import Stores
 from forkproof.locks.evidence import address_of
 from forkproof.locks.identity import is_element, is_resolved
 from forkproof.locks.runs import Held
@@ -43,7 +44,9 @@ from forkproof.signature_values import LockFunction
 Functions = npt.NDArray[np.bool_]
 """Membership of every function."""
 
-KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket", "sem", "count", "object"})
+_ONE: Final = Value(None, 1)
+_IS_ONE: Final = Const(1)
+KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket", "sem", "count", "permit", "object"})
 """What can be held by a thread that does not exist; a count is a semaphore that is posted elsewhere. A once or a guard
 is taken once, a FILE is libc's."""
 _TAKES: Final = frozenset({"acquire", "try", "wait"})
@@ -276,7 +279,25 @@ class OtherLocks:
     def _is_lock(self, kind: str, address: Value) -> bool:
         """It has an identity, and is something that others can hold."""
         is_held = kind in KINDS and (kind != "count" or address in self.summaries.counted)
+        is_held = is_held and (kind != "permit" or self._is_single(address))
         return is_held and (is_resolved(address) or is_element(address))
+
+    def _is_single(self, address: Value) -> bool:
+        """A word that begins with 1, at once or by a constructor: one has the permit, and the others wait."""
+        if not isinstance(address.base, Object):
+            return False
+        word = self.flow.program.image(address.base.number).read(address.offset, 4)
+        first = Value(None, int.from_bytes(word.tobytes(), "little"))
+        return (self._constructed.of(address) or {first}) == {_ONE}
+
+    @cached_property
+    def _constructed(self) -> Stores:
+        """What constructors store into words."""
+        program = self.flow.program
+        constructors = {
+            program.function(obj, rva) for obj in range(len(program.codes)) for rva in program.image(obj).constructors
+        }
+        return Stores(self.summaries, constructors.__contains__)
 
     def _told(self, function: Function, value: Value) -> Value:
         """A value of one function's, where it begins at something that the function hands to a thread as well."""
@@ -474,10 +495,13 @@ class OtherLocks:
             return []
         own = {address for address, _ in self.taken_in(function)} if self.summaries.relevant[function] else set()
         stores: dict[int, list[Memory]] = dict(self._let_go_at(function))
+        ones = {
+            i.address for i in body.instructions for o in i.operations if isinstance(o, Set) and o.source == _IS_ONE
+        }
         for i in body.instructions:
             for o in i.operations:  # a pair of registers is two
                 if isinstance(o, Set) and isinstance(o.destination, Memory) and not o.destination.indexed:
-                    is_new = o.source == Const(0) or isinstance(o.source, Register)
+                    is_new = o.source in (Const(0), Const(1)) or isinstance(o.source, Register)
                     if is_new and o.destination.base != flow.convention.stack:
                         cell = o.destination
                         halves = (0, 4) if o.bits > 32 else (0,)
@@ -488,8 +512,8 @@ class OtherLocks:
         for site, state in flow.states(function, stores).items():
             for cell in stores[site]:
                 value = address_of(cell, state, body.instructions[body.index[site]].end)
-                addresses = self._addresses(function, value)
-                found += [(site, address) for address in addresses if address not in own]
+                addresses = [address for address in self._addresses(function, value) if address not in own]
+                found += [(site, a) for a in addresses if site not in ones or self._is_single(a)]
         return found
 
     def _let_go_at(self, function: Function) -> Iterator[tuple[int, list[Memory]]]:

@@ -122,6 +122,37 @@ def test_who_tries_a_number_of_times_or_for_a_time_does_not_wait(
     assert {a.blocking for a in run.acquires if a.kind == "spin"} == {waits}
 
 
+PERMIT = """
+look:
+    mov eax, dword ptr [0x4000]
+    test eax, eax
+    je {none}
+    lea edx, [rax - 1]
+    lock cmpxchg dword ptr [0x4000], edx
+    jne {look}
+    mov ecx, 1
+    lock xadd dword ptr [0x4000], ecx
+    ret
+none:
+    WAIT
+"""
+
+
+@pytest.mark.parametrize(
+    ("wait", "blocking"),
+    [
+        ("pause\njmp {look}", {True}),
+        ("ret", {False}),  # the last reference is let go elsewhere
+        ("call clock\ncmp eax, ebx\njb {look}\nret", {False}),  # a deadline
+        ("cmp eax, ebx\njb {look}\nret", {True}),
+    ],
+)
+def test_what_is_counted_down_and_waited_for_is_a_permit(wait: str, blocking: set[bool]) -> None:
+    run = follow(PERMIT.replace("WAIT", wait), Callees(library=MUTEXES, clocks=frozenset({"clock"})))
+    assert {a.blocking for a in run.acquires if a.kind == "permit"} == blocking
+    assert LOCK in run.let_go
+
+
 def test_a_store_of_zero_lets_it_go() -> None:
     run = follow(SPIN + "mov dword ptr [0x4000], 0\nret")
     assert run.exits == exits((NOTHING, None))
