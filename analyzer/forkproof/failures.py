@@ -27,21 +27,6 @@ _ENDS = CallEffect(returns=False)
 _GIVES_ZERO = CallEffect(result=0)
 _ERRNO = "__errno_location"
 """The address of errno, in glibc and musl (Linux Standard Base, baselib---errno-location)."""
-ERROR_TEXTS = (
-    *("strerror", "strerror_r", "__xpg_strerror_r", "g_strerror", "perror"),
-    *("g_return_if_fail_warning", "g_warn_message"),
-)
-"""Called when something has failed, to say what."""
-_ABORTS = (
-    "abort",
-    "__assert",
-    "__assert_fail",
-    "__assert_perror_fail",
-    "__libc_fatal",
-    "g_abort",
-    "g_assertion_message",
-)
-"""How a program ends that finds itself broken."""
 _SOON = 3
 """Instructions after a call of it in which errno is read, if it is."""
 _NEAR = 2
@@ -60,8 +45,9 @@ class Failures:
         self._entering: dict[Function, bool] = {}
         self._execing: dict[Function, bool] = {}
         self._exits = frozenset(flow.program.called(flow.signatures.exit_names.exact - {"abort"}))
-        self._texts = frozenset(flow.program.called(ERROR_TEXTS))
-        self._bad_ends: dict[Function, bool] = dict.fromkeys(flow.program.called(_ABORTS), True)
+        self.texts = frozenset(flow.program.called(flow.signatures.error_texts.exact))
+        """Functions that say what an error is: called when something has failed."""
+        self._bad_ends = dict.fromkeys(flow.program.called(flow.signatures.aborts.exact), True)
 
     def among(self, edges: Iterable[int]) -> list[int]:
         """Those of some call edges that are taken only after a failure."""
@@ -138,7 +124,7 @@ class Failures:
         for edge in flow.outgoing(function):
             site, target = int(flow.graph.site[edge]), Function(int(flow.graph.target[edge]))
             reads = flow.program.name_of(target) == _ERRNO and self._reads_errno(body, site)
-            if reads or target in self._texts or self._ends_in_exec(target):
+            if reads or target in self.texts or self._ends_in_exec(target):
                 assumed[site] = _ENDS
             elif self._enters_kernel(target):
                 assumed[site] = _SUCCEEDS

@@ -443,6 +443,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "waiters": Kind("locks", "names", Names, {"names": Field(_names)}),
     "clocks": Kind("locks", "names", Names, {"names": Field(_names)}),
+    "error-texts": Kind("failures", "names", Names, {"names": Field(_names)}),
+    "aborts": Kind("failures", "names", Names, {"names": Field(_names)}),
     "wait-syscalls": Kind(
         "locks",
         "entries",

@@ -157,6 +157,16 @@ class Signatures:
         return self._name_set("waiters")
 
     @cached_property
+    def error_texts(self) -> NameSet:
+        """Functions that say what an error is."""
+        return self._name_set("error-texts")
+
+    @cached_property
+    def aborts(self) -> NameSet:
+        """Functions by which a program ends that finds itself broken."""
+        return self._name_set("aborts")
+
+    @cached_property
     def clocks(self) -> NameSet:
         """Functions that tell the time."""
         return self._name_set("clocks")

@@ -424,6 +424,11 @@ class TestFunctions:
         assert "_ZN4base8internal13SpinLockDelayEPViii" in shipped.waiters
         assert "malloc" not in shipped.waiters
 
+    def test_failures(self, shipped: signatures.Signatures) -> None:
+        assert "strerror" in shipped.error_texts
+        assert "abort" in shipped.aborts
+        assert shipped.aborts.exact & shipped.exit_names.exact == {"abort"}
+
     def test_clocks(self, shipped: signatures.Signatures) -> None:
         assert "clock_gettime" in shipped.clocks
         assert "nanosleep" not in shipped.clocks

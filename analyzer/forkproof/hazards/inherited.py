@@ -22,7 +22,6 @@ from forkproof.allocators import looks_up_registrar
 from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Reach
 from forkproof.code.operations import Return
 from forkproof.facts import Facts, WindowFacts
-from forkproof.failures import ERROR_TEXTS
 from forkproof.forks import Level
 from forkproof.hazards.evidence import (
     FOLLOWED,
@@ -133,7 +132,7 @@ class _Window:
         self.levels = window.window.levels
         self.fork = fork_frame(facts, window)
         self.dead: set[Function] = set()
-        self.dying = {*self.flow.dying, *self.flow.program.called(ERROR_TEXTS)}  # they lock nothing in ordinary running
+        self.dying = {*self.flow.dying, *facts.failures.texts}  # they lock nothing in ordinary running
         self.ends = [*self.dying, *self.flow.execs, *self.flow.forkers]
         self.same = self.others.summaries.arrays.same
 
