@@ -405,7 +405,7 @@ def _resolver_edges(program: Program, obj: int) -> list[EdgeColumns]:
 
 # ---- callbacks --------------------------------------------------------------------------------
 
-_WHEN_KINDS: Final[Mapping[str, EdgeKind | None]] = {
+WHEN_KINDS: Final[Mapping[str, EdgeKind | None]] = {
     "during": EdgeKind.CALLBACK,
     "later": EdgeKind.DEFERRED,
     "exit": EdgeKind.DEFERRED,
@@ -423,7 +423,7 @@ def callback_roles(signatures: Signatures) -> dict[str, list[tuple[int, EdgeKind
     roles: dict[str, list[tuple[int, EdgeKind]]] = {}
     for name, callback in signatures.callbacks.items():
         for argument, when in zip(callback.arguments, callback.when, strict=True):
-            if (kind := _WHEN_KINDS[when]) is not None:
+            if (kind := WHEN_KINDS[when]) is not None and callback.word is None:
                 roles.setdefault(name, []).append((argument, kind))
     for name, starter in signatures.thread_starters.items():
         if starter.callback is not None:

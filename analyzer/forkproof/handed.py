@@ -23,7 +23,17 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, Given, Start, callback_roles, known_edges
+from forkproof.callgraph import (
+    CALLS,
+    WHEN_KINDS,
+    CallGraph,
+    EdgeColumns,
+    EdgeKind,
+    Given,
+    Start,
+    callback_roles,
+    known_edges,
+)
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import State, explore
@@ -33,7 +43,7 @@ from forkproof.code.values import Behind, Cell, Entry, Value, Word
 from forkproof.elf.image import Image
 from forkproof.functors import Part, is_manager
 from forkproof.program import Function
-from forkproof.signature_values import ThreadStarter
+from forkproof.signature_values import Callback, ThreadStarter
 from forkproof.signatures import Signatures
 
 _DEEPEST: Final = 5
@@ -160,6 +170,9 @@ class Search:
         held = {n: s for n, s in starters.items() if s.structure is not None and s.function is not None}
         for function, name in self.program.called(held).items():
             found[function] = [_in_structure(held[name], arguments)]
+        called = {n: c for n, c in self.signatures.callbacks.items() if c.word is not None}
+        for function, name in self.program.called(called).items():
+            found[function] = list(_called_from_structure(called[name], arguments))
         return found
 
     def _callers(self, function: Function, without: Collection[int]) -> list[tuple[Function, int]]:
@@ -460,6 +473,14 @@ def _in_structure(starter: ThreadStarter, arguments: Sequence[str]) -> Role:
     begin = Entry(arguments[starter.structure])
     given = () if starter.parameter is None else (Value(Behind(begin, starter.parameter), 0),)
     return Role(EdgeKind.THREAD, Value(Behind(begin, starter.function), 0), given)
+
+
+def _called_from_structure(callback: Callback, arguments: Sequence[str]) -> Iterator[Role]:
+    """What calls functions that structures hold: a signal handler."""
+    assert callback.word is not None
+    for argument, when in zip(callback.arguments, callback.when, strict=True):
+        if (kind := WHEN_KINDS[when]) is not None:
+            yield Role(kind, Value(Behind(Entry(arguments[argument]), callback.word), 0), ())
 
 
 def _entry(register: str) -> Value:

@@ -260,12 +260,14 @@ _BUILTIN: Final = _record(Builtin, {"libc": Field(_text), "versions": Field(_ver
 _MACHINE: Final = _choice("x86_64", "aarch64")
 
 
-def _callback(*, name: str, arguments: tuple[int, ...], when: When | tuple[When, ...], origin: Origin) -> Callback:
+def _callback(
+    *, name: str, arguments: tuple[int, ...], when: When | tuple[When, ...], origin: Origin, word: int | None = None
+) -> Callback:
     """``when`` may be one word for all arguments."""
     each = (when,) * len(arguments) if isinstance(when, str) else when
     if len(each) != len(arguments):
         raise ValueError(f"'when' has {len(each)} words for {len(arguments)} arguments")
-    return Callback(name, arguments, each, origin)
+    return Callback(name, arguments, each, origin, word)
 
 
 _WHEN: Final = _choice(
@@ -422,7 +424,12 @@ KINDS: Final[Mapping[str, Kind]] = {
         "callbacks",
         "entries",
         _callback,
-        {"name": Field(_text), "arguments": Field(_list(_index)), "when": Field(_one_or_list(_WHEN))},
+        {
+            "name": Field(_text),
+            "arguments": Field(_list(_index)),
+            "when": Field(_one_or_list(_WHEN)),
+            "word": Field(_number, required=False),
+        },
         lambda callback: f"name {callback.name!r}",
     ),
     "locks": Kind(

@@ -446,13 +446,14 @@ class Callback:
 
     ``when[i]`` belongs to ``arguments[i]``: ``during`` the call, ``later`` from an event loop or table, at
     ``exit`` or ``thread-exit``, in a ``new-thread`` or ``new-process``, or as a fork handler (``prepare``,
-    ``parent``, ``child``).
+    ``parent``, ``child``). ``word``: the arguments are pointers to structures, which have the functions at this offset.
     """
 
     name: str
     arguments: tuple[int, ...]
     when: tuple[When, ...]
     origin: Origin
+    word: int | None = None
 
 
 LockOp = Literal["acquire", "try", "release", "init", "wait", "destroy", "use"]

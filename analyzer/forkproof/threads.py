@@ -37,6 +37,18 @@ JOINED: Final = "perhaps joined"
 """Why a thread that was started may not exist at the fork."""
 _MAX_FUNCTIONS: Final = 60
 """Functions on the way to a window whose control flow is followed."""
+_ROUNDS: Final = 3
+"""Functions that are called later and register one another, at most."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Registered:
+    """Where what comes to a fork is registered to be called later: by an event loop, for a signal, at exit."""
+
+    edges: frozenset[int]
+    """From those who register it."""
+    reach: Reach
+    """Number of calls from each function to one that does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +84,7 @@ class Threads:
         self._told: dict[int, bool] = {}
         self._told_by: dict[tuple[Function, tuple[tuple[str, int], ...]], bool] = {}
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
+        self._ordered: dict[tuple[Function, ...], Reach] = {}
 
     @cached_property
     def starters(self) -> frozenset[Function]:
@@ -215,7 +228,10 @@ class Threads:
         found = self._on_the_way(window, from_roots, strictly=False, perhaps_ended=True)
         if found is not None:
             return Answer.UNKNOWN, replace(found, why=JOINED)
-        if self.are_hidden or self.may_clone or self.may_ask or self._may_come_first(window, roots, from_roots):
+        answer, found = self._once_registered(window, from_roots)
+        if found is not None:
+            return answer, found
+        if self.are_hidden or self.may_clone or self.may_ask or self._may_come_first(window, roots):
             return Answer.UNKNOWN, None
         return Answer.NO, None
 
@@ -237,9 +253,12 @@ class Threads:
         if main is None:
             return False
         to_window = graph.distances([window.function], backward=True)
-        forks = {int(graph.site[e]) for e in self.flow.outgoing(main) if to_window[graph.target[e]] >= 0}
+        edges = [e for e in self.flow.outgoing(main) if to_window[graph.target[e]] >= 0]
+        forks = {int(graph.site[e]) for e in edges}
         forks |= {window.site} if main == window.function else set()
         if not forks or site in forks:  # one call of main does both
+            return False
+        if any(graph.kind[e] == EdgeKind.DEFERRED for e in edges):  # that is not when it forks
             return False
         run = self.flow.explored(main)
         return not any(run.leads(site, fork) for fork in forks)
@@ -313,7 +332,10 @@ class Threads:
         """
         graph, flow = self.graph, self.flow
         sure, doubtful = set[int](), set[int]()
-        between = np.flatnonzero((from_roots >= 0) & (to_window >= 0))
+        registered = self._registered(to_window)
+        on_a_way = (from_roots >= 0) & ((to_window >= 0) | (registered.reach >= 0))
+        on_a_way[window.function] = True  # who may call it is another matter
+        between = np.flatnonzero(on_a_way)
         order = between[np.lexsort((between, from_roots[between]))]
         for number in order[:_MAX_FUNCTIONS].tolist():
             function = flow.whole(Function(number))
@@ -321,6 +343,8 @@ class Threads:
             forks = {int(graph.site[e]) for e in edges if to_window[graph.target[e]] >= 0}
             forks |= {window.site} if function == window.function else set()
             starts = [e for e in edges if self._starts_something(e)]
+            for edge, answer in self._meanwhile(function, starts, registered).items():
+                (sure if answer is Answer.YES else doubtful).add(edge)
             if not starts or not forks:
                 continue
             run = self.flow.explored(function)
@@ -331,7 +355,71 @@ class Threads:
                 again = is_once and self._is_after(run, edge, forks)
                 if ended[edge] is not Answer.YES:
                     (doubtful if again or ended[edge] is Answer.UNKNOWN else sure).add(edge)
-        return frozenset(sure), frozenset(doubtful)
+        return frozenset(sure), frozenset(doubtful - sure)
+
+    # ---- forks of what is called later -------------------------------------------------------
+
+    def _registered(self, to_window: Reach) -> _Registered:
+        """Who registers what comes to a fork, or what registers that in its turn."""
+        graph = self.graph
+        deferred = np.flatnonzero(graph.kind == EdgeKind.DEFERRED)
+        ends = graph.target[deferred]
+        reach: Reach = np.full(graph.size, -1, np.int32)
+        found = deferred[:0]
+        for _ in range(_ROUNDS):
+            edges = deferred[(to_window[ends] >= 0) | (reach[ends] >= 0)]
+            if len(edges) == len(found):
+                break
+            found, reach = edges, graph.distances(graph.source[edges].tolist(), backward=True)
+        return _Registered(frozenset(found.tolist()), reach)
+
+    def _once_registered(self, window: ForkWindow, from_roots: Reach) -> tuple[Answer, ThreadSource | None]:
+        """A call that starts a thread, where what forks may be called at any time: before it was registered, or after.
+
+        Yes where the thread is not joined; unknown where it may be, since the time of the fork is not known.
+        """
+        graph, flow = self.graph, self.flow
+        registered = self._registered(graph.distances([window.function], backward=True))
+        if not registered.edges:
+            return Answer.NO, None
+        between = np.flatnonzero((from_roots >= 0) & (registered.reach >= 0) & (self.to_start >= 0))
+        order = between[np.lexsort((between, from_roots[between]))]
+        perhaps: ThreadSource | None = None
+        for number in order[:_MAX_FUNCTIONS].tolist():
+            function = flow.whole(Function(number))
+            edges = [e for e in flow.outgoing(function) if int(graph.kind[e]) in CERTAIN and e not in self.harmless]
+            starts = [e for e in edges if self.to_start[graph.target[e]] >= 0]
+            answers = self._meanwhile(function, starts, registered)
+            for edge in sorted(answers, key=lambda e: (self.to_start[graph.target[e]], graph.site[e])):
+                rest = graph.path(Function(int(graph.target[edge])), self.to_start, without=self.harmless) or []
+                starter = Function(int(graph.target[rest[-1] if rest else edge]))
+                source = ThreadSource("before the fork", function, (edge, *rest), starter)
+                if answers[edge] is Answer.YES:
+                    return Answer.YES, source
+                perhaps = perhaps or replace(source, why=JOINED)
+        return Answer.UNKNOWN, perhaps
+
+    def _meanwhile(self, function: Function, starts: Iterable[int], registered: _Registered) -> Mapping[int, Answer]:
+        """Those of a function's calls that start a thread which it also makes on a way that registers what forks."""
+        graph = self.graph
+        sites = {
+            int(graph.site[e])
+            for e in self.flow.outgoing(function)
+            if e in registered.edges or (int(graph.kind[e]) in CERTAIN and registered.reach[graph.target[e]] >= 0)
+        }
+        if not sites:
+            return {}
+        run = self.flow.explored(function)
+        found = [
+            e
+            for e in starts
+            if (self._is_before(run, e, sites) or self._is_after(run, e, sites)) and not self._is_told_not_to(e)
+        ]
+        ended = self.joins.ended(function, found, sites)
+        leaves = self.joins.leaves(function)
+        return {e: Answer.YES if leaves and ended[e] is Answer.NO else Answer.UNKNOWN for e in found}
+
+    # ---- order -------------------------------------------------------------------------------
 
     def _is_before(self, run: Exploration, edge: int, sites: Iterable[int]) -> bool:
         """Control can go from a call to one of these sites."""
@@ -369,18 +457,25 @@ class Threads:
             self._told_by[key] = run.complete and run.visited.isdisjoint(starts)
         return self._told_by[key]
 
-    def _may_come_first(self, window: ForkWindow, roots: tuple[Function, ...], from_roots: Reach) -> bool:
+    def _may_come_first(self, window: ForkWindow, roots: tuple[Function, ...]) -> bool:
         """A thread may be started, or the fork be made, by code whose time is not known.
 
-        That is code which only an address leads to: a table, an event loop. Where it can fork, every start
+        That is code which only an address leads to: a table, an event loop, a signal. Where it can fork, every start
         that the program makes may have come before.
         """
         starts = self.to_start >= 0
+        from_roots = self._in_order(roots)
         only_loosely = self.loosely_reached(roots) & (from_roots < 0)
         if np.any(only_loosely & starts):
             return True
         to_window = self.graph.distances([window.function], backward=True) >= 0
         return bool(np.any(only_loosely & to_window) and np.any((from_roots >= 0) & starts))
+
+    def _in_order(self, roots: tuple[Function, ...]) -> Reach:
+        """Distance of every function from the roots, by calls that are made when they stand there."""
+        if roots not in self._ordered:
+            self._ordered[roots] = self.graph.distances(roots, _IN_THREADS)
+        return self._ordered[roots]
 
     def anywhere(self, roots: tuple[Function, ...]) -> Answer:
         """Whether the program starts threads at all, forks or not."""
@@ -406,7 +501,9 @@ class Threads:
         to_start = self.to_start
         if others:
             to_start = graph.distances(self.primitive_starters, backward=True, without=elsewhere)
-        between = np.flatnonzero((from_roots >= 0) & (to_window >= 0) & (to_start >= 0))
+        on_a_way = (from_roots >= 0) & (to_window >= 0) & (to_start >= 0)
+        on_a_way[window.function] = to_start[window.function] >= 0  # who may call it is another matter
+        between = np.flatnonzero(on_a_way)
         order = between[np.lexsort((between, from_roots[between]))]
         for function in order[:_MAX_FUNCTIONS].tolist():
             edge = self._ordered_call(

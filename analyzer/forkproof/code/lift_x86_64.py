@@ -158,8 +158,8 @@ def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
     name = words[-1]
     if name in _NO_EFFECT:
         return ()
-    if _STRING.match(name) and "xmm" not in text:
-        return _string(words[0])
+    if (string := _STRING.match(name)) and "xmm" not in text:
+        return _string(string[1], words[0])
     operands = [_operand(part) for part in parts]
     if name == "pause":
         return (Pause(),)
@@ -171,10 +171,21 @@ def lift(mnemonic: str, text: str) -> tuple[Operation, ...]:
     return _data(name, operands, "lock" in words)
 
 
-def _string(prefix: str) -> tuple[Operation, ...]:
-    """Pointers move, lods loads rax, rep counts down, scas and cmps compare; what is stored where is not followed."""
-    changed = ("rdi", "rsi", "rax") + (("rcx",) if prefix.startswith("rep") else ())
-    return (*(Forget(Register(name)) for name in changed), ForgetFlags())
+_CHANGED: Final = {
+    "stos": ("rdi",),
+    "lods": ("rsi", "rax"),
+    "movs": ("rdi", "rsi"),
+    "scas": ("rdi",),
+    "cmps": ("rdi", "rsi"),
+}
+"""The registers that string operations change: pointers move, lods loads."""
+
+
+def _string(name: str, prefix: str) -> tuple[Operation, ...]:
+    """rep counts down, scas and cmps compare; what is stored where is not followed."""
+    changed = _CHANGED[name] + (("rcx",) if prefix.startswith("rep") else ())
+    forgotten = tuple(Forget(Register(register)) for register in changed)
+    return (*forgotten, ForgetFlags()) if name in ("scas", "cmps") else forgotten
 
 
 def _high_byte(name: str, text: str) -> tuple[Operation, ...]:

@@ -146,6 +146,9 @@ CALLBACKS = (
 
 _SPLIT = "int main(void) { if (fork() == 0) _exit(0); return ask(); }"
 _RUNNER = "static void *run(void *p) { work(1); return p; }"
+_ACT = "static void act(int n) { if (fork() == 0) _exit(0); }"
+_LAST = "static void last(void) { if (fork() == 0) _exit(0); }"
+_BEGIN = "pthread_t t; pthread_create(&t, 0, run, 0); return ask();"
 
 #: Whole programs: what a table or a constructor says reaches everything in it.
 PROGRAMS = (
@@ -218,7 +221,39 @@ PROGRAMS = (
         "unknown",
         _RUNNER + "static void act(int n) { pthread_t t; pthread_create(&t, 0, run, 0); }"
         "int main(void) { signal(SIGUSR1, act); if (fork() == 0) _exit(0); return ask(); }",
-        wrong="a thread that only a deferred call starts (a signal handler, an event) counts as none",
+    ),
+    Case("forks_for_a_signal", "yes", _RUNNER + _ACT + "int main(void) { signal(SIGUSR1, act);" + _BEGIN + "}"),
+    Case(
+        "forks_for_a_later_signal",
+        "yes",
+        _RUNNER + _ACT + "int main(void) { pthread_t t; pthread_create(&t, 0, run, 0); signal(SIGUSR1, act);"
+        "return ask(); }",
+    ),
+    Case(
+        "forks_for_a_signal_of_a_structure",
+        "yes",
+        _RUNNER
+        + _ACT
+        + "int main(void) { struct sigaction s; memset(&s, 0, sizeof s); s.sa_handler = act; sigaction(SIGUSR1, &s, 0);"
+        + _BEGIN
+        + "}",
+    ),
+    Case(
+        "forks_for_a_signal_registered_in_a_callee",
+        "yes",
+        _RUNNER
+        + _ACT
+        + "NOINLINE static void up(void) { signal(SIGUSR1, act); } int main(void) { up();"
+        + _BEGIN
+        + "}",
+    ),
+    Case("forks_for_a_signal_alone", "no", _ACT + "int main(void) { signal(SIGUSR1, act); return ask(); }"),
+    Case("forks_at_exit", "yes", _RUNNER + _LAST + "int main(void) { atexit(last);" + _BEGIN + "}"),
+    Case(
+        "forks_at_exit_when_they_have_ended",
+        "unknown",
+        _RUNNER + _LAST + "int main(void) { atexit(last); pthread_t t; pthread_create(&t, 0, run, 0);"
+        "pthread_join(t, 0); return ask(); }",
     ),
     Case(
         "exit_handler",

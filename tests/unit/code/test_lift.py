@@ -33,7 +33,7 @@ from forkproof.code.operations import (
 from forkproof.code.operations import Test as And
 from forkproof.elf.image import Machine
 
-RAX, RCX, RDI, RSP = (Register(name) for name in ("rax", "rcx", "rdi", "rsp"))
+RAX, RCX, RDI, RSI, RSP = (Register(name) for name in ("rax", "rcx", "rdi", "rsi", "rsp"))
 X0, X1, X2, X8, SP = (Register(name) for name in ("x0", "x1", "x2", "x8", "sp"))
 HERE = 0x1000
 
@@ -56,6 +56,10 @@ X86 = {
     "83e803": (Compare(RAX, Const(3), 32), Add(RAX, RAX, -3, 32)),  # sub eax, 3
     "50": (Add(RSP, RSP, -8), Set(Memory("rsp", 0), RAX)),
     "58": (Set(RAX, Memory("rsp", 0)), Add(RSP, RSP, 8)),
+    "f348ab": (Forget(RDI), Forget(RCX)),  # rep stosq
+    "48ad": (Forget(RSI), Forget(RAX)),  # lodsq
+    "a4": (Forget(RDI), Forget(RSI)),  # movsb
+    "f2ae": (Forget(RDI), Forget(RCX), ForgetFlags()),  # repne scasb
     "9c": (Add(RSP, RSP, -8), Set(Memory("rsp", 0), Register("?"))),  # pushfq
     "87d1": (Forget(RCX), Forget(Register("rdx"))),  # xchg ecx, edx
     "f00fb10f": (Atomic(Memory("rdi", 0), RCX, RAX, AtomicKind.COMPARE_SWAP, RAX), Forget(RAX), ForgetFlags()),
