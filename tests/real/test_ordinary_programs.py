@@ -70,12 +70,13 @@ def test_there_are_enough_of_them(sysroot: Sysroot) -> None:
 
 @pytest.mark.parametrize(("name", "program"), EVERY)
 def test_medium_is_rare_and_explained(name: str, program: str, sysroot: Sysroot) -> None:
-    """Only systemd's raw clones, whose flags are not constant."""
+    """Only systemd's raw clones: one whose flags are not constant, and that of the handler of fatal signals."""
     document = _found(sysroot, name, program)
     medium = [f for f in document["findings"] if f["severity"] == "medium"]
     if not program.endswith("/systemd"):
         assert medium == []
-    assert all(f["verdict"] == "suspected" and "clone" in f["conditions"]["not_quiesced"] for f in medium)
+    assert all("clone" in f["conditions"]["not_quiesced"] for f in medium)
+    assert sum(f["verdict"] != "suspected" for f in medium) <= 1
 
 
 #: (program, forker, function or None where it has no name, kind, reachable, threads): what the sources say.
