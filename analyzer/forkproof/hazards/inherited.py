@@ -42,7 +42,7 @@ from forkproof.locks.ordinary import Occasions
 from forkproof.locks.others import Functions, Place
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import step_frames
-from forkproof.locks.values import Content, Made, Object, Value, root
+from forkproof.locks.values import Content, Element, Made, Object, Value, root
 from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
 from forkproof.program import Function
 from forkproof.threads import constructor_functions
@@ -63,6 +63,8 @@ _EXITS: Final = ("exit",)
 _ENDS_BY_ITSELF: Final = WindowKind.EXIT, WindowKind.UNKNOWN
 _HANDLER_DEPTH: Final = 2
 """Calls below a child handler in which it makes locks new."""
+_RENEWER: Final = 512
+"""Bytes of a function that may be there to make locks new by filling their words."""
 _HANDLER_ASKS: Final = 3
 """Calls below a child handler beyond which what it asks for is not followed."""
 _ABOUT: Final = 2
@@ -358,10 +360,16 @@ class _Window:
         if address in self.tried:  # they may let it go only if the try succeeded
             return any(surely_lets_go(self.others.summaries, handler, address) for handler in handlers)
         return isinstance(begin, Object) and any(
-            address in self.others.let_go_by(f)
+            self._is_among(address, self.others.let_go_by(f))
             for f in self._near_child_handlers()
             if self.flow.program.object_of(f) == begin.number
         )
+
+    def _is_among(self, address: Value, others: Collection[Value]) -> bool:
+        """The lock is one of these; of a table, some element stands for all, as it does where handlers hold them."""
+        if address in others:
+            return True
+        return isinstance(address.base, Element) and any(self.same(address, o) is Match.EXACT for o in others)
 
     def _near_child_handlers(self) -> list[Function]:
         """The child handlers, and what they call in which they make locks new."""
@@ -390,7 +398,19 @@ class _Window:
                     return True
         makers = [Function(f) for f in np.flatnonzero(self.by_child & self.others.makers).tolist()]
         making = [f for f in makers if f not in self._level_functions() and address in self.others.made_by(f)]
-        return bool(making) and (position := self._first(making)) is not None and position <= first
+        if making and (position := self._first(making)) is not None and position <= first:
+            return True
+        return any(address in self.others.cleared_by(f) for f in self._called_before(first))
+
+    def _called_before(self, first: _Position) -> list[Function]:
+        """What the child calls itself before it first asks, where that is small and may be there to make locks new."""
+        calls = [
+            Function(int(self.graph.target[e]))
+            for depth, level in enumerate(self.levels)
+            for e in level.edges
+            if (depth, int(self.graph.site[e])) < first
+        ]
+        return [f for f in dict.fromkeys(calls) if self.others.usable[f] and self.flow.program.size_of(f) <= _RENEWER]
 
     def _may_be_made_new(self, address: Value, first: _Position) -> bool:
         """The child first makes locks of that object's new which are not known; a field may be one by another way."""

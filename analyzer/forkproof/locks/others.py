@@ -33,6 +33,7 @@ from forkproof.elf.image import Machine
 from forkproof.flow import Flow
 from forkproof.locks.chosen import Stores
 from forkproof.locks.evidence import address_of
+from forkproof.locks.filled import filled
 from forkproof.locks.identity import is_element, is_resolved
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import Step, Summaries
@@ -433,7 +434,7 @@ class OtherLocks:
         return any(not addresses for _, addresses in self._made_at(function))
 
     def cleared_in(self, function: Function) -> list[tuple[int, Value]]:
-        """Where a function makes a lock new, by a call or by storing 0 to a word that it takes no lock at."""
+        """Where a function makes a lock new, by a call or by filling a word that it takes no lock at."""
         if function not in self._cleared:
             found = [*self._made(function), *self._stored(function)]
             guarded = self._guarded(function) if found else frozenset()
@@ -443,6 +444,10 @@ class OtherLocks:
     @cached_property
     def _cleared(self) -> dict[Function, list[tuple[int, Value]]]:
         return {}
+
+    def cleared_by(self, function: Function) -> set[Value]:
+        """The locks that a function makes new in one way or another, and does not take itself."""
+        return {value for _, value in self.cleared_in(function)}
 
     def _made(self, function: Function) -> list[tuple[int, Value]]:
         return [(site, value) for site, values in self._made_at(function) for value in values]
@@ -504,9 +509,9 @@ class OtherLocks:
                     is_new = o.source in (Const(0), Const(1)) or isinstance(o.source, Register)
                     if is_new and o.destination.base != flow.convention.stack:
                         cell = o.destination
-                        halves = (0, 4) if o.bits > 32 else (0,)
+                        words = range(0, max(o.bits // 8, 1), 4)  # of vectors, four or more
                         stores.setdefault(i.address, []).extend(
-                            cell._replace(displacement=cell.displacement + half) for half in halves
+                            cell._replace(displacement=cell.displacement + word) for word in words
                         )
         found = []
         for site, state in flow.states(function, stores).items():
@@ -514,6 +519,8 @@ class OtherLocks:
                 value = address_of(cell, state, body.instructions[body.index[site]].end)
                 addresses = [address for address in self._addresses(function, value) if address not in own]
                 found += [(site, a) for a in addresses if site not in ones or self._is_single(a)]
+        for site, values in filled(flow, function):
+            found += [(site, a) for value in values for a in self._addresses(function, value) if a not in own]
         return found
 
     def _let_go_at(self, function: Function) -> Iterator[tuple[int, list[Memory]]]:
@@ -544,7 +551,7 @@ class OtherLocks:
 
     def let_go_by(self, function: Function) -> set[Value]:
         """The locks that a function makes new, clears, or releases without having taken them."""
-        found = {value for _, value in self.cleared_in(function)}
+        found = self.cleared_by(function)
         if self.summaries.relevant[function]:
             run = self.summaries.run(function)
             found |= run.releases - {a.address for a in run.acquires}
