@@ -30,6 +30,12 @@ def _text(report: Report, look: Look) -> str:
     return text.render(report, verbose=look.verbose, width=look.width, color=look.color)
 
 
+def _brief(report: Report, _: Look) -> str:
+    from forkproof.report import brief
+
+    return brief.render(report)
+
+
 def _json(report: Report, _: Look) -> str:
     from forkproof.report import json
 
@@ -80,6 +86,7 @@ def _mermaid(report: Report, _: Look) -> str:
 
 _RENDERERS: Final[dict[str, Callable[[Report, Look], str]]] = {
     "text": _text,
+    "brief": _brief,
     "json": _json,
     "sarif": _sarif,
     "html": _html,
@@ -92,8 +99,9 @@ _RENDERERS: Final[dict[str, Callable[[Report, Look], str]]] = {
 
 NAMES: Final = tuple(_RENDERERS)
 HELP: Final = (
-    "text for people; json, the canonical report; sarif for code scanning; html, one page; markdown for a merge "
-    "request; junit for a CI server; dot, svg or mermaid: the calls that the findings stand on."
+    "text for people; brief, a line for each finding and each target without; json, the canonical report; sarif for "
+    "code scanning; html, one page; markdown for a merge request; junit for a CI server; dot, svg or mermaid: the "
+    "calls that the findings stand on."
 )
 
 

@@ -262,10 +262,10 @@ def _is_opaque(target: Target) -> bool:
 
 def _not_known(target: Target, view: View) -> Iterator[Line]:
     """Said with and without findings: where something is not known there can be more."""
-    doubts = list(_doubts(target))
-    for doubt in doubts:
+    unanswered = list(doubts(target))
+    for doubt in unanswered:
         yield from wrapped(doubt, view.width, first=line(Span("  not known: ", "unknown")), indent=4)
-    if doubts:
+    if unanswered:
         yield line()
 
 
@@ -306,7 +306,7 @@ def _windows_checked(windows: Sequence[Window]) -> str:
     return f"fork windows that were checked: {len(windows)}, of which the program is seen to reach {reachable}"
 
 
-def _doubts(target: Target) -> Iterator[str]:
+def doubts(target: Target) -> Iterator[str]:
     """Every question of this target that has no answer: it could hide a finding."""
     for allocator in target.allocators:
         if allocator.active and allocator.coverage == "not judged":

@@ -107,9 +107,13 @@ def _of_text(text: str) -> list[tuple[str, str]]:
     return [(each, "") for each in re.findall(r"^  id ([a-z-]+-[0-9a-f]{10})", text, re.MULTILINE)]
 
 
+def _of_brief(text: str) -> list[tuple[str, str]]:
+    return [(i, s) for s, i in re.findall(r": (\w+): [a-z-]+, .* \[([a-z-]+-[0-9a-f]{10})\]$", text, re.MULTILINE)]
+
+
 READERS = {
-    "text": _of_text, "json": _of_json, "sarif": _of_sarif, "html": _of_html, "markdown": _of_markdown,
-    "junit": _of_junit, "dot": _of_comments, "svg": _of_svg, "mermaid": _of_comments,
+    "text": _of_text, "brief": _of_brief, "json": _of_json, "sarif": _of_sarif, "html": _of_html,
+    "markdown": _of_markdown, "junit": _of_junit, "dot": _of_comments, "svg": _of_svg, "mermaid": _of_comments,
 }  # fmt: skip
 
 
