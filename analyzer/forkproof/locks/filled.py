@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from forkproof.code.explore import State
-from forkproof.code.operations import Forget, ForgetFlags, Register
+from forkproof.code.operations import Forget, Register
 from forkproof.code.values import Value
 from forkproof.elf.image import Machine
 from forkproof.flow import Flow
@@ -59,7 +59,7 @@ def _strings(flow: Flow, function: Function) -> dict[int, tuple[str, str, int]]:
         return {}
     image, found = flow.program.image(flow.program.object_of(function)), {}
     for instruction in flow.body(function).instructions:
-        if Forget(Register("rdi")) in instruction.operations and ForgetFlags() in instruction.operations:
+        if Forget(Register("rdi")) in instruction.operations:
             code = image.read(instruction.address, instruction.end - instruction.address).tobytes()
             if code[:1] == _REPEATED and code[-1] in _STRINGS:
                 width = 1 if code[-1] % 2 == 0 else 8 if code[1] & 0xF8 == 0x48 else 4

@@ -37,6 +37,8 @@ CASES = (
     Case("once_itself", "high", _child("pthread_once(&once, make); log_line(); _exit(0);")),
     Case("made", "", _child("make(); log_line(); _exit(0);")),
     Case("filled", "", _child("memset(&state, 0, sizeof state); log_line(); _exit(0);")),
+    Case("filled_inline", "", _child("__builtin_memset(&state, 0, sizeof state); log_line(); _exit(0);")),
+    Case("filled_beside_inline", "high", _child("__builtin_memset(state.counts, 0, 240); log_line(); _exit(0);")),
     Case("filled_beside", "high", _child("memset(state.counts, 0, sizeof state.counts); log_line(); _exit(0);")),
     Case("filled_before", "high", _child("memset(&state, 0, ask()); log_line(); _exit(0);")),
     Case("refilled", "", _child("refill(); log_line(); _exit(0);")),
