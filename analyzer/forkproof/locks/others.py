@@ -330,8 +330,13 @@ class OtherLocks:
 
     def held_at(self, function: Function, site: int) -> Held:
         """What a function holds whenever it makes a call; its callers' locks are not among it."""
+        callees = self._callees(function)
+        for callee in callees:  # that neither a thread nor the child runs, but the parent before it forks
+            if self.library_takers[callee] and not self.summaries.relevant[callee]:
+                self.summaries.add(callee)
+                self.summaries.forget(function)
         if not self.summaries.relevant[function]:
-            if not any(self.summaries.relevant[c] and self.keeps(c) for c in self._callees(function)):
+            if not any(self.summaries.relevant[c] and self.keeps(c) for c in callees):
                 return frozenset()
             self.summaries.add(function)
         held = [call.held for call in self.summaries.run(function).calls if call.site == site]

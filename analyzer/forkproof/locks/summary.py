@@ -239,6 +239,11 @@ class Summaries:
         self.relevant[function] = True
         self.known.pop(function, None)
 
+    def forget(self, function: Function) -> None:
+        """What one of its callees does is known better now: it is followed again when it is asked about."""
+        self.known.pop(function, None)
+        self.runs.pop(function, None)
+
     # ---- summaries -------------------------------------------------------------------------
 
     def of(self, function: Function) -> Summary:

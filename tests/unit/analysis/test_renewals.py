@@ -31,9 +31,20 @@ def _child(code: str, before: str = "") -> str:
     return f"int main(void) {{ {before} {_START} {{ {code} }} return ask(); }}"
 
 
+def _spawned(before: str, after: str) -> str:
+    spawn = f"NOINLINE int spawn(void) {{ {before}(); int pid = fork(); {after}(); return pid; }}"
+    return f"""
+    static pthread_mutex_t spare = PTHREAD_MUTEX_INITIALIZER;
+    NOINLINE void other(void) {{ pthread_mutex_lock(&spare); }}
+    {spawn} int main(void) {{ pthread_t t; pthread_create(&t, 0, writer, 0);
+        if (spawn() == 0) {{ log_line(); _exit(0); }} return ask(); }}"""
+
+
 #: What the child does. Expected: severity of the finding; empty for none.
 CASES = (
     Case("once", "high", _child("log_line(); _exit(0);")),
+    Case("held_by_a_helper", "", _spawned("prepare", "resume")),
+    Case("held_by_another_helper", "high", _spawned("other", "resume")),
     Case("once_itself", "high", _child("pthread_once(&once, make); log_line(); _exit(0);")),
     Case("made", "", _child("make(); log_line(); _exit(0);")),
     Case("filled", "", _child("memset(&state, 0, sizeof state); log_line(); _exit(0);")),
