@@ -28,6 +28,7 @@ from forkproof.code.conventions import CONVENTIONS, Convention
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CallEffect, Effects, Exploration, State, explore
 from forkproof.code.operations import Call, Const, Operation, Register, Set
+from forkproof.code.values import constant
 from forkproof.columns import unique
 from forkproof.constant_calls import ConstantCalls
 from forkproof.elf.demangle import demangle
@@ -449,8 +450,18 @@ class Flow:
             return operation.source.value if operation.bits >= 32 else None
         place = getattr(operation, "destination", None)
         state = self.state_before(function, site)
-        value = state.register(place.name) if state is not None and isinstance(place, Register) else None
-        return value.offset if value is not None and value.base is None else None
+        return constant(state.register(place.name)) if state is not None and isinstance(place, Register) else None
+
+    def constant_at(self, function: Function, site: int, register: str) -> int | None:
+        """The constant that a register is known to hold before a call: most have it put there right before.
+
+        Unlike `constant_before`, which takes the nearest for the right one, along every way to the call.
+        """
+        near = self.constant_calls.passed(function, site).get(register)
+        if near is not None:
+            return near
+        state = self.state_before(function, site)
+        return constant(state.register(register)) if state is not None else None
 
     def passed(self, function: Function, state: State, argument: int) -> Passed:
         """What an argument register holds in a state."""

@@ -87,13 +87,9 @@ class Futures:
         return known
 
     def _decide(self, edge: int, depth: int) -> Answer:
-        graph = self.graph
-        caller, site, target = (
-            Function(int(graph.source[edge])),
-            int(graph.site[edge]),
-            Function(int(graph.target[edge])),
-        )
-        rows = self.graph.rows_from(caller)
+        graph, site = self.graph, int(self.graph.site[edge])
+        caller, target = Function(int(graph.source[edge])), Function(int(graph.target[edge]))
+        rows = graph.rows_from(caller)
         begins = [Function(to) for _, to, place, kind in rows if place == site and kind == EdgeKind.THREAD]
         if any(self._ends_telling(function) for function in begins):
             return Answer.YES

@@ -26,6 +26,7 @@ from forkproof.signature_values import (
     AllocatorSignature,
     Builtin,
     Callback,
+    FillFunction,
     Fix,
     Forker,
     FutureFunction,
@@ -452,6 +453,13 @@ KINDS: Final[Mapping[str, Kind]] = {
     "clocks": Kind("locks", "names", Names, {"names": Field(_names)}),
     "error-texts": Kind("failures", "names", Names, {"names": Field(_names)}),
     "aborts": Kind("failures", "names", Names, {"names": Field(_names)}),
+    "fills": Kind(
+        "locks",
+        "entries",
+        FillFunction,
+        {"name": Field(_text), "block": Field(_index), "length": Field(_index)},
+        lambda function: f"name {function.name!r}",
+    ),
     "wait-syscalls": Kind(
         "locks",
         "entries",

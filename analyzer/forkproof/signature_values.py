@@ -437,6 +437,16 @@ class FutureFunction:
     bounded: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FillFunction:
+    """Fills the block that argument ``block`` points to, of as many bytes as argument ``length`` says."""
+
+    name: str
+    block: int
+    length: int
+    origin: Origin
+
+
 When = Literal["during", "later", "exit", "thread-exit", "new-thread", "new-process", "prepare", "parent", "child"]
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from forkproof.signature_values import (
     AllocatorSignature,
     Callback,
+    FillFunction,
     Fix,
     Forker,
     FutureFunction,
@@ -206,6 +207,11 @@ class Signatures:
     def futures(self) -> Mapping[str, FutureFunction]:
         """What waits for the results of futures, and what tells that they are there."""
         return self._by_name("futures")
+
+    @cached_property
+    def fills(self) -> Mapping[str, FillFunction]:
+        """What fills a block of memory."""
+        return self._by_name("fills")
 
     def signal_safe(self, edition: str) -> frozenset[str]:
         """The async-signal-safe functions of one edition of POSIX."""

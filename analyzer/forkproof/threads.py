@@ -20,17 +20,15 @@ import numpy.typing as npt
 
 from forkproof.atfork import Registration
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Reach
-from forkproof.code.explore import CallEffect, Effects, Exploration, State, explore
-from forkproof.code.values import Cell, Value, Word
+from forkproof.code.explore import CallEffect, Effects, Exploration, explore
 from forkproof.columns import unique
-from forkproof.elf.image import Image
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, Level
 from forkproof.joins import Joins
 from forkproof.model import Answer, WindowKind
 from forkproof.program import Function
-from forkproof.signature_values import ThreadStarter
 from forkproof.tables import reached_loosely
+from forkproof.thread_requests import requests
 
 _IN_THREADS: Final = CERTAIN | {EdgeKind.THREAD}
 JOINED: Final = "perhaps joined"
@@ -85,6 +83,7 @@ class Threads:
         self._told_by: dict[tuple[Function, tuple[tuple[str, int], ...]], bool] = {}
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
         self._ordered: dict[tuple[Function, ...], Reach] = {}
+        self._to_windows: dict[Function, Reach] = {}
 
     @cached_property
     def starters(self) -> frozenset[Function]:
@@ -145,33 +144,7 @@ class Threads:
 
     @cached_property
     def _asked(self) -> Mapping[int, Answer]:
-        program, graph = self.flow.program, self.graph
-        known = self.flow.signatures.thread_starters
-        conditional = [name for name, starter in known.items() if starter.structure is not None]
-        return {
-            edge: self._is_asked(edge, known[name])
-            for function, name in program.called(conditional).items()
-            for edge in graph.edges_to(function)
-            if int(graph.kind[edge]) in CERTAIN
-        }
-
-    def _is_asked(self, edge: int, starter: ThreadStarter) -> Answer:
-        """Whether the structure that a call passes asks for a thread."""
-        flow, site = self.flow, int(self.graph.site[edge])
-        function = flow.whole(Function(int(self.graph.source[edge])))
-        state = flow.state_before(function, site)
-        if state is None or starter.structure is None:
-            return Answer.UNKNOWN
-        pointer = state.register(flow.convention.arguments[starter.structure])
-        if pointer is None:
-            return Answer.UNKNOWN
-        if pointer.base is None and pointer.offset == 0:
-            return Answer.NO
-        image = flow.program.image(flow.program.object_of(function))
-        word = _word(state, (pointer.base, pointer.offset + starter.word), image)
-        if word is None:
-            return Answer.UNKNOWN
-        return Answer.YES if word == starter.equals else Answer.NO
+        return requests(self.flow)
 
     @cached_property
     def entries(self) -> tuple[Function, ...]:
@@ -202,6 +175,13 @@ class Threads:
         sources = (self._source("fork handler", root) for root in sorted(found))
         return tuple(s for s in sources if s is not None)
 
+    def _to_window(self, window: ForkWindow) -> Reach:
+        """Distance of every function to the one that forks."""
+        known = self._to_windows.get(window.function)
+        if known is None:
+            known = self._to_windows[window.function] = self.graph.distances([window.function], backward=True)
+        return known
+
     def _source(self, why: str, root: Function) -> ThreadSource | None:
         path = self.graph.path(root, self.to_start, without=self.harmless)
         if path is None:
@@ -228,9 +208,9 @@ class Threads:
         found = self._on_the_way(window, from_roots, strictly=False, perhaps_ended=True)
         if found is not None:
             return Answer.UNKNOWN, replace(found, why=JOINED)
-        answer, found = self._once_registered(window, from_roots)
+        found = self._once_registered(window, from_roots)
         if found is not None:
-            return answer, found
+            return Answer.UNKNOWN if found.why == JOINED else Answer.YES, found
         if self.are_hidden or self.may_clone or self.may_ask or self._may_come_first(window, roots):
             return Answer.UNKNOWN, None
         return Answer.NO, None
@@ -252,7 +232,7 @@ class Threads:
         main, graph = self.flow.main, self.graph
         if main is None:
             return False
-        to_window = graph.distances([window.function], backward=True)
+        to_window = self._to_window(window)
         edges = [e for e in self.flow.outgoing(main) if to_window[graph.target[e]] >= 0]
         forks = {int(graph.site[e]) for e in edges}
         forks |= {window.site} if main == window.function else set()
@@ -271,7 +251,7 @@ class Threads:
         """
         graph = self.graph
         from_roots = graph.distances(roots, _IN_THREADS, without=self.harmless)
-        to_window = graph.distances([window.function], backward=True)
+        to_window = self._to_window(window)
         sure, doubtful = self._calls_before(window, from_roots, to_window)
         own = self._sites_of_child(window)
         if own is not None:
@@ -373,15 +353,15 @@ class Threads:
             found, reach = edges, graph.distances(graph.source[edges].tolist(), backward=True)
         return _Registered(frozenset(found.tolist()), reach)
 
-    def _once_registered(self, window: ForkWindow, from_roots: Reach) -> tuple[Answer, ThreadSource | None]:
+    def _once_registered(self, window: ForkWindow, from_roots: Reach) -> ThreadSource | None:
         """A call that starts a thread, where what forks may be called at any time: before it was registered, or after.
 
-        Yes where the thread is not joined; unknown where it may be, since the time of the fork is not known.
+        `JOINED` where the thread may have been joined by then, since the time of the fork is not known.
         """
         graph, flow = self.graph, self.flow
-        registered = self._registered(graph.distances([window.function], backward=True))
+        registered = self._registered(self._to_window(window))
         if not registered.edges:
-            return Answer.NO, None
+            return None
         between = np.flatnonzero((from_roots >= 0) & (registered.reach >= 0) & (self.to_start >= 0))
         order = between[np.lexsort((between, from_roots[between]))]
         perhaps: ThreadSource | None = None
@@ -395,9 +375,9 @@ class Threads:
                 starter = Function(int(graph.target[rest[-1] if rest else edge]))
                 source = ThreadSource("before the fork", function, (edge, *rest), starter)
                 if answers[edge] is Answer.YES:
-                    return Answer.YES, source
+                    return source
                 perhaps = perhaps or replace(source, why=JOINED)
-        return Answer.UNKNOWN, perhaps
+        return perhaps
 
     def _meanwhile(self, function: Function, starts: Iterable[int], registered: _Registered) -> Mapping[int, Answer]:
         """Those of a function's calls that start a thread which it also makes on a way that registers what forks."""
@@ -468,7 +448,7 @@ class Threads:
         only_loosely = self.loosely_reached(roots) & (from_roots < 0)
         if np.any(only_loosely & starts):
             return True
-        to_window = self.graph.distances([window.function], backward=True) >= 0
+        to_window = self._to_window(window) >= 0
         return bool(np.any(only_loosely & to_window) and np.any((from_roots >= 0) & starts))
 
     def _in_order(self, roots: tuple[Function, ...]) -> Reach:
@@ -495,7 +475,7 @@ class Threads:
         2. in each, a call that reaches a start must be able to run before one that reaches the window.
         """
         graph, flow = self.graph, self.flow
-        to_window = graph.distances([window.function], backward=True)
+        to_window = self._to_window(window)
         others = self._done_by_others(window, to_window)
         elsewhere = others | self.harmless
         to_start = self.to_start
@@ -605,28 +585,6 @@ def constructor_functions(flow: Flow) -> list[Function]:
             if function is not None:
                 found.append(function)
     return list(dict.fromkeys(found))
-
-
-def _word(state: State, cell: Cell, image: Image) -> int | None:
-    """The 32-bit constant in a cell, which may have been stored together with the word before it."""
-    base, offset = cell
-    for place, shift, bits in ((offset, 0, 32), (offset - 4, 32, 64)):
-        held = state.cells.get((base, place))
-        value = None if held is None or held.bits < bits else _constant(held.value, image)
-        if value is not None:
-            return value >> shift & 0xFFFFFFFF
-    return None
-
-
-def _constant(value: Value, image: Image) -> int | None:
-    """A constant, or one that the code loads from where nothing can change it."""
-    if value.base is None:
-        return value.offset
-    if not isinstance(value.base, Word) or value.offset:
-        return None
-    address = value.base.address
-    fixed = any(s.rva <= address < s.rva + s.file_size and not s.writable for s in image.segments)
-    return image.read_u64(address) if fixed else None
 
 
 def _with_result(effects: Effects, site: int, value: int) -> Effects:

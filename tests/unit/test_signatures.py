@@ -435,6 +435,9 @@ class TestFunctions:
         assert shipped.wait_syscalls("x86_64")[202].name == "futex"
         assert shipped.wait_syscalls("aarch64")[98].name == "futex"
 
+    def test_fills(self, shipped: signatures.Signatures) -> None:
+        assert (shipped.fills["memset"].length, shipped.fills["bzero"].length) == (2, 1)
+
     def test_futures(self, shipped: signatures.Signatures) -> None:
         assert {function.op for function in shipped.futures.values()} == {"wait", "tell"}
         assert all(function.bounded == 3 for function in shipped.futures.values() if function.op == "wait")

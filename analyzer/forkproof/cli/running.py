@@ -90,10 +90,10 @@ def _program(name: str) -> str:
         with Path(path).open("rb") as stream:
             head = stream.read(4)
     except OSError as error:
-        is_secret = isinstance(error, PermissionError)
-        step = "Run as a user who may read it: a program is scanned before it is run." if is_secret else ""
-        reason = f"cannot be read: {error.strerror or error}"
-        raise UnreadableFile(path, reason, next_step=step or "Give a program's path.") from error
+        step = "Give a program's path."
+        if isinstance(error, PermissionError):
+            step = "Run as a user who may read it: a program is scanned before it is run."
+        raise UnreadableFile(path, f"cannot be read: {error.strerror or error}", next_step=step) from error
     if head[:2] == b"#!":
         raise NotElf(path, "is a script, and its interpreter would be probed", next_step="Give the ELF program itself.")
     if head != b"\x7fELF":

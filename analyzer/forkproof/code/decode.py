@@ -223,7 +223,7 @@ def decode(image: Image, parts: Iterable[tuple[int, int]], *, vectors: bool = Fa
 
 
 def listing(code: bytes, address: int, machine: Machine) -> tuple[tuple[int, int, str, str], ...]:
-    """(address, size, mnemonic, operands) of instructions in a row, as text: for the few that a probe looks at."""
+    """(address, size, mnemonic, operands) of instructions in a row, as text: where operations do not tell enough."""
     return tuple(
         (at, size, name.decode(), text.decode()) for at, size, name, text in disassemble(machine, code, address)
     )

@@ -64,6 +64,11 @@ class Held(NamedTuple):
 Cell = tuple[Base, int]
 
 
+def constant(value: Value | None) -> int | None:
+    """The number that a value is, if it is one."""
+    return value.offset if value is not None and value.base is None else None
+
+
 def depth(base: Base) -> int:
     """Loads behind pointers that lead to what a base names."""
     count = 0

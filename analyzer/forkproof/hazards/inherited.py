@@ -61,6 +61,7 @@ _MUTEX: Final = ("pthread_mutex_lock", "__pthread_mutex_lock")
 _EXITS: Final = ("exit",)
 """What runs exit handlers before it ends the process. quick_exit runs others."""
 _ENDS_BY_ITSELF: Final = WindowKind.EXIT, WindowKind.UNKNOWN
+"""Children whose calls of exit are how they end; a daemon's are what it does when something goes wrong."""
 _HANDLER_DEPTH: Final = 2
 """Calls below a child handler in which it makes locks new."""
 _RENEWER: Final = 512
@@ -223,9 +224,7 @@ class _Window:
     @cached_property
     def exits(self) -> list[_Position]:
         """Where the child, in its own code, ends by a call that runs exit handlers, or by returning from main."""
-        if self.window.window.kind not in _ENDS_BY_ITSELF:
-            return []
-        running = set(self.flow.program.called(_EXITS))
+        running = set(self.flow.program.called(_EXITS) if self.window.window.kind in _ENDS_BY_ITSELF else ())
         called = [
             (depth, int(self.graph.site[e]))
             for depth, level in enumerate(self.levels)

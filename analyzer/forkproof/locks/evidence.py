@@ -216,18 +216,9 @@ class ObjectEvidence:
         call = numbers.get(number) if number is not None else None
         if call is None:
             return
-        operation = self._constant(function, site, registers[1]) if call.name == "futex" else None
+        operation = self.flow.constant_at(function, site, registers[1]) if call.name == "futex" else None
         if operation is None or operation & _FUTEX_OPERATION in _FUTEX_WAITS:
             found[function] = f"waits in a {call.name} system call"
-
-    def _constant(self, function: Function, site: int, register: str) -> int | None:
-        """What a register is known to hold before a call: most have it put there right before."""
-        near = self.flow.constant_calls.passed(function, site).get(register)
-        if near is not None:
-            return near
-        state = self.flow.state_before(function, site)
-        value = state.register(register) if state is not None else None
-        return value.offset if value is not None and value.base is None else None
 
     # ---- atomic operations -----------------------------------------------------------------
 

@@ -9,59 +9,66 @@ Wrong where: a block is longer than `_LONGEST` (the rest is left out); where it 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from functools import cached_property
+from typing import Final, NamedTuple
 
-from forkproof.code.explore import State
+from forkproof.code.decode import listing
 from forkproof.code.operations import Forget, Register
-from forkproof.code.values import Value
+from forkproof.code.values import Value, constant
 from forkproof.elf.image import Machine
 from forkproof.flow import Flow
 from forkproof.program import Function
 
-_FILLING: Final = {
-    "memset": 2, "__memset_chk": 2, "memcpy": 2, "__memcpy_chk": 2, "memmove": 2, "__memmove_chk": 2, "mempcpy": 2,
-    "bzero": 1, "explicit_bzero": 1,
-}  # fmt: skip
-"""Which argument is the length; the first is where the block begins. POSIX, and what _FORTIFY_SOURCE makes of them."""
 _LONGEST: Final = 1 << 14
 _WORD: Final = 4
-_REPEATED: Final = b"\xf3"
-_STRINGS: Final = b"\xaa\xab\xa4\xa5"
-"""Opcodes of stosb, stos, movsb and movs."""
+_STRINGS: Final = frozenset({"stos", "movs"})
+_WIDTHS: Final = {"b": 1, "w": 2, "d": 4, "q": 8}
 
 
-def filled(flow: Flow, function: Function) -> Iterator[tuple[int, list[Value]]]:
-    """Where a function fills a block of constant length, and each word of that."""
-    lengths = {**_calls(flow, function), **_strings(flow, function)}
-    for site, state in flow.states(function, lengths).items() if lengths else ():
-        begin, counter, width = lengths[site]
-        start, count = state.register(begin), _constant(state, counter)
-        if start is not None and count is not None:
-            size = min(count * width, _LONGEST)
-            yield site, [start._replace(offset=start.offset + at) for at in range(0, size - _WORD + 1, _WORD)]
+class _Fill(NamedTuple):
+    """The registers that have the beginning and the count, and the bytes that are counted."""
+
+    begin: str
+    counter: str
+    width: int
 
 
-def _constant(state: State, register: str) -> int | None:
-    value = state.register(register)
-    return value.offset if value is not None and value.base is None else None
+class Filled:
+    """Asked of one function after the other."""
 
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
 
-def _calls(flow: Flow, function: Function) -> dict[int, tuple[str, str, int]]:
-    """(register of the beginning, register of the count, bytes counted) of each call that fills."""
-    names, arguments = flow.program.called(sorted(_FILLING)), flow.convention.arguments
-    rows = ((int(flow.graph.site[e]), Function(int(flow.graph.target[e]))) for e in flow.outgoing(function))
-    return {site: (arguments[0], arguments[_FILLING[names[to]]], 1) for site, to in rows if to in names}
+    def by(self, function: Function) -> Iterator[tuple[int, list[Value]]]:
+        """Where a function fills a block of constant length, and each word of that."""
+        fills = {**self._calls(function), **self._strings(function)}
+        for site, state in self.flow.states(function, fills).items() if fills else ():
+            start, count = state.register(fills[site].begin), constant(state.register(fills[site].counter))
+            if start is not None and count is not None:
+                size = min(count * fills[site].width, _LONGEST)
+                yield site, [start._replace(offset=start.offset + at) for at in range(0, size - _WORD + 1, _WORD)]
 
+    @cached_property
+    def _filling(self) -> dict[Function, _Fill]:
+        known, arguments = self.flow.signatures.fills, self.flow.convention.arguments
+        called = self.flow.program.called(sorted(known))
+        return {f: _Fill(arguments[known[n].block], arguments[known[n].length], 1) for f, n in called.items()}
 
-def _strings(flow: Flow, function: Function) -> dict[int, tuple[str, str, int]]:
-    """The same of x86-64's repeated string instructions, which are told apart by their bytes."""
-    if flow.machine is not Machine.X86_64:
-        return {}
-    image, found = flow.program.image(flow.program.object_of(function)), {}
-    for instruction in flow.body(function).instructions:
-        if Forget(Register("rdi")) in instruction.operations:
-            code = image.read(instruction.address, instruction.end - instruction.address).tobytes()
-            if code[:1] == _REPEATED and code[-1] in _STRINGS:
-                width = 1 if code[-1] % 2 == 0 else 8 if code[1] & 0xF8 == 0x48 else 4
-                found[instruction.address] = "rdi", "rcx", width
-    return found
+    def _calls(self, function: Function) -> dict[int, _Fill]:
+        graph = self.flow.graph
+        rows = ((int(graph.site[e]), Function(int(graph.target[e]))) for e in self.flow.outgoing(function))
+        return {site: self._filling[target] for site, target in rows if target in self._filling}
+
+    def _strings(self, function: Function) -> dict[int, _Fill]:
+        """x86-64's repeated string instructions, of which operations only say that rdi moves."""
+        found: dict[int, _Fill] = {}
+        if self.flow.machine is not Machine.X86_64:
+            return found
+        image = self.flow.program.image(self.flow.program.object_of(function))
+        for address, size, operations in self.flow.body(function).instructions:
+            if Forget(Register("rdi")) in operations:
+                ((_, _, name, _),) = listing(image.read(address, size).tobytes(), address, image.machine)
+                prefix, _, string = name.partition(" ")
+                if prefix == "rep" and string[:-1] in _STRINGS:
+                    found[address] = _Fill("rdi", "rcx", _WIDTHS[string[-1]])
+        return found

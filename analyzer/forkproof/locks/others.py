@@ -19,25 +19,22 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.arguments import data_arguments
 from forkproof.callgraph import CALLS, CERTAIN, EdgeKind
-from forkproof.code import aarch64
 from forkproof.code.explore import State
-from forkproof.code.index import CodeIndex
 from forkproof.code.operations import Atomic, AtomicKind, Const, Memory, Register, Set
 from forkproof.code.values import Entry as KnownEntry
 from forkproof.code.values import Result, Word
 from forkproof.code.values import Value as KnownValue
 from forkproof.columns import unique
-from forkproof.elf.image import Machine
 from forkproof.flow import Flow
+from forkproof.locks.cells import Cells, begin_of, near
 from forkproof.locks.chosen import Stores
 from forkproof.locks.evidence import address_of
-from forkproof.locks.filled import filled
+from forkproof.locks.filled import Filled
 from forkproof.locks.identity import is_element, is_resolved
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import Step, Summaries
-from forkproof.locks.values import Content, Element, Entry, Made, Named, Object, Value, root, substituted
+from forkproof.locks.values import Content, Entry, Made, Named, Object, Value, root, substituted
 from forkproof.model import Answer
 from forkproof.program import Columns, Function
 from forkproof.signature_values import LockFunction
@@ -51,13 +48,6 @@ KINDS: Final = frozenset({"mutex", "rwlock", "spin", "ticket", "sem", "count", "
 """What can be held by a thread that does not exist; a count is a semaphore that is posted elsewhere. A once or a guard
 is taken once, a FILE is libc's."""
 _TAKES: Final = frozenset({"acquire", "try", "wait"})
-_SHIFT: Final = 48
-_CLOSE: Final = 4096
-"""Bytes around an address that code forms within which it may go on to a lock: so far reach AArch64's anchors."""
-_PAGE: Final = 4096
-_NOWHERE: Final = 0x7FFF << _SHIFT
-_APART: Final = 14
-"""Where cells lie that stand for what functions make: in no object, and not near each other."""
 _FEW: Final = 40
 """Functions that are sooner interpreted than compared with others first."""
 _LARGE: Final = 1000
@@ -180,15 +170,15 @@ class OtherLocks:
         spinning = self.spinners(one)
         spinning |= self.spinners(two) if spinning else set()
         self.summaries.direct[list(spinning)] = True
-        cells = _Cells(self.flow, self.summaries.library, spinning, self.given)
+        cells = Cells(self.flow, self.summaries.library, spinning, self.given)
         few, many = sorted((one, two), key=lambda side: int(np.count_nonzero(self.summaries.direct & side)))
         is_small = int(np.count_nonzero(self.summaries.direct & few)) <= _FEW
         self._follow(few, cells, None if is_small else self._words(many, cells))
-        words = [begin for address in self.places(few) if (begin := _begin(address)) >= 0]
+        words = [begin for address in self.places(few) if (begin := begin_of(address)) >= 0]
         if words:
             self._follow(many | always, cells, unique(np.array(words, np.int64)))
 
-    def _follow(self, among: Functions, cells: _Cells, words: Columns | None) -> None:
+    def _follow(self, among: Functions, cells: Cells, words: Columns | None) -> None:
         """Functions of a set that may name a lock near one of these words, with what they pass it to."""
         pending = [Function(f) for f in np.flatnonzero(self.summaries.direct & among).tolist()]
         for _ in range(_WRAPPERS):
@@ -198,22 +188,22 @@ class OtherLocks:
             telling = [f for f in pending if self.summaries.of(f).depends_on_caller]
             pending = sorted({c for f in telling for c in self._callers(f) if among[c]})
 
-    def _words(self, among: Functions, cells: _Cells) -> Columns:
+    def _words(self, among: Functions, cells: Cells) -> Columns:
         """What the functions of a set that use locks refer to, and those that may pass locks to them."""
         direct = [Function(f) for f in np.flatnonzero(self.summaries.direct & among).tolist()]
         callers = {c for f in direct if not cells.is_exact(f) for c in self._callers(f) if among[c]}
         return unique(np.concatenate([np.zeros(0, np.int64), *(cells.of(f) for f in {*direct, *callers})]))
 
     def _may_name(
-        self, function: Function, cells: _Cells, words: Columns | None, among: Functions, depth: int = 2
+        self, function: Function, cells: Cells, words: Columns | None, among: Functions, depth: int = 2
     ) -> bool:
         """It refers to where a lock may be, or uses what it is given by a function that does."""
-        if words is None or _near(cells.of(function), words) or _near(self._given_by(function), words):
+        if words is None or near(cells.of(function), words) or near(self._given_by(function), words):
             return True
         if not depth or cells.is_exact(function):
             return False
         callers = [c for c in self._callers(function) if among[c]]
-        return any(_near(cells.of(c), words) for c in callers) or any(
+        return any(near(cells.of(c), words) for c in callers) or any(
             self._may_name(c, cells, words, among, depth - 1) for c in callers if not len(cells.of(c))
         )
 
@@ -223,7 +213,7 @@ class OtherLocks:
         obj = self.flow.program.object_of(function)
         own = [c for c in self._callees(function) if base[obj] <= c < base[obj + 1]]
         values = [value for callee in own if (value := self.summaries.given(callee)) is not None]
-        return unique(np.array([begin for value in values if (begin := _begin(value)) >= 0], np.int64))
+        return unique(np.array([begin for value in values if (begin := begin_of(value)) >= 0], np.int64))
 
     def _callers(self, function: Function) -> list[Function]:
         graph = self.graph
@@ -524,9 +514,13 @@ class OtherLocks:
                 value = address_of(cell, state, body.instructions[body.index[site]].end)
                 addresses = [address for address in self._addresses(function, value) if address not in own]
                 found += [(site, a) for a in addresses if site not in ones or self._is_single(a)]
-        for site, values in filled(flow, function):
+        for site, values in self._filled.by(function):
             found += [(site, a) for value in values for a in self._addresses(function, value) if a not in own]
         return found
+
+    @cached_property
+    def _filled(self) -> Filled:
+        return Filled(self.flow)
 
     def _let_go_at(self, function: Function) -> Iterator[tuple[int, list[Memory]]]:
         """Atomic operations that may let go a bit or a ticket: those that add, clear bits, or that nothing tells."""
@@ -569,148 +563,3 @@ class OtherLocks:
 
 def _is_asked(constant: int | None) -> bool:
     return constant is not None and constant & 0xFFFFFFFF != 0
-
-
-class _Cells:
-    """The words of data from which functions can reach a lock: what two that share one must both refer to."""
-
-    def __init__(
-        self,
-        flow: Flow,
-        library: Mapping[int, LockFunction],
-        spinning: set[Function],
-        given: Mapping[Function, Collection[Value]],
-    ) -> None:
-        self.flow, self.library, self.spinning, self.given = flow, library, spinning, given
-        values = {v for values in given.values() for v in values}
-        self.makers = {begin.function for v in values if isinstance(begin := root(v.base), Made)}
-        self._known: dict[Function, tuple[Columns, bool]] = {}
-        self._tables: dict[int, _References] = {}
-
-    def of(self, function: Function) -> Columns:
-        """As object and address in one number; none for a function that locks what it is given."""
-        return self._look(function)[0]
-
-    def is_exact(self, function: Function) -> bool:
-        """All that it does with locks is to words that it names."""
-        return self._look(function)[1]
-
-    def _look(self, function: Function) -> tuple[Columns, bool]:
-        known = self._known.get(function)
-        if known is None:
-            is_given = function in self.given or function in self.makers
-            exact = None if function in self.spinning or is_given else self._passed(function)
-            known = (self._referred(function), False) if exact is None else (exact, True)
-            self._known[function] = known
-        return known
-
-    def _passed(self, function: Function) -> Columns | None:
-        """What the function's calls of lock functions pass, where all of it is constant, and there are such calls."""
-        program, graph = self.flow.program, self.flow.graph
-        obj = program.object_of(function)
-        sites: dict[int, list[int]] = {}
-        for edge in self.flow.outgoing(function):
-            if (lock := self.library.get(int(graph.target[edge]))) is not None:
-                sites.setdefault(lock.argument, []).append(int(graph.site[edge]))
-        found = []
-        for argument, places in sites.items():
-            passed = data_arguments(program, obj, np.array(sorted(places), np.int64), argument)
-            if len(passed) < len(places):
-                return None
-            for address, is_load in passed.values():
-                found += self._targets(obj, address) if is_load else [obj << _SHIFT | address]
-        return np.array(found, np.int64) if found else None
-
-    def _targets(self, obj: int, slot: int) -> list[int]:
-        """The word itself, or what the loader puts there."""
-        image = self.flow.program.image(obj)
-        symbol = image.slot_symbols.get(slot)
-        if symbol is not None:
-            binding = self.flow.program.bindings.resolve(obj, symbol)
-            return [] if binding is None else [binding.object << _SHIFT | binding.rva]
-        target = image.pointer_at(slot)
-        return [obj << _SHIFT | slot, *([] if target is None else [obj << _SHIFT | target])]
-
-    def _referred(self, function: Function) -> Columns:
-        """All writable words that the function's code refers to."""
-        program = self.flow.program
-        obj = program.object_of(function)
-        base = int(program.base[obj])
-        if obj not in self._tables:
-            self._tables[obj] = _References(program.codes[obj])
-        table = self._tables[obj]
-        writable = [(s.rva, s.rva + s.memory_size) for s in program.image(obj).segments if s.writable]
-        found = set[int]()
-        for part in (function, *self.flow.cold_parts(function)):
-            formed, loaded = table.of(part - base)
-            found.update(obj << _SHIFT | a for a in formed if any(low <= a < high for low, high in writable))
-            for slot in loaded:
-                if any(low <= slot < high for low, high in writable):
-                    found.update(self._targets(obj, slot))
-        found.update(begin for value in self.given.get(function, ()) if (begin := _begin(value)) >= 0)
-        found.update([_begin(Value(Made(function, -1), 0))] if function in self.makers else [])
-        more = self._operands(function) if self.flow.machine is Machine.X86_64 else self._pages(function)
-        found.update(obj << _SHIFT | a for a in more if any(low - _PAGE < a < high for low, high in writable))
-        return np.array(sorted(found), np.int64)
-
-    def _pages(self, function: Function) -> Iterator[int]:
-        """Pages that AArch64 keeps in a register for what is loaded and stored farther on; no locks lie in RELRO."""
-        program = self.flow.program
-        obj = program.object_of(function)
-        code, image = program.codes[obj], program.image(obj)
-        for part in (function, *self.flow.cold_parts(function)):
-            index = part - int(program.base[obj])
-            start = int(code.start[index])
-            for page in aarch64.pages(image.read(start, int(code.size[index])), start).tolist():
-                if not any(low <= page and page + _PAGE <= low + size for low, size in image.relro):
-                    yield page
-
-    def _operands(self, function: Function) -> Iterator[int]:
-        """Words that atomic operations name themselves, which the columns of an object do not hold."""
-        if function not in self.spinning:
-            return
-        for instruction in self.flow.body(function).instructions:
-            for operation in instruction.operations:
-                if isinstance(operation, Atomic) and operation.cell.base == "pc":
-                    yield instruction.end + operation.cell.displacement
-
-
-class _References:
-    """The addresses that an object's functions form, and the words that they load, by function."""
-
-    def __init__(self, code: CodeIndex) -> None:
-        self.formed = self._by_owner(code.data_owner, code.sites.data_target)
-        self.loaded = self._by_owner(code.loaded_owner, code.sites.loaded_address)
-
-    @staticmethod
-    def _by_owner(owner: Columns, address: Columns) -> tuple[Columns, Columns]:
-        order = np.argsort(owner, kind="stable")
-        return owner[order], address[order]
-
-    def of(self, index: int) -> tuple[set[int], set[int]]:
-        """Addresses formed, and words loaded, by one function of the object."""
-        found = []
-        for owner, address in (self.formed, self.loaded):
-            first, last = owner.searchsorted(index), owner.searchsorted(index, side="right")
-            found.append(set(address[first:last].tolist()))
-        return found[0], found[1]
-
-
-def _begin(address: Value) -> int:
-    """Where a lock is reached from, as a cell; -1 for what no word of data leads to."""
-    base, offset = address.base, address.offset
-    while isinstance(base, Content | Element):
-        offset = base.offset
-        base = base.base
-    if isinstance(base, Made):  # by function, and far from each other
-        return _NOWHERE | base.function << _APART
-    return base.number << _SHIFT | offset if isinstance(base, Object) and offset >= 0 else -1
-
-
-def _near(cells: Columns, others: Columns) -> bool:
-    """Some cell lies close to one of the others: in the same variable, or reached from the same anchor."""
-    if not len(others) or not len(cells):
-        return False
-    place = others.searchsorted(cells)
-    before, after = others[np.maximum(place - 1, 0)], others[np.minimum(place, len(others) - 1)]
-    return bool(np.any((np.abs(cells - before) <= _CLOSE) | (np.abs(cells - after) <= _CLOSE)))

@@ -39,11 +39,5 @@ def _finding(finding: Finding) -> str:
 
 
 def _nothing(target: Target) -> str:
-    return f"{target.path}: no finding" + "".join(
-        f"; not known: {doubt}" for doubt in (*doubts(target), *_gaps(target))
-    )
-
-
-def _gaps(target: Target) -> Iterator[str]:
-    yield from (f"missing {name}" for name in target.missing)
-    yield from target.incomplete
+    unknown = (f"; not known: {each}" for each in (*doubts(target), *target.incomplete))
+    return f"{target.path}: no finding" + "".join(unknown)
