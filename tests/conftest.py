@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,13 @@ from tools.sysroot import find
 
 settings.register_profile("forkproof", deadline=None)  # no test asserts a time
 settings.load_profile("forkproof")
+
+if threading.current_thread() is threading.main_thread():
+    # nohup and shells' background jobs ignore these, and so would the programs that tests interrupt: only what is
+    # handled becomes the default again when a program begins (execve(2)).
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _sysroot(name: str) -> Path:
