@@ -13,7 +13,7 @@ Where a lock is taken:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -112,7 +112,14 @@ def _witness_sites(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:
     """The end of a witness path is an acquire site; other atomic operations of that function may be one as well."""
     yield from _ends(facts, frame)
     for function in _functions_of(facts, frame):
-        yield from _atomics(facts.flow, function)
+        yield from _atomics(facts.flow, function, _permits(facts, function))
+
+
+def _permits(facts: Facts, function: Function) -> frozenset[int]:
+    """Where a function takes the permit of a semaphore."""
+    summaries = facts.other_locks.summaries
+    taken = summaries.run(function).acquires if summaries.relevant[function] else ()
+    return frozenset(acquire.site for acquire in taken if acquire.kind == "permit")
 
 
 def _turns(facts: Facts, frame: Frame, lock: Lock) -> Iterator[AcquireSite]:
@@ -133,7 +140,8 @@ def _ends(facts: Facts, frame: Frame) -> Iterator[AcquireSite]:
         for target in sorted(called):
             yield from _taken_in(flow, target)
         if not called:
-            yield AcquireSite(_path(flow, function), site, callee=_callee(flow, function, site))
+            is_permit = site in _permits(facts, function)
+            yield AcquireSite(_path(flow, function), site, callee=_callee(flow, function, site), is_permit=is_permit)
 
 
 def _taken_in(flow: Flow, function: Function) -> Iterator[AcquireSite]:
@@ -272,18 +280,20 @@ def _library_calls(flow: Flow, allocator: AllocatorFacts, function: Function) ->
             yield AcquireSite(_path(flow, function), int(graph.site[edge]), callee=name)
 
 
-def _atomics(flow: Flow, function: Function) -> Iterator[AcquireSite]:
-    """Atomic instructions, and calls of AArch64 helpers that stand for them."""
+def _atomics(flow: Flow, function: Function, permits: Collection[int] = ()) -> Iterator[AcquireSite]:
+    """Atomic instructions, and calls of AArch64 helpers that stand for them; at some, a permit is taken."""
     program, path = flow.program, _path(flow, function)
     image = program.image(program.object_of(function))
     for instruction in flow.body(function).instructions:
         if any(isinstance(o, Atomic) for o in instruction.operations):
-            yield AcquireSite(path, _beginning(flow, function, instruction.address))
+            begin, is_permit = _beginning(flow, function, instruction.address), instruction.address in permits
+            yield AcquireSite(path, begin, is_permit=is_permit)
     if image.machine is Machine.AARCH64:
         for edge in flow.outgoing(function):
             target = Function(int(flow.graph.target[edge]))
             if flow.graph.kind[edge] in CALLS and _is_helper(flow, target):
-                yield AcquireSite(path, int(flow.graph.site[edge]))
+                site = int(flow.graph.site[edge])
+                yield AcquireSite(path, site, is_permit=site in permits)
 
 
 def _is_helper(flow: Flow, function: Function) -> bool:

@@ -26,7 +26,7 @@ def dump(report: Report, plan: Plan) -> str:
     document = json.document(report)
     document[_KEY] = {
         "sites": {
-            name: [[site.object, site.rva, site.callee, site.turn] for site in sites]
+            name: [[site.object, site.rva, site.callee, site.turn, site.is_permit] for site in sites]
             for name, sites in sorted(plan.sites.items())
         },
         "known": sorted([path, rva, name] for (path, rva), name in plan.known.items()),
@@ -43,7 +43,7 @@ def load(text: str, path: str) -> tuple[Report, Plan]:
         report = json.parse(text)
         found: dict[str, Any] = standard.loads(text)[_KEY]
         sites = {
-            name: tuple(AcquireSite(str(o), int(rva), str(callee), *turn) for o, rva, callee, *turn in rows)
+            name: tuple(AcquireSite(str(o), int(rva), str(callee), *rest) for o, rva, callee, *rest in rows)
             for name, rows in found["sites"].items()
         }
         known = {(str(where), int(rva)): str(name) for where, rva, name in found["known"]}

@@ -8,7 +8,8 @@ Wrong where: a lock's free value is another than `Free` knows (musl's pthread_sp
 
     form             the lock                       got it, when
     library call     the first argument             it returned, with 0 where it returns a status
-    cmpxchg, cas     the memory operand             the old value was the expected one, 0
+    cmpxchg, cas     the memory operand             the old value was the expected one, 0; for a permit, one more than
+                                                    the new value
     xchg, swp        the memory operand             the old value was 0
     bts, ldset       the memory operand             the bit was clear
     xadd, ldadd      the word whose turn it is      the ticket is the one that is served
@@ -43,6 +44,8 @@ class AcquireSite:
     """The library function, where it is a call of one."""
     turn: int | None = None
     """Rva in the same object of the word that says whose turn it is, if a ticket is drawn there: it is the lock."""
+    is_permit: bool = False
+    """A compare-and-swap there counts a word down that was not 0: it takes the permit of a semaphore."""
 
 
 class Form(Enum):
@@ -61,7 +64,7 @@ class Free(Enum):
     """What a lock's word is while nobody has it."""
 
     ZERO = "0"
-    POSITIVE = "positive: a semaphore's count; 1 in a pthread_spinlock_t of glibc for x86-64"
+    POSITIVE = "positive: a semaphore's count, a permit; 1 in a pthread_spinlock_t of glibc for x86-64"
     UNWRITTEN = "no reader and no writer: glibc's pthread_rwlock_t"
 
 
@@ -133,7 +136,7 @@ class Acquire:
         if self.form is Form.TICKET:
             return Served(self._word(registers) - self.lock(registers))
         callee = self.site.callee
-        if callee.startswith("sem_") or (self.is_x86 and callee.startswith("pthread_spin_")):
+        if self.site.is_permit or callee.startswith("sem_") or (self.is_x86 and callee.startswith("pthread_spin_")):
             return Free.POSITIVE
         return Free.UNWRITTEN if "rwlock" in callee else Free.ZERO
 
@@ -160,7 +163,8 @@ class Acquire:
         mask = (1 << 8 * self.width) - 1
         match self.form:
             case Form.COMPARE:
-                return value_of(registers, self.expects) & mask == 0 and value_of(registers, self.stores) & mask != 0
+                expected, new = (value_of(registers, name) & mask for name in (self.expects, self.stores))
+                return expected == new + 1 if self.site.is_permit else expected == 0 and new != 0
             case Form.EXCHANGE:
                 return value_of(registers, self.stores) & mask != 0
         return self.form is not Form.UNKNOWN

@@ -7,7 +7,7 @@ import pytest
 from forkproof.elf.image import Machine
 from forkproof.probe import sites
 from forkproof.probe.ptrace import MACHINES, Registers
-from forkproof.probe.sites import Acquire, AcquireSite, Form, Served, decode_site, value_of
+from forkproof.probe.sites import Acquire, AcquireSite, Form, Free, Served, decode_site, value_of
 
 SITE = 0x1000
 
@@ -53,6 +53,17 @@ class TestX86:
         found = acquire(X86, "f0480fb137")  # lock cmpxchg [rdi], rsi
         assert not found.is_acquire(registers(X86, rax=0x1234, rsi=1))
         assert found.width == 8
+
+    @pytest.mark.parametrize(("count", "new", "takes"), [(1, 0, True), (3, 2, True), (1, 2, False), (0, 1, False)])
+    def test_cmpxchg_that_counts_down_takes_a_permit_where_the_code_says_so(
+        self, count: int, new: int, takes: bool
+    ) -> None:
+        code = Code(X86, bytes.fromhex("f00fb117"))  # lock cmpxchg [rdi], edx
+        at = registers(X86, rax=count, rdx=new)
+        permit = decode_site(AcquireSite("/x", SITE, is_permit=True), code)  # type: ignore[arg-type]
+        assert (permit.is_acquire(at), permit.free_at(at)) == (takes, Free.POSITIVE)
+        plain = decode_site(AcquireSite("/x", SITE), code)  # type: ignore[arg-type]
+        assert (plain.is_acquire(at), plain.free_at(at)) == (count == 0, Free.ZERO)
 
     def test_release_by_exchange_is_no_acquire(self) -> None:
         found = acquire(X86, "8707")  # xchg [rdi], eax
