@@ -157,7 +157,7 @@ class _Window:
         return address == other or self.same(address, other) is Match.EXACT
 
     def _is_worth_a_look(self) -> bool:
-        """Threads exist that take locks, and so does the child. Which of them exist at the fork is asked last."""
+        """The child takes locks, and threads exist that do. Which of them exist at the fork is asked last."""
         reach = self.graph.distances(self.facts.threads.entries, _IN_THREADS, blocked=self.dying)
         main = self.flow.main
         any_thread = (reach >= 0) & (reach <= _HELD[1])
@@ -165,13 +165,21 @@ class _Window:
             any_thread |= self.graph.distances([main], blocked=self.dying) >= 0
         table = [f for f in existing_threads(self.facts, self.window.source) if not any_thread[f]]
         any_thread |= self.graph.distances(table, blocked=self.dying) >= 0
-        return self._use_locks(any_thread) and bool(self.threads) and self._use_locks(self.by_threads)
+        if not (self._both_take(any_thread) or self._child_spins):
+            return False
+        if not self.threads:
+            return False
+        threads = self.by_threads
+        return self._both_take(threads) or (self._child_spins and bool(self.others.spinners(threads)))
 
-    def _use_locks(self, threads: Functions) -> bool:
-        takers, child = self.others.library_takers, self.by_child
-        if np.any(threads & takers) and np.any(child & takers):
-            return True
-        return bool(self.others.spinners(threads)) and bool(self.others.spinners(child))
+    def _both_take(self, threads: Functions) -> bool:
+        takers = self.others.library_takers
+        return bool(np.any(threads & takers) and np.any(self.by_child & takers))
+
+    @cached_property
+    def _child_spins(self) -> bool:
+        """Asked before whether threads do: a child is a few functions, and threads may be thousands."""
+        return bool(self.others.spinners(self.by_child))
 
     # ---- who runs what ---------------------------------------------------------------------
 

@@ -110,6 +110,7 @@ class ObjectEvidence:
         self.evidence: dict[Function, str] = {}
         self.waits: dict[Function, tuple[int, ...]] = {}
         self._spinning: dict[Function, bool] = {}
+        self._drawing: dict[Function, bool] = {}
 
     def result(self) -> LockFunctions:
         for function, edge, name in self._library_lockers():
@@ -225,35 +226,48 @@ class ObjectEvidence:
     @cached_property
     def atomics(self) -> set[Function]:
         """Functions that hold an atomic operation, or call an outline-atomics helper that holds it for them."""
-        direct = self._functions_of(self._scan("find_atomics")) | self._ticket_locks | self.tickets
-        callers = {
-            self.flow.whole(Function(int(self.graph.source[e]))) for h in self.helpers for e in self.graph.edges_to(h)
-        }
-        return (direct | callers) - self.helpers.keys()
+        return {f for f in self.may_be_atomics if self.holds_atomic(f)}
 
     @cached_property
-    def tickets(self) -> set[Function]:
-        """Functions that draw a ticket and wait until it is served.
+    def may_be_atomics(self) -> set[Function]:
+        """Functions that may be such, told without decoding them."""
+        return self._exchanging | self._adding
 
-        What adds is common (each reference that is counted does), and what waits is rare: few functions do both.
-        """
-        adding = self._functions_of(self._scan("find_additions")) | {
-            self.flow.whole(Function(int(self.graph.source[e])))
-            for helper in self.helpers
-            for e in self.graph.edges_to(helper)
-        }
+    def holds_atomic(self, function: Function) -> bool:
+        """Whether a function is such. An addition counts only if it draws a ticket: each counted reference is one."""
+        return function in self._exchanging or self._draws_ticket(function)
+
+    @cached_property
+    def _exchanging(self) -> set[Function]:
+        direct = self._functions_of(self._scan("find_atomics")) | self._ticket_locks
+        return (direct | self._helped) - self.helpers.keys()
+
+    @cached_property
+    def _helped(self) -> set[Function]:
+        """Functions that call a helper."""
+        edges = (e for helper in self.helpers for e in self.graph.edges_to(helper))
+        return {self.flow.whole(Function(int(self.graph.source[e]))) for e in edges}
+
+    @cached_property
+    def _adding(self) -> set[Function]:
+        """Functions that add, and wait: few do both."""
+        adding = self._functions_of(self._scan("find_additions")) | self._helped
         if not adding:
             return set()
         waiting = self.waiting
         chosen = adding & self._functions_of(self._scan("find_short_loops"))
         chosen |= {f for f in adding if f in waiting or any(self._target(e) in waiting for e in self._calls(f))}
-        return {f for f in chosen if self._draws_ticket(f)}
+        return chosen - self.helpers.keys()
 
     def _draws_ticket(self, function: Function) -> bool:
         """What an addition found is compared, in a loop, with what is loaded there."""
-        body = self.flow.body(function)
+        if function not in self._drawing:
+            self._drawing[function] = function in self._adding and self._find_drawing(function)
+        return self._drawing[function]
+
+    def _find_drawing(self, function: Function) -> bool:
         additions = {site for site, helper in self.helper_sites(function) if helper.kind is AtomicKind.ADD}
-        return waits_for_turn(body, additions, self.flow.convention)
+        return waits_for_turn(self.flow.body(function), additions, self.flow.convention)
 
     @property
     def _ticket_locks(self) -> set[Function]:
@@ -341,7 +355,7 @@ class ObjectEvidence:
     def _find_spin(self, function: Function) -> bool:
         if not self._may_attempt(function):
             return False
-        if function in self.tickets:
+        if self._draws_ticket(function):
             return True
         flow, body = self.flow, self.flow.body(function)
         found = [a for i, instruction in enumerate(body.instructions) if (a := _attempt(body, i, instruction))]

@@ -144,7 +144,7 @@ class OtherLocks:
             if reached[base[obj] : base[obj + 1]].any():
                 found |= {f for f in self._spinning(obj) if reached[f]}
                 evidence = self.summaries.evidence[obj]
-                found |= {f for f in evidence.atomics if reached[f] and f not in found and evidence.spins(f)}
+                found |= {f for f in evidence.may_be_atomics if reached[f] and f not in found and evidence.spins(f)}
         return found
 
     def _spinning(self, obj: int) -> set[Function]:
@@ -153,7 +153,7 @@ class OtherLocks:
             evidence = self.summaries.evidence[obj]
             waiting = evidence.waiting
             callers = {c for f in waiting for c in self._callers(f)}
-            known = self._spinners[obj] = evidence.atomics & {*waiting, *callers} if waiting else set()
+            known = self._spinners[obj] = {f for f in {*waiting, *callers} if evidence.holds_atomic(f)}
         return known
 
     @cached_property
