@@ -34,6 +34,8 @@ class ScanOptions:
     """Where results are kept and looked for; None: nowhere."""
     only: tuple[str, ...] = ()
     """Of the programs that directories and artifacts hold, those whose paths match a pattern; all if there is none."""
+    as_named: bool = False
+    """Files are started as they are named: what units and wrappers of the system preload into them does not count."""
 
 
 class Progress(Protocol):

@@ -78,7 +78,7 @@ def scan(
     diagnostics: list[Diagnostic] = []
     errors: list[str] = []
     gaps: dict[str, list[str]] = {}
-    with artifacts.opened(targets, options.sysroot, options.only) as scopes:
+    with artifacts.opened(targets, options.sysroot, options.only, as_named=options.as_named) as scopes:
         for scope in scopes:
             diagnostics += scope.diagnostics
             for error in scope.errors:

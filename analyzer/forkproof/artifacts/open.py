@@ -52,8 +52,13 @@ _LABELLED: Final = 4
 
 
 @contextmanager
-def opened(names: Sequence[str], sysroot: Path | None, only: Sequence[str] = ()) -> Iterator[list[Scope]]:
-    """The scopes of these names; what was unpacked for them lives as long as the block."""
+def opened(
+    names: Sequence[str], sysroot: Path | None, only: Sequence[str] = (), *, as_named: bool = False
+) -> Iterator[list[Scope]]:
+    """The scopes of these names; what was unpacked for them lives as long as the block.
+
+    `as_named`: a plain file is started as it is, without what a unit or wrapper preloads.
+    """
     if "" in names:
         raise UsageError(
             "a target is empty", next_step="Name a file or a directory; in a script, see which variable is unset."
@@ -61,7 +66,7 @@ def opened(names: Sequence[str], sysroot: Path | None, only: Sequence[str] = ())
     kinds = {name: _kind(name) for name in names}
     with ExitStack() as stack:
         if all(kind is _Kind.PLAIN for kind in kinds.values()):
-            yield [_plain(names, sysroot)]
+            yield [_plain(names, sysroot, as_named=as_named)]
             return
         from forkproof.artifacts.tree import Store
 
@@ -101,10 +106,10 @@ def _directory_kind(path: Path) -> _Kind:
     return _Kind.ROOT if is_root else _Kind.DIRECTORY
 
 
-def _plain(names: Sequence[str], sysroot: Path | None) -> Scope:
+def _plain(names: Sequence[str], sysroot: Path | None, *, as_named: bool = False) -> Scope:
     """Files of one sysroot; scripts among them stand for the programs that they start."""
     root = DirectorySysroot(sysroot or Path("/"))
-    return Scope(root, str(sysroot or "/"), scope.once(root, scope.named(root, names)))
+    return Scope(root, str(sysroot or "/"), scope.once(root, scope.named(root, names, as_named=as_named)))
 
 
 @dataclass

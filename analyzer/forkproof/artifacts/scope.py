@@ -59,13 +59,16 @@ class Given:
 NOTHING: Final = Given()
 
 
-def named(root: Sysroot, names: Sequence[str]) -> list[Start]:
-    """Names as they are, unless a unit or a script of the sysroot preloads something into such a program."""
-    known = _Known(root)
+def named(root: Sysroot, names: Sequence[str], *, as_named: bool = False) -> list[Start]:
+    """Names as they are, unless a unit or a script of the sysroot preloads something into such a program.
+
+    `as_named`: whatever those preload. A script stands for the program that it ends in all the same.
+    """
+    known = None if as_named else _Known(root)
     return [_named(root, name, known) for name in names]
 
 
-def _named(root: Sysroot, name: str, known: _Known) -> Start:
+def _named(root: Sysroot, name: str, known: _Known | None) -> Start:
     from forkproof.artifacts import start
 
     try:
@@ -73,7 +76,7 @@ def _named(root: Sysroot, name: str, known: _Known) -> Start:
         script = start.of_script(root, path)
         if script is not None:
             return Start(script[0], script[1].libraries, script[1].source)
-        how = known.preloads.get(root.resolve(path) or path)
+        how = known.preloads.get(root.resolve(path) or path) if known is not None else None
     except InputError:
         how = None
     return Start(name, how.libraries, how.source) if how is not None else Start(name)

@@ -2,12 +2,13 @@
 
 Owns: that both come from one scan, or from the cache where one was kept.
 Takes: a program and the options of its scan. Gives: a report and a `Plan`, or the text of a plan file.
-Must never: run the program.
+Must never: run the program, or scan it with what a unit or wrapper preloads: a probe starts it as the command says.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from forkproof import cache, closure, pipeline
@@ -21,6 +22,7 @@ from forkproof.probe.plan import Plan
 
 def prepared(program: str, options: ScanOptions, progress: Progress = QUIET) -> tuple[Report, Plan]:
     """Of a scan; InputError where the program cannot be analysed, or there are several."""
+    options = replace(options, as_named=True)
     kept = cache.Cache(options.cache) if options.cache is not None else None
     key = _key(program, options) if kept is not None else None
     if kept is not None and key is not None and isinstance(text := kept.get_part(key), str):

@@ -133,6 +133,14 @@ class TestTargets:
             (only,) = scope.starts
             assert (only.preload, only.source) == (("liba.so",), UNIT)
 
+    def test_what_is_started_as_it_is_named(self, root: Path) -> None:
+        write(root, UNIT, SERVICE + "Environment=LD_PRELOAD=liba.so\n")
+        write(root, "/usr/bin/wrapper", "#!/bin/sh\nLD_PRELOAD=libb.so exec ns-slapd\n")
+        for name, preload in (("/usr/sbin/ns-slapd", ()), ("/usr/bin/wrapper", ("libb.so",))):
+            with opened([name], root, as_named=True) as (scope,):
+                (only,) = scope.starts
+                assert (only.name, only.preload) == ("/usr/sbin/ns-slapd", preload)
+
     def test_a_program_of_a_wrapper_is_the_same_by_path_and_in_a_tree(self, root: Path) -> None:
         write(root, "/usr/bin/wrapper", "#!/bin/sh\nLD_PRELOAD=liba.so exec ns-slapd\n")
         expected = ("/usr/sbin/ns-slapd", ("liba.so",), "/usr/bin/wrapper")
