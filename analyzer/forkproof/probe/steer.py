@@ -59,6 +59,10 @@ _LATE_ANY: Final = 60
 """The same where no lock is known to be: nobody was seen to take one that a child asks for."""
 _SPINS: Final = 40
 """Ticks in a row in which a thread is found running and the one wanted lock taken, before it is taken for a waiter."""
+_GLANCES: Final = 50
+"""Looks at its word before that,"""
+_GLANCE: Final = 0.001
+"""seconds apart."""
 _AGAIN: Final = 20
 """Ticks after which breakpoints that nobody meets are written again: an emulator may go on with code that was there
 before (qemu-system 7.2 does, when a page is written while it is being translated)."""
@@ -358,7 +362,9 @@ class Dance:
             may_spin = seen is not None and seen.state == "R" and len(taken) == 1
             spins[thread.tid] = spins.get(thread.tid, 0) + 1 if may_spin else 0
             if spins[thread.tid] >= _SPINS and self._is_in_acquirer(thread):
-                return Parked(thread, None, watch.Lock(taken[0], _WORD, self.stage.free_of(taken[0])))
+                if self._stays_taken(thread, taken[0]):
+                    return Parked(thread, None, watch.Lock(taken[0], _WORD, self.stage.free_of(taken[0])))
+                spins[thread.tid] = 0
         return None
 
     def _is_in_acquirer(self, thread: Thread) -> bool:
@@ -368,6 +374,14 @@ class Dance:
             return thread.is_stopped and self.stage.is_in_acquirer(thread)
         finally:
             self.session.thaw([thread])
+
+    def _stays_taken(self, thread: Thread, lock: int) -> bool:
+        """Nobody lets the lock go while the thread runs on. If somebody does, it may be the thread itself, at work."""
+        for _ in range(_GLANCES):
+            time.sleep(_GLANCE)
+            if not self.stage.is_taken(thread.process, lock):
+                return False
+        return True
 
     # ---- taking the lock -------------------------------------------------------------------
 
