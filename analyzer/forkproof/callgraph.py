@@ -88,8 +88,6 @@ class _Steps(NamedTuple):
     """Of each function, the first of its steps; one more than there are functions."""
     end: npt.NDArray[np.int32]
     """The function that each step leads to."""
-    edge: npt.NDArray[np.int32]
-    """The edge that each step goes along."""
 
 
 class Start(NamedTuple):
@@ -221,9 +219,11 @@ class CallGraph:
 
         Breadth first, one vectorised step a level: O(edges) in all.
         """
-        pointers, step, edges = self._steps(frozenset(kinds), backward)
+        along = frozenset(kinds)
+        pointers, step = self._steps(along, backward)
         if without:  # a step that leads back to where it begins leads nowhere
             step, begins = step.copy(), self.target if backward else self.source
+            edges = self._stepped(along, backward)
             for edge in without:
                 begin = begins[edge]
                 first, last = pointers[begin], pointers[begin + 1]
@@ -258,9 +258,20 @@ class CallGraph:
             usable = among(self.kind, kinds)[edges]
             before = np.zeros(len(edges) + 1, np.int64)
             np.cumsum(usable, out=before[1:])
-            edges = edges[usable]
-            known = self._known_steps[kinds, backward] = _Steps(before[begins], ends[edges], edges)
+            known = self._known_steps[kinds, backward] = _Steps(before[begins], ends[edges[usable]])
         return known
+
+    def _stepped(self, kinds: frozenset[EdgeKind], backward: bool) -> npt.NDArray[np.int32]:
+        """The edge that each step goes along. Kept apart, as few searches leave any out: it takes a megabyte or two."""
+        found = self._known_stepped.get((kinds, backward))
+        if found is None:
+            edges = self._by_target if backward else self._numbers
+            found = self._known_stepped[kinds, backward] = edges[among(self.kind, kinds)[edges]]
+        return found
+
+    @cached_property
+    def _known_stepped(self) -> dict[tuple[frozenset[EdgeKind], bool], npt.NDArray[np.int32]]:
+        return {}
 
     @cached_property
     def _known_steps(self) -> dict[tuple[frozenset[EdgeKind], bool], _Steps]:

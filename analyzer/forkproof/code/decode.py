@@ -68,7 +68,8 @@ class Body:
     def index(self) -> dict[int, int]:
         """Position of each instruction by address (of its prefixes, too)."""
         found = {instruction.address: i for i, instruction in enumerate(self.instructions)}
-        return found | {start: found[address] for start, address in self.prefixed.items()}
+        found.update([(start, found[address]) for start, address in self.prefixed.items()])
+        return found
 
     @cached_property
     def leaders(self) -> tuple[int, ...]:

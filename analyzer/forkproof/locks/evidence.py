@@ -104,7 +104,8 @@ class ObjectEvidence:
 
     def __init__(self, flow: Flow, obj: int, roots: Iterable[Function] | None = None) -> None:
         self.flow, self.obj = flow, obj
-        self.reach = flow.graph.distances(roots) if roots is not None else np.zeros(flow.graph.size, np.int32)
+        everywhere = np.broadcast_to(np.int32(0), flow.graph.size)  # takes no room: there is one search an object
+        self.reach = flow.graph.distances(roots) if roots is not None else everywhere
         self.known_words: dict[Function, frozenset[int]] = {}
         self.graph, self.program = flow.graph, flow.program
         self.evidence: dict[Function, str] = {}
