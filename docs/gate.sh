@@ -7,7 +7,7 @@
 # baseline.json and forkproof.toml. It prints the exit code of each step.
 set -u
 dir=$1
-scan() { forkproof scan "$@" "$dir/base.deb"; echo "exit $?"; }
+scan() { forkproof scan --quiet "$@" "$dir/base.deb"; echo "exit $?"; }
 
 echo '== 1. accept what is there today'
 scan "$dir/old.deb" --format json --fail-on never --output baseline.json

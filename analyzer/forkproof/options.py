@@ -38,17 +38,37 @@ class ScanOptions:
     """Files are started as they are named: what units and wrappers of the system preload into them does not count."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """A program that a scan is done with, told before there is a report: no policy has looked at it yet."""
+
+    name: str
+    findings: int = 0
+    worst: str = ""
+    """The severity of the worst finding; empty if there is none."""
+    gap: str = ""
+    """"not analysed", "not everything was analysed", or nothing."""
+    seconds: float | None = None
+    """None where nobody knows: its process died."""
+
+
 class Progress(Protocol):
     """Where a scan reports how far it is."""
 
     def stage(self, name: str, done: int, total: int) -> None:
         """`done` of `total` steps of the stage `name` are over; 0 of 0 if their number is not known."""
 
+    def scanned(self, program: Scanned, done: int, total: int) -> None:
+        """It is the `done`-th of `total` programs that are over, in whatever order that comes."""
+
 
 class _Quiet:
     """Progress that nobody watches."""
 
     def stage(self, name: str, done: int, total: int) -> None:
+        """Nothing to do."""
+
+    def scanned(self, program: Scanned, done: int, total: int) -> None:
         """Nothing to do."""
 
 

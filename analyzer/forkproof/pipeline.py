@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import gc
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,7 +36,7 @@ from forkproof.hazards import (
     vfork_misuse,
 )
 from forkproof.model import Diagnostic, Finding, Launch, Report, Target
-from forkproof.options import QUIET, Progress, ScanOptions
+from forkproof.options import QUIET, Progress, Scanned, ScanOptions
 from forkproof.program import link
 from forkproof.report.json import in_order
 from forkproof.shared import SharedImages
@@ -176,7 +177,10 @@ def _outcomes(
     if note is not None or schedule.is_for_one(tasks, options.jobs):
         is_for_one = len(tasks) == 1
         one = _Scanner(scopes, options, progress, note, is_for_one=is_for_one, is_last=is_last and is_for_one)
-        yield from zip(names, map(one.scan, tasks), strict=True)
+        for done, (name, task) in enumerate(zip(names, tasks, strict=True), 1):
+            outcome, told = one.timed(name, task)
+            progress.scanned(told, done, len(tasks))
+            yield name, outcome
         return
     several = schedule.results(_serve, (tuple(scopes), options), tasks, names, options.jobs, progress)
     yield from zip(names, several, strict=True)
@@ -188,8 +192,7 @@ def _serve(setup: tuple[tuple[artifacts.Scope, ...], ScanOptions]) -> Callable[[
     scanner = _Scanner(scopes, replace(options, jobs=1), QUIET, None)
 
     def work(task: _Task) -> schedule.Done[Result]:
-        outcome = scanner.scan(task)
-        return schedule.Done(outcome, 0 if isinstance(outcome, str) else len(outcome[1]))
+        return scanner.timed(f"{task[1].prefix}{task[1].name}", task)
 
     return work
 
@@ -214,6 +217,19 @@ class _Scanner:
         kept = Cache(options.cache) if options.cache is not None else None
         self.cache = kept if note is None else None
         self.parts = Parts(kept)
+
+    def timed(self, name: str, task: _Task) -> schedule.Done[Result]:
+        """One program, and what to tell of it now."""
+        begun = time.monotonic()
+        outcome = self.scan(task)
+        seconds = time.monotonic() - begun
+        if isinstance(outcome, str):
+            return schedule.Done(outcome, Scanned(name, gap="not analysed", seconds=seconds))
+        target, findings, _ = outcome
+        worst = min((finding.severity for finding in findings), key=lambda each: each.rank, default=None)
+        gap = "not everything was analysed" if target.gap else ""
+        told = Scanned(name, len(findings), worst.value if worst is not None else "", gap, seconds)
+        return schedule.Done(outcome, told)
 
     def scan(self, task: _Task) -> Outcome:
         """One program; whatever is wrong with its file is its outcome."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from forkproof import workers
-from forkproof.options import Progress
+from forkproof.options import Progress, Scanned
 
 _FEW: Final = 4
 """Programs that are scanned sooner than a second process is started."""
@@ -21,10 +21,10 @@ Outcome = TypeVar("Outcome")
 
 
 class Done(NamedTuple, Generic[Outcome]):
-    """What a task gave, or why it gave nothing; and how many findings it has, for people who wait."""
+    """What a task gave, or why it gave nothing; and what people who wait are told of it."""
 
     outcome: Outcome | str
-    findings: int
+    told: Scanned
 
 
 def is_for_one(tasks: Sequence[object], jobs: int) -> bool:
@@ -42,19 +42,17 @@ def results(
 ) -> Iterator[Outcome | str]:
     """The outcome of every task, each as soon as those before it are there too."""
     waiting: dict[int, Outcome | str] = {}
-    findings = following = 0
+    following = 0
     for done, (number, result) in enumerate(workers.run(make, setup, tasks, jobs), 1):
-        if isinstance(result, workers.Died):
-            waiting[number] = _obituary(names[number], result)
-        else:
-            waiting[number], count = result
-            findings += count
-        progress.stage(f"{findings} finding{'s' * (findings != 1)}; {names[number]}", done, len(tasks))
+        is_dead = isinstance(result, workers.Died)
+        waiting[number], told = _dead(names[number], result) if is_dead else result
+        progress.scanned(told, done, len(tasks))
         while following in waiting:
             yield waiting.pop(following)
             following += 1
 
 
-def _obituary(name: str, died: workers.Died) -> str:
+def _dead(name: str, died: workers.Died) -> tuple[str, Scanned]:
     help_text = "Scan it alone; if the system ran out of memory, with --jobs 1."
-    return f"{name}: two processes that scanned it died (exit code {died.code})\n  {help_text}"
+    obituary = f"{name}: two processes that scanned it died (exit code {died.code})\n  {help_text}"
+    return obituary, Scanned(name, gap="not analysed")

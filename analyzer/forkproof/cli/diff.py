@@ -14,9 +14,10 @@ from typing import Any
 import click
 
 from forkproof.cli import gate, output, world
-from forkproof.cli.progress import progress
+from forkproof.cli.progress import QUIETLY, progress
 from forkproof.cli.saved import read_if_report
 from forkproof.model import Report
+from forkproof.options import Progress
 from forkproof.report.layout import WIDTH
 
 
@@ -28,7 +29,8 @@ from forkproof.report.layout import WIDTH
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @gate.options
-@click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
+@output.NO_COLOR
+@QUIETLY
 @click.pass_context
 def diff_command(
     context: click.Context,
@@ -39,6 +41,7 @@ def diff_command(
     form: str,
     file: Path | None,
     no_color: bool,
+    quiet: bool,
     **asked: Any,  # noqa: ANN401 - the shared options
 ) -> None:
     """Compare OLD and NEW: saved reports, programs, packages, images or directories.
@@ -60,7 +63,8 @@ def diff_command(
     if file is not None:
         output.check(file)
     judged.check()
-    before, after = (_report(name, beside, scanned, judged) for name in (old, new))
+    with progress(quiet=quiet, no_color=no_color) as watched:
+        before, after = (_report(name, beside, scanned, judged, watched) for name in (old, new))
 
     from forkproof.policy import compare
     from forkproof.report import comparison
@@ -73,13 +77,11 @@ def diff_command(
     context.exit(judged.exit_code(replace(after, findings=found.introduced, errors=unsure)))
 
 
-def _report(name: str, beside: tuple[str, ...], scanned: world.World, judged: gate.Gate) -> Report:
+def _report(name: str, beside: tuple[str, ...], scanned: world.World, judged: gate.Gate, watched: Progress) -> Report:
     """Saved, or scanned now."""
     saved = read_if_report(Path(name))
     if saved is not None:
         return judged.marked(saved)
     from forkproof import pipeline
 
-    with progress() as watched:
-        found = pipeline.scan((name, *beside), scanned.asked(judged.policy), watched)
-    return judged.marked(found)
+    return judged.marked(pipeline.scan((name, *beside), scanned.asked(judged.policy), watched))

@@ -16,10 +16,10 @@ from typing import Any, Final
 import click
 
 from forkproof.cli import output, world
-from forkproof.cli.progress import progress
+from forkproof.cli.progress import QUIETLY, progress
 from forkproof.errors import EXIT_CLEAN, EXIT_FINDINGS, EXIT_INPUT
 from forkproof.model import Hooks, Report, Severity, Target
-from forkproof.options import ScanOptions
+from forkproof.options import Progress, Scanned, ScanOptions
 from forkproof.report.layout import WIDTH, Line, Span, line, painted, table
 
 OWN: Final = "own"
@@ -68,6 +68,8 @@ _Row = tuple[str, str, str, str]
 @world.options_but_sysroot
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
+@output.NO_COLOR
+@QUIETLY
 @click.pass_context
 def matrix_command(
     context: click.Context,
@@ -77,6 +79,8 @@ def matrix_command(
     sysroots: tuple[Path, ...],
     form: str,
     file: Path | None,
+    no_color: bool,
+    quiet: bool,
     **asked: Any,  # noqa: ANN401 - the shared options
 ) -> None:
     """Scan each TARGET with its own malloc and with each allocator preloaded, in each system.
@@ -105,10 +109,13 @@ def matrix_command(
     options = world.World.taken({**asked, "sysroot": None}).asked(Policy())
     cells = []
     errors: dict[str, None] = {}
-    for sysroot in sysroots or (None,):
-        chosen = tuple(allocators.split(",")) if allocators else tuple(_there(sysroot))
-        cells += list(_cells(targets, chosen, replace(options, sysroot=sysroot), errors))
-    output.deliver(_rendered(cells, form, color=file is None and output.wants_color()), file)
+    named = tuple(allocators.split(",")) if allocators else None
+    systems = [(sysroot, (OWN, *(named or _there(sysroot)))) for sysroot in sysroots or (None,)]
+    with progress(quiet=quiet, no_color=no_color) as watched:
+        told = _Tried(watched, sum(len(chosen) for _, chosen in systems))
+        for sysroot, chosen in systems:
+            cells += list(_cells(targets, chosen, replace(options, sysroot=sysroot), errors, told))
+    output.deliver(_rendered(cells, form, color=file is None and output.wants_color(no_color)), file)
     for message in errors:
         click.echo(f"forkproof: {message}", err=True)
     hangs = any(cell.outcome == "hangs" for cell in cells)
@@ -130,16 +137,43 @@ def _there(sysroot: Path | None) -> Iterator[str]:
             yield name
 
 
+class _Tried:
+    """Progress of all scans as if they were one: each has the same programs, with another allocator."""
+
+    def __init__(self, watched: Progress, scans: int) -> None:
+        self._watched, self._scans = watched, scans
+        self._before = 0
+        self._with = ""
+
+    def next(self, allocator: str, sysroot: Path | None) -> None:
+        """A scan begins."""
+        self._before += 1
+        self._with = f" with {'its own malloc' if allocator == OWN else allocator}{f' in {sysroot}' if sysroot else ''}"
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """As a scan says it."""
+        self._watched.stage(f"{name}{self._with}", done, total)
+
+    def scanned(self, program: Scanned, done: int, total: int) -> None:
+        """Which of all cells it is, should each scan have as many."""
+        number = (self._before - 1) * total + done
+        self._watched.scanned(replace(program, name=f"{program.name}{self._with}"), number, total * self._scans)
+
+
 def _cells(
-    targets: tuple[str, ...], allocators: tuple[str, ...], options: ScanOptions, errors: dict[str, None]
+    targets: tuple[str, ...],
+    allocators: tuple[str, ...],
+    options: ScanOptions,
+    errors: dict[str, None],
+    watched: _Tried,
 ) -> Iterator[Cell]:
     """A cell for each target and allocator; notes what could not be analysed, once each."""
     from forkproof import pipeline
 
-    for allocator in (OWN, *allocators):
+    for allocator in allocators:
         preload = () if allocator == OWN else (allocator,)
-        with progress() as watched:
-            report = pipeline.scan(targets, replace(options, preload=(*preload, *options.preload)), watched)
+        watched.next(allocator, options.sysroot)
+        report = pipeline.scan(targets, replace(options, preload=(*preload, *options.preload)), watched)
         errors |= dict.fromkeys(report.errors)
         vain = [f"{d.object}: {d.message}" for d in report.diagnostics if (d.level, d.object) == ("error", allocator)]
         errors |= dict.fromkeys(each for each in vain if not any(each in message for message in report.errors))

@@ -17,7 +17,7 @@ import click
 
 from forkproof.cli import output, running
 from forkproof.cli.gate import FAIL_ON, is_incomplete, limit
-from forkproof.cli.progress import progress
+from forkproof.cli.progress import QUIETLY, progress
 from forkproof.errors import EXIT_CLEAN, EXIT_FINDINGS, EXIT_INPUT
 from forkproof.options import ScanOptions
 from forkproof.report.layout import WIDTH
@@ -50,7 +50,8 @@ _SEPARATORS: Final = re.compile(r"[\s:]")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @FAIL_ON
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
-@click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
+@output.NO_COLOR
+@QUIETLY
 @click.pass_context
 def mitigate_command(
     context: click.Context,
@@ -103,6 +104,7 @@ class Request:
     fail_on: str
     verbose: bool
     no_color: bool
+    quiet: bool
 
     def check(self) -> None:
         """Refuse what cannot be meant, and files that would be lost."""
@@ -126,8 +128,9 @@ class Request:
         from forkproof.mitigate.apply import mitigate
 
         options = ScanOptions(self.sysroot, self.library_path, self.preload)
-        with tempfile.TemporaryDirectory(prefix="forkproof-shim-") as folder, progress() as watched:
-            place = self.file if self.file is not None else Path(folder, _NAME)
+        folder = tempfile.TemporaryDirectory(prefix="forkproof-shim-")
+        with folder as name, progress(quiet=self.quiet, no_color=self.no_color) as watched:
+            place = self.file if self.file is not None else Path(name, _NAME)
             found = mitigate(self.target, options, place, self.cc, self.running(), self.timeout, watched)
             if found.shim is None:
                 return found

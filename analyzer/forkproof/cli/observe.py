@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
-@click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
+@output.NO_COLOR
 def observe_command(
     command: tuple[str, ...],
     preload: tuple[str, ...],

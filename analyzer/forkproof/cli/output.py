@@ -13,10 +13,17 @@ import secrets
 import shutil
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
+
+import click
 
 from forkproof.errors import EXIT_INPUT, ForkproofError, UsageError
 from forkproof.report.layout import WIDTH
+
+NO_COLOR: Final = click.option(
+    "--no-color", is_flag=True, help="No colours, even on a terminal; nor with NO_COLOR set, or TERM=dumb."
+)
+"""For every command that has colours."""
 
 
 class OutputError(ForkproofError):

@@ -17,7 +17,7 @@ import click
 from forkproof.cache import directory
 from forkproof.cli import output, running
 from forkproof.cli.gate import FAIL_ON, exit_code, limit
-from forkproof.cli.progress import progress
+from forkproof.cli.progress import QUIETLY, progress
 from forkproof.model import Report
 from forkproof.options import ScanOptions
 from forkproof.report import formats, proof
@@ -51,7 +51,8 @@ from forkproof.report.layout import WIDTH
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @FAIL_ON
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
-@click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
+@output.NO_COLOR
+@QUIETLY
 @click.pass_context
 def probe_command(
     context: click.Context,
@@ -117,6 +118,7 @@ class Request:
     fail_on: str
     verbose: bool
     no_color: bool
+    quiet: bool
 
     def check(self) -> None:
         """Refuse what cannot be meant."""
@@ -146,7 +148,7 @@ class Request:
         if self.write_plan is not None:
             from forkproof.probe.prepare import plan_text
 
-            with progress() as watched:
+            with progress(quiet=self.quiet, no_color=self.no_color) as watched:
                 text = plan_text(self.command[0], self.options, watched)
             output.write(self.write_plan, text)
             return None
@@ -157,7 +159,7 @@ class Request:
         what = running.command(
             self.command, preload=self.preload, library_path=self.library_path, env=self.env, stdin=self.stdin
         )
-        with progress() as watched:
+        with progress(quiet=self.quiet, no_color=self.no_color) as watched:
             if self.planned is not None:
                 report, plan = planfile.load(self.planned.read_text(encoding="utf-8"), str(self.planned))
             else:

@@ -26,7 +26,7 @@ from forkproof.report.layout import WIDTH
 @click.option("--output", "-o", "target", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @gate.saved_options
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
-@click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
+@output.NO_COLOR
 @click.pass_context
 def report_command(
     context: click.Context,

@@ -18,7 +18,8 @@ from forkproof.report.layout import Line, Span, line, painted, wrapped
 
 @click.command("rules")
 @click.argument("rule", required=False, metavar="[RULE]")
-def rules_command(rule: str | None) -> None:
+@output.NO_COLOR
+def rules_command(rule: str | None, no_color: bool) -> None:
     """List the rules, one line each; with RULE, show its page.
 
     A page says what the rule means, how the check works, a bad and a good example, where it is wrong, and how to
@@ -30,7 +31,7 @@ def rules_command(rule: str | None) -> None:
       forkproof rules atfork-unbound
     """
     lines = _list(output.width()) if rule is None else _page(rule, output.width())
-    output.emit(painted(lines, color=output.wants_color()))
+    output.emit(painted(lines, color=output.wants_color(no_color)))
 
 
 def unknown(name: str) -> click.UsageError:

@@ -20,7 +20,7 @@ import click
 from forkproof import rules
 from forkproof.cli import gate, output, running, world
 from forkproof.cli.group import ends_process
-from forkproof.cli.progress import progress
+from forkproof.cli.progress import QUIETLY, progress
 from forkproof.cli.rules import unknown
 from forkproof.cli.saved import known_findings, read_if_report
 from forkproof.model import Report
@@ -58,7 +58,8 @@ _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
 @gate.options
 @click.option("--explain", metavar="ID|RULE", help="All the evidence of one finding, or the page of a rule.")
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
-@click.option("--no-color", is_flag=True, help="No colours, even on a terminal.")
+@output.NO_COLOR
+@QUIETLY
 @click.pass_context
 def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN401 - a field of Request each
     """Find the locks that a child of fork can hang on, in each TARGET and its libraries.
@@ -116,6 +117,7 @@ class Request:
     explain: str | None
     verbose: bool
     no_color: bool
+    quiet: bool
 
     @property
     def color(self) -> bool:
@@ -150,7 +152,7 @@ class Request:
         from forkproof import pipeline
 
         options = self.world.asked(self.gate.policy)
-        with progress() as watched:
+        with progress(quiet=self.quiet, no_color=self.no_color) as watched:
             targets = tuple(dict.fromkeys(self.targets))
             if self.probe is None:
                 found = pipeline.scan(targets, options, watched, is_last=is_last)

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 import forkproof
 from forkproof.cli import main
 from forkproof.model import Report
-from forkproof.options import Progress, ScanOptions
+from forkproof.options import Progress, Scanned, ScanOptions
 from tests.unit.report import samples
 
 
@@ -35,6 +35,8 @@ class Pipeline:
         if self.error is not None:
             raise self.error
         progress.stage("done", 2, 2)
+        for done, name in enumerate(targets, 1):
+            progress.scanned(Scanned(name, 2, "high", seconds=1.25), done, len(targets))
         return self.report
 
 

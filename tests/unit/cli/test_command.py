@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import forkproof
 from forkproof import rules
 from forkproof.cli import Commands, output
 from forkproof.cli.progress import progress
-from forkproof.options import QUIET
+from forkproof.options import QUIET, Scanned
 from tests.unit.cli.conftest import run
 
 HEAVY = {"lief", "numpy", "networkx", "capstone", "yaml", "rich", "scipy", "forkproof.pipeline", "forkproof.closure"}
@@ -99,6 +102,19 @@ class TestStreams:
         os.close(write_end)
         assert (result.returncode, result.stderr) == (0, "")
 
+    def test_progress_is_no_part_of_a_report(self) -> None:
+        targets = ("/nowhere/a", "/nowhere/b")
+        told, quiet = (
+            process("scan", *targets, *more, "--format", "json", "--no-config", stdout=subprocess.PIPE)
+            for more in ([], ["--quiet"])
+        )
+        assert told.stdout == quiet.stdout
+        assert len(json.loads(told.stdout)["diagnostics"]) == 2
+        assert [line.rpartition(",")[0] for line in told.stderr.splitlines()] == [
+            f"forkproof: {done} of 2: {name}: not analysed" for done, name in enumerate(targets, 1)
+        ]
+        assert quiet.stderr == ""
+
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
     def test_a_full_device(self) -> None:
         with Path("/dev/full").open("w") as full:
@@ -141,22 +157,110 @@ class _Terminal(io.StringIO):
         return True
 
 
+class _Left(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(text)
+
+
+def listening(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> io.StringIO:
+    """Standard error, from now on: pytest sets its own between a fixture and its test."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return stream
+
+
 class TestProgress:
-    def test_silent_without_a_terminal(self) -> None:
+    def test_a_log_gets_a_line_for_each_of_several_programs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        log = listening(monkeypatch, io.StringIO())
+        with progress() as watched:
+            watched.stage("a: loading", 1, 2)
+            watched.scanned(Scanned("a", 3, "medium", "not everything was analysed", 1.26), 1, 4)
+            watched.scanned(Scanned("b\n\x1b[2J", seconds=0.02), 2, 4)
+            watched.scanned(Scanned("c", gap="not everything was analysed", seconds=0), 3, 4)
+            watched.scanned(Scanned("d", gap="not analysed"), 4, 4)
+        assert log.getvalue().splitlines() == [
+            "forkproof: 1 of 4: a: 3 findings, the worst medium, not everything was analysed, 1.3 s",
+            r"forkproof: 2 of 4: b\n\x1b[2J: no finding, 0.0 s",
+            "forkproof: 3 of 4: c: not everything was analysed, 0.0 s",
+            "forkproof: 4 of 4: d: not analysed",
+        ]
+
+    def test_a_log_gets_nothing_of_one_program_that_is_quickly_done(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        log = listening(monkeypatch, io.StringIO())
+        with progress() as watched:
+            watched.stage("a: loading", 0, 4)
+            watched.scanned(Scanned("a", 3, "medium", seconds=9.9), 1, 1)
+        assert log.getvalue() == ""
+
+    def test_a_log_hears_of_one_that_takes_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        log = listening(monkeypatch, io.StringIO())
+        clock = [100.0]
+        monkeypatch.setattr(time, "monotonic", lambda: clock[-1])
+        with progress() as watched:
+            for now, name in ((100.0, "loading"), (111.0, "following"), (119.0, "checking"), (121.4, "reporting")):
+                clock.append(now)
+                watched.stage(f"a: {name}", 0, 4)
+            watched.scanned(Scanned("a", 1, "low", seconds=21.4), 1, 1)
+        assert log.getvalue().splitlines() == [
+            "forkproof: a: following, after 11 s",
+            "forkproof: a: reporting, after 21 s",
+            "forkproof: 1 of 1: a: 1 finding, the worst low, 21.4 s",
+        ]
+
+    def test_quiet(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        log = listening(monkeypatch, io.StringIO())
+        with progress(quiet=True) as watched:
+            assert watched is QUIET
+            watched.scanned(Scanned("a", seconds=60), 1, 2)
+        assert log.getvalue() == ""
+
+    def test_nobody_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Neither a closed standard error nor one whose reader has left ends a scan."""
+        monkeypatch.setattr(sys, "stderr", None)
         with progress() as watched:
             assert watched is QUIET
-            watched.stage("loading", 1, 2)
+        for stream in (_Left(), io.TextIOWrapper(io.BytesIO())):
+            monkeypatch.setattr(sys, "stderr", stream)
+            with progress() as watched:
+                stream.close()
+                watched.scanned(Scanned("a", seconds=1), 1, 2)
 
     def test_a_bar_that_goes_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        terminal = _Terminal()
-        monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setenv("TERM", "xterm")
+        terminal = listening(monkeypatch, _Terminal())
         with progress() as watched:
             watched.stage("loading [bold]\x1b[2Jx", 0, 0)
             watched.stage("following " + "x" * 300, 1, 2)
         shown = terminal.getvalue()
         assert "following xxx" in shown
         assert "\x1b[2Jx" not in shown
+
+    def test_the_bar_counts_findings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        terminal = listening(monkeypatch, _Terminal())
+        with progress() as watched:
+            watched.scanned(Scanned("a", 2, "low", seconds=1), 1, 2)
+            watched.scanned(Scanned("b", 1, "low", seconds=1), 2, 2)
+        assert "3 findings; b" in terminal.getvalue()
+
+    @pytest.mark.parametrize(
+        ("no_color", "variable", "colored"), [(False, "", True), (True, "", False), (False, "1", False)]
+    )
+    def test_colours_of_the_bar(
+        self, monkeypatch: pytest.MonkeyPatch, no_color: bool, variable: str, colored: bool
+    ) -> None:
+        terminal = listening(monkeypatch, _Terminal())
+        monkeypatch.setenv("COLORTERM", "truecolor")
+        monkeypatch.setenv("NO_COLOR", variable)
+        with progress(no_color=no_color) as watched:
+            watched.stage("loading", 1, 2)
+        assert bool(re.search(r"\x1b\[[0-9;]*38;", terminal.getvalue())) is colored
+
+    def test_a_dumb_terminal_is_a_log(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        terminal = listening(monkeypatch, _Terminal())
+        monkeypatch.setenv("TERM", "dumb")
+        with progress() as watched:
+            watched.scanned(Scanned("a", 1, "low", seconds=1), 1, 2)
+        assert terminal.getvalue() == "forkproof: 1 of 2: a: 1 finding, the worst low, 1.0 s\n"
 
 
 def test_a_misspelt_command_is_told_with_its_like() -> None:

@@ -100,7 +100,7 @@ class TestMatrix:
 
     @pytest.mark.usefixtures("pipeline")
     def test_the_table(self) -> None:
-        text = run("matrix", "x", "--allocators", "liba.so").output
+        text = run("matrix", "x", "--allocators", "liba.so", "--quiet").output
         assert text.splitlines()[0].split() == ["program", "machine", "libc", "own", "a"]
         assert text.splitlines()[1].split()[-2:] == ["hangs", "hangs"]
         assert "| program |" in run("matrix", "x", "--allocators", "liba.so", "--format", "markdown").output
