@@ -135,11 +135,11 @@ def _needed(name: str, names: Sequence[str], options: ScanOptions) -> list[str]:
     them = "them" if several else "it"
     what = f"{'libraries' if several else 'library'} {', '.join(names)} {'were' if several else 'was'} not found"
     place = (
-        f"packages that hold {them} beside the target"
+        f"packages that hold {them} beside the target, or the directory inside the sysroot: --library-path DIR"
         if options.sysroot
-        else f"the system that holds {them}: --sysroot DIR"
+        else f"the directory that holds {them}: --library-path DIR; for files of another system, that: --sysroot DIR"
     )
-    help_text = f"Name {place}. Where they were looked for: forkproof closure TARGET."
+    help_text = f"Name {place}. Where {'they were' if several else 'it was'} looked for: forkproof closure TARGET."
     return [f"{name}: {what}; what {'they hold' if several else 'it holds'} was not analysed\n  {help_text}"]
 
 

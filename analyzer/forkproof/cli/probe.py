@@ -123,7 +123,9 @@ class Request:
     def check(self) -> None:
         """Refuse what cannot be meant."""
         if self.sysroot is not None and self.write_plan is None:
-            raise click.UsageError("--sysroot is for --write-plan: a probe runs the program on this machine.")
+            raise click.UsageError(
+                "--sysroot is for --write-plan FILE, which scans and runs nothing: a probe runs CMD on this machine."
+            )
         if self.write_plan is not None and self.planned is not None:
             raise click.UsageError("--write-plan makes the file that --plan reads: give one of them.")
         if self.rule is not None:

@@ -7,6 +7,7 @@ Must never: run it.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from forkproof.errors import NotElf, UnreadableFile
+from forkproof.errors import NotElf, UnreadableFile, UnsupportedElf
 
 if TYPE_CHECKING:
     from forkproof.probe.census import Census
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., object])
 SECONDS: Final = 60.0
+_MACHINES: Final = {b"\x3e\0": "x86_64", b"\xb7\0": "aarch64"}
+"""e_machine, and what uname calls that."""
 
 _OPTIONS: Final = (
     click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD..."),
@@ -88,7 +91,7 @@ def _program(name: str) -> str:
         raise UnreadableFile(name, "no such program on PATH", next_step="Give its path.")
     try:
         with Path(path).open("rb") as stream:
-            head = stream.read(4)
+            head = stream.read(20)
     except OSError as error:
         step = "Give a program's path."
         if isinstance(error, PermissionError):
@@ -96,8 +99,17 @@ def _program(name: str) -> str:
         raise UnreadableFile(path, f"cannot be read: {error.strerror or error}", next_step=step) from error
     if head[:2] == b"#!":
         raise NotElf(path, "is a script, and its interpreter would be probed", next_step="Give the ELF program itself.")
-    if head != b"\x7fELF":
+    if head[:4] != b"\x7fELF":
         raise NotElf(path, "not an ELF file", next_step="Give an ELF program.")
+    machine = _MACHINES.get(head[18:])
+    if machine is not None and machine != platform.machine():
+        step = (
+            "Do this on such a machine. What a probe needs of a scan can be made here, from an unpacked system:\n  "
+            "forkproof probe --sysroot DIR --write-plan FILE -- CMD, and there: forkproof probe --plan FILE -- CMD"
+        )
+        raise UnsupportedElf(
+            path, f"is a program for {machine}, and this machine is {platform.machine()}", next_step=step
+        )
     _tell_of_rights(path)
     return path
 

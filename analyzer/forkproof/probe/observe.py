@@ -94,7 +94,9 @@ class Observer:
         """Until it ends, rests, or the time is over."""
         begun = time.monotonic()
         root = self.stage.start().process
-        self._meet(root, None)
+        met = self._meet(root, None)
+        if not root.is_alive:  # /proc no longer knows it
+            met.command, met.end = self.stage.command.arguments, f"{watch.fate(root)} before its own code ran"
         self.stage.go(*root.threads.values())
         for scene in self.stage.scenes(begun + seconds):
             at = time.monotonic()

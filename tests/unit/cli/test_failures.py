@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json as stdlib_json
 import os
+import platform
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,7 +88,9 @@ class TestMissingLibraries:
         assert "libnope.so.1" not in needed
 
     def test_says_what_to_do(self, tmp_path: Path) -> None:
-        assert "--sysroot" in self.message("liba.so.1")
+        said = self.message("liba.so.1")
+        assert "the directory that holds it: --library-path DIR" in said
+        assert "for files of another system, that: --sysroot DIR" in said
         assert "packages" in self.message("liba.so.1", sysroot=tmp_path)
 
 
@@ -106,6 +109,21 @@ class TestProbe:
         done = run("probe", "--", "./secret")
         assert done.exit_code == 3
         assert "./secret: cannot be read: Permission denied\n  Run as a user who may read it" in done.output
+
+    @pytest.mark.parametrize("command", [["probe"], ["observe"], ["probe", "--plan", os.devnull]])
+    def test_a_program_of_another_machine(self, tmp_path: Path, command: list[str]) -> None:
+        other, machine = (183, "aarch64") if platform.machine() == "x86_64" else (62, "x86_64")
+        program = tmp_path / "foreign"
+        program.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + bytes((2, 0, other, 0)) + bytes(44))
+        done = run(*command, "--", program)
+        assert done.exit_code == 3
+        assert f"is a program for {machine}, and this machine is {platform.machine()}\n" in done.output
+        assert "forkproof probe --sysroot DIR --write-plan FILE -- CMD" in done.output
+
+    def test_a_sysroot_without_a_plan(self, tmp_path: Path) -> None:
+        done = run("probe", "--sysroot", tmp_path, "--", "/bin/true")
+        assert done.exit_code == 2
+        assert "--sysroot is for --write-plan FILE" in done.output
 
     def test_what_to_do_begins_a_line(self) -> None:
         report = Report((), (), (), ("x: was not found\nName the system.",))
