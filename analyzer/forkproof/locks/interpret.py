@@ -542,7 +542,7 @@ class _Interpreter:
         effect = self.calls.effect(target, arguments)
         if effect is None:
             return [(held, None)]
-        rest = held
+        rest = self.ledger.released_in_callee(effect.fixed, held)
         for address in effect.releases:
             rest = self.ledger.released(address, rest)
         exits = {(self.ledger.kept(rest | e.held), e.result) for e in effect.exits}

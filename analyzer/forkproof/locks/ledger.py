@@ -50,6 +50,13 @@ class Ledger:
         self.let_go.add(address)
         return held - {address}
 
+    def released_in_callee(self, fixed: frozenset[Value], held: Held) -> Held:
+        """The same for many addresses in objects at once."""
+        mine = held & fixed
+        self.let_go |= mine
+        self.releases |= fixed - mine
+        return held - mine
+
     def release_of_caller(self, address: Value) -> None:
         """A lock that the caller may hold has been let go."""
         begin = root(address.base)

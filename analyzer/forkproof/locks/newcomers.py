@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from forkproof.callgraph import CALLS, Reach
-from forkproof.code.operations import Add, Atomic, Call, Memory, Set
+from forkproof.code.operations import Add, Address, Atomic, Call, Memory, Set
 from forkproof.locks.chosen import Stores
 from forkproof.locks.runs import Turn
 from forkproof.locks.summary import Step, Summaries
@@ -166,7 +166,7 @@ class Newcomers:
         """Which functions of the object store into the variable, and what."""
         if cell not in self._setters:
             found = {}
-            for function in self._naming(cell):
+            for function in self._storing(cell):
                 stores = self.summaries.run(function).own_stores.items()
                 values = [
                     v for at, v in stores if isinstance(at.base, Thread) and self._cell(at.base, at.offset) == cell
@@ -176,8 +176,23 @@ class Newcomers:
             self._setters[cell] = found
         return self._setters[cell]
 
-    def _naming(self, cell: _Cell) -> Iterator[Function]:
-        """The functions that refer to a word which tells where variables are, up to the cell's own."""
+    def _storing(self, cell: _Cell) -> Iterator[Function]:
+        """The functions that may: they refer to a word which tells where variables are, up to the cell's own, and store
+        something as far behind it. To follow all that refer to one takes long."""
         slots = self.summaries.program.image(cell.number).thread_slots.items()
-        words = [Value(Object(cell.number), slot) for slot, place in slots if place <= cell.place]
-        return iter(sorted({f for word in words for f in self._stores.naming(word)}))
+        far: dict[Function, set[int]] = {}
+        for slot, place in slots:
+            if place <= cell.place:
+                for function in self._stores.naming(Value(Object(cell.number), slot)):
+                    far.setdefault(function, set()).add(cell.place - place)
+        return (function for function in sorted(far) if self._may_store(function, far[function]))
+
+    def _may_store(self, function: Function, far: set[int]) -> bool:
+        """Its code can store so far behind an address: what instructions add on the way counts once or twice."""
+        operations = [o for i in self.summaries.flow.body(function).instructions for o in i.operations]
+        cells = [o.cell for o in operations if isinstance(o, Atomic)]
+        cells += [o.destination for o in operations if isinstance(o, Set) and isinstance(o.destination, Memory)]
+        rest = {distance - cell.displacement for cell in cells for distance in far}
+        added = {0, *(o.value for o in operations if isinstance(o, Add))}
+        added |= {o.source.displacement for o in operations if isinstance(o, Address)}
+        return any(each - one in added for each in rest for one in added)

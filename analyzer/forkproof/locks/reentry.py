@@ -29,7 +29,7 @@ from forkproof.code.operations import Call, Memory, Operation
 from forkproof.locks.chosen import Chosen
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run, in_order
 from forkproof.locks.summary import FunctionCalls, Step, Summaries
-from forkproof.locks.values import Element, Object, Thread, Value
+from forkproof.locks.values import Element, Object, Value
 from forkproof.program import Function
 
 _ROUNDS: Final = 3
@@ -70,6 +70,8 @@ class Reentries:
         """The functions that lead back to any of the locks."""
         self.lock = _ANY
         self._shared: dict[tuple[Function, Held], Run] = {}
+        self._reached: npt.NDArray[np.bool_] = np.zeros(0, bool)
+        """The functions that run under any of the locks."""
         self._flags: dict[Function, Effect | None] = {}
         self._deciding: set[Function] = set()
         self._circles = 0
@@ -83,9 +85,10 @@ class Reentries:
         holders = {lock: [f for f in functions if self._may_hold(f, lock)] for lock in locks}
         beginning = {f for found in holders.values() for f in found}
         self.graph = self._graph(beginning)
-        strange = self.graph.distances(beginning, _KINDS, blocked=self.flow.dying) < 0
+        self._reached = self.graph.distances(beginning, _KINDS, blocked=self.flow.dying) >= 0
         back = [
-            self.graph.distances(self.summaries.places(lock), _KINDS, backward=True, blocked=strange) for lock in locks
+            self.graph.distances(self.summaries.places(lock), _KINDS, backward=True, blocked=~self._reached)
+            for lock in locks
         ]
         self.leads_back = np.logical_or.reduce([reach >= 0 for reach in back]) if back else self.leads_back
         found = []
@@ -251,16 +254,33 @@ class Reentries:
         """The flags of the thread that a call sets, by its result; None where it stores into none."""
         if function not in self._flags:
             self._flags[function] = None
-            if self.summaries.program.object_of(function) in self.summaries.objects and self._uses_thread(function):
+            if self._cells and self._is_followed(function) and self._uses_thread(function):
                 self._deciding.add(function)
                 run = self._run_for_flags(function)
                 self._deciding.discard(function)
-                cells = frozenset(r for r in run.releases if isinstance(r.base, Thread))
+                cells = self._cells & run.releases
                 exits = sorted((Exit(e.held - {_ANY}, e.result) for e in run.exits), key=in_order)
                 self._flags[function] = Effect(tuple(exits), cells) if cells else None
         elif function in self._deciding:
             self._circles += 1
         return self._flags[function]
+
+    @cached_property
+    def _cells(self) -> frozenset[Value]:
+        """The words of the thread that get a constant somewhere under a lock: counters and pointers are no flags.
+
+        Few allocators have any, and to follow what each call does to them costs as much as all the rest.
+        """
+        program, runs = self.summaries.program, self.summaries.runs
+        found: set[Value] = set()
+        for obj in sorted(self.summaries.objects):
+            first, last = int(program.base[obj]), int(program.base[obj + 1])
+            for number in (np.flatnonzero(self._reached[first:last]) + first).tolist():
+                function = self.flow.whole(Function(number))
+                if self._uses_thread(function):
+                    run = runs.get(function) or self.summaries.interpreted_run(function, NOTHING)
+                    found |= {cell for cell, values in run.own_stores.items() if any(v.base is None for v in values)}
+        return frozenset(found)
 
     def _run_for_flags(self, function: Function) -> Run:
         """The function followed with a lock that is none of the program's, which serves all locks, as in `_run`.
@@ -338,4 +358,5 @@ class _Following(FunctionCalls):
         always = frozenset[Value]().union(*(e.held for e in flags.exits))
         for exit_ in flags.exits:
             always &= exit_.held
-        return Effect(tuple(Exit(e.held | always, e.result) for e in locks.exits), locks.releases | flags.releases)
+        exits = tuple(Exit(e.held | always, e.result) for e in locks.exits)
+        return locks._replace(exits=exits, releases=locks.releases | flags.releases)

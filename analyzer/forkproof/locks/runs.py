@@ -35,6 +35,8 @@ class Effect(NamedTuple):
 
     exits: tuple[Exit, ...]
     releases: frozenset[Value]
+    fixed: frozenset[Value] = NOTHING
+    """More releases, of addresses in objects: these are the same in anybody's terms, and many."""
 
 
 class Calls(Protocol):

@@ -102,6 +102,16 @@ class Summary:
         return tuple(t for t in self.taken if isinstance(root(t.address.base), Entry))
 
     @cached_property
+    def fixed(self) -> frozenset[Value]:
+        """Of what it releases, that which lies in objects."""
+        return frozenset(r for r in self.releases if isinstance(root(r.base), Object))
+
+    @cached_property
+    def passed(self) -> frozenset[Value]:
+        """Of what it releases, the rest."""
+        return self.releases - self.fixed
+
+    @cached_property
     def parameters(self) -> frozenset[str]:
         """Registers on entry that its locks are reached through."""
         exits = (h for e in self.exits for h in e.held)
@@ -421,7 +431,7 @@ class Summaries:
             return None
         replace = self._replacement(function, arguments)
         exits = tuple(Exit(frozenset(substituted(h, replace) for h in e.held), e.result) for e in summary.exits)
-        return Effect(exits, frozenset(substituted(r, replace) for r in summary.releases))
+        return Effect(exits, frozenset(substituted(r, replace) for r in summary.passed), summary.fixed)
 
     def given(self, function: Function) -> Value | None:
         """What every call of a function returns, if all that it does is to give a variable: its address or content."""
