@@ -245,7 +245,36 @@ class Attempts:
         if attempt is not None and attempt.kind == "ticket":
             self.looks.setdefault(outcome[0], set()).add((block, target))
 
-    def setting(
+    def tried(
+        self,
+        site: int,
+        kind: AtomicKind,
+        address: Value,
+        stores: Value | None,
+        expects: Value | None,
+        state: State,
+        *,
+        by_status: bool,
+    ) -> Attempt | None:
+        """What an atomic operation attempts, if that may be a lock."""
+        attempt = Attempt(address, "spin", by_status=by_status)
+        match kind:
+            case AtomicKind.COMPARE_SWAP if expects == ZERO:
+                return attempt if stores != ZERO else None
+            case AtomicKind.COMPARE_SWAP if expects is not None:
+                attempt = attempt._replace(is_token=False)
+                return self._taking(site, attempt, stores, expects) or self._setting(
+                    site, attempt, stores, expects, state
+                )
+            case AtomicKind.SWAP if stores != ZERO:
+                return attempt._replace(is_token=stores is not None and stores.base is None)
+            case AtomicKind.SET_BITS:
+                return attempt._replace(bits=stores)
+            case AtomicKind.ADD:
+                return Attempt(address, "ticket", is_token=False, drawn=address)
+        return None
+
+    def _setting(
         self, site: int, attempt: Attempt, stores: Value | None, expects: Value, state: State
     ) -> Attempt | None:
         """The attempt of a compare-and-swap that sets bits of what it expects; none where these may be set already."""
@@ -260,7 +289,7 @@ class Attempts:
             return attempt._replace(was=expects, is_looked_at=True)
         return attempt._replace(was=expects, bits=bits)
 
-    def taking(self, site: int, attempt: Attempt, stores: Value | None, expects: Value) -> Attempt | None:
+    def _taking(self, site: int, attempt: Attempt, stores: Value | None, expects: Value) -> Attempt | None:
         """The attempt of a compare-and-swap that counts a word down, which was seen not to be 0: a permit is taken."""
         counted = expects.base
         is_word = isinstance(counted, Content | Word) and Value(counted.base, counted.offset) == attempt.address

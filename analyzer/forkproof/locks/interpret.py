@@ -5,7 +5,7 @@ Owns: the abstract interpretation that tells where a function acquires and relea
 Takes: a decoded body, what its calls do (`Calls`), and the locks held on entry. Gives: a `Run`.
 Must never: call an atomic operation an acquire whose failing side does not wait (then it is a try).
 Wrong where: a lock's address is changed behind the analysis' back (memory other than the stack is believed not
-      to change); where more than `_KEYS` different sets of held locks meet at one block (the rest are joined).
+      to change).
 
 States are kept apart by what is held (property simulation: Das, Lerner, Seigle, "ESP", PLDI 2002), so that
 `if (p) lock(p->l)` does not look like holding p->l always. Within one set, registers are joined: what differs gets
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from heapq import heappop, heappush
 from typing import Final
 
 from forkproof.code.conventions import Convention
@@ -72,20 +71,16 @@ from forkproof.locks.values import (
     Word,
     root,
 )
+from forkproof.locks.worklist import KEYS, Worklist
 from forkproof.signature_values import LockFunction
 
-_KEYS: Final = 8
 _VARIANTS: Final = 3
 """Sets of arguments that are told apart at one call."""
 _SMALL: Final = 24
 """Instructions of a function that may be there to unlock with a plain store; elsewhere a cleared word is no unlock."""
-_VISITS: Final = 4
-"""Joins at one block under one set before everything in registers is named anew."""
 _NOT_SEEN: Final[Mapping[bool, frozenset[Masked]]] = {True: frozenset(), False: frozenset()}
 _UNKNOWN: Final = Entry("?")
 """What an instruction makes of a word in memory: x86-64 adds there."""
-_Key = tuple[int, Held, int]
-"""A block, what is held there, and the attempt whose outcome is still open."""
 _Next = list[tuple[int, Held, State]]
 
 
@@ -124,7 +119,7 @@ def _is_changed(address: Value, value: Value) -> bool:
 
 
 class _Interpreter:
-    """The worklist; one instance runs once."""
+    """One instance runs once."""
 
     def __init__(
         self,
@@ -138,19 +133,12 @@ class _Interpreter:
         flagged: bool,
     ) -> None:
         self.body, self.convention, self.calls = body, convention, calls
-        self.ranks = body.ranks
-        self.union: dict[_Key, Held] | None = {} if joined else None
         self.joins = Joins(convention)
+        self.blocks = Worklist(body, self.joins, joined=joined)
         self.attempts = Attempts()
         self.data = Data(convention, obj, calls, self.attempts)
         self.ledger = Ledger(self.data.stack, watched)
         self.flagged = flagged
-        self.inputs: dict[_Key, State] = {}
-        self.keys: dict[int, list[_Key]] = {}
-        self.visits: dict[_Key, int] = {}
-        self.pending: list[tuple[int, int, _Key]] = []
-        self.queued: set[_Key] = set()
-        self.order = 0
         self.waiting: set[int] = set()
         self.successors: dict[int, set[int]] = {}
         self.block = 0
@@ -172,11 +160,9 @@ class _Interpreter:
         self.ledger.on_entry = held
         start = self.body.position(self.body.entry)
         if start is not None:
-            self._enter(start, held, State())
-        while self.pending:
-            _, _, key = heappop(self.pending)
-            self.queued.discard(key)
-            self._run_block(key)
+            self.blocks.enter(start, held, State())
+        while self.blocks:
+            self._run_block(*self.blocks.next())
         choices = Choices(self.data, self.joins)
         unposted = self.ledger.waited - self.ledger.posted
         signals = {a for a in unposted if not self.calls.is_lock(a)}
@@ -194,7 +180,7 @@ class _Interpreter:
                 for passed, h in known.items()
                 for a in choices.passed(passed)
             ),
-            told_exits(self.exits, self.ledger.let_go, _KEYS),
+            told_exits(self.exits, self.ledger.let_go, KEYS),
             frozenset(self.ledger.releases),
             frozenset(self.ledger.let_go),
             tuple(
@@ -249,84 +235,30 @@ class _Interpreter:
         )
         return not rounds.gives_up(attempts.failing.get(site, ()))
 
-    # ---- worklist --------------------------------------------------------------------------
+    # ---- blocks ----------------------------------------------------------------------------
 
-    def _enter(self, position: int, held: Held, state: State) -> None:
-        if position >= len(self.body.instructions):
-            return
-        if held and self.ranks[position] <= self.ranks[self.block]:
-            held = self._widened(position, held, state)
-        key = position, held, state.pending
-        grown = False
-        if self.union is not None:
-            key = position, NOTHING, 0
-            before = self.union.get(key, NOTHING)
-            self.union[key] = before | held
-            grown = not held <= before
-        old = self.inputs.get(key)
-        if old is None:
-            known = self.keys.setdefault(position, [])
-            if len(known) >= _KEYS:
-                key = known[0]
-                old = self.inputs[key]
-            else:
-                known.append(key)
-        if old is None:
-            self.inputs[key] = state  # whoever brings it goes on with a copy
-        else:
-            self.visits[key] = self.visits.get(key, 0) + 1
-            if not self.joins.join(old, state, position, keep=self.visits[key] <= _VISITS) and not grown:
-                return
-        if key not in self.queued:
-            self.queued.add(key)
-            self.order += 1
-            # What leads to a block comes before it: by address, code that lies apart was followed twice as often.
-            heappush(self.pending, (self.ranks[position], self.order, key))
-
-    def _widened(self, position: int, held: Held, state: State) -> Held:
-        """A loop that has locked what a register pointed to, and moved on by a step, locks the elements of an array."""
-        known = self.keys.get(position, ())
-        if self.union is not None:
-            old = next((self.inputs[k] for k in known if self.union[k] < held), None)
-        else:
-            old = next((self.inputs[k] for k in known if k[1] < held), None)
-        if old is None:
-            return held
-        for name, now in list(state.registers.items()):
-            before = old.registers.get(name)
-            if before is None or before.base != now.base or before == now or before not in held:
-                continue
-            if isinstance(now.base, Object) or self.joins.is_pointer(now.base):
-                element = Value(Element(before.base, before.offset, abs(now.offset - before.offset)), 0)
-                state.registers[name] = element
-                held = (held - {before}) | {element}
-        return held
-
-    def _run_block(self, key: _Key) -> None:
-        position, held, _ = key
-        if self.union is not None:
-            held = self.union[key]
+    def _run_block(self, position: int, held: Held, state: State) -> None:
         self.block = position
-        states = [(held, self.inputs[key].copy())]
+        states = [(held, state)]
         end = self.body.block_end(position)
         for here in range(position, end):
             instruction = self.body.instructions[here]
             onward: list[tuple[Held, State]] = []
-            for locks, state in states:
-                targets = self._instruction(instruction, here, locks, state, onward)
-                for target, now, then in targets:
-                    self._go(position, target, now, then)
+            for locks, then in states:
+                targets = self._instruction(instruction, here, locks, then, onward)
+                for target, now, after in targets:
+                    self._go(position, target, now, after)
             states = onward
             if not states:
                 return
-        for locks, state in states:
-            self._go(position, end, locks, state)
+        for locks, then in states:
+            self._go(position, end, locks, then)
 
     def _go(self, block: int, position: int, held: Held, state: State) -> None:
         self.successors.setdefault(block, set()).add(position)
         if state.failed:
             self.attempts.failing.setdefault(state.failed, set()).add(position)
-        self._enter(position, held, state)
+        self.blocks.enter(position, held, state)
 
     # ---- instructions ----------------------------------------------------------------------
 
@@ -604,7 +536,7 @@ class _Interpreter:
             kind, expects, site = exclusive(stores, state)
             if kind is AtomicKind.SET_BITS and stores is not None and isinstance(stores.base, Joined):
                 stores = stores.base.mask
-        attempt = self._tried(site, kind, address, stores, expects, state, by_status=by_status)
+        attempt = self.attempts.tried(site, kind, address, stores, expects, state, by_status=by_status)
         is_again = attempt is not None and kind in (AtomicKind.COMPARE_SWAP, AtomicKind.SET_BITS)
         if address in held and not (is_again and address in self.ledger.on_entry):
             return held if is_again else self.ledger.released(address, held)
@@ -614,34 +546,6 @@ class _Interpreter:
         elif stores == ZERO or kind is AtomicKind.CLEAR_BITS:
             self.ledger.release_of_caller(address)
         return held
-
-    def _tried(
-        self,
-        site: int,
-        kind: AtomicKind,
-        address: Value,
-        stores: Value | None,
-        expects: Value | None,
-        state: State,
-        *,
-        by_status: bool,
-    ) -> Attempt | None:
-        """What an atomic operation attempts, if that may be a lock."""
-        attempt = Attempt(address, "spin", by_status=by_status)
-        match kind:
-            case AtomicKind.COMPARE_SWAP if expects == ZERO:
-                return attempt if stores != ZERO else None
-            case AtomicKind.COMPARE_SWAP if expects is not None:
-                attempt = attempt._replace(is_token=False)
-                taking = self.attempts.taking(site, attempt, stores, expects)
-                return taking or self.attempts.setting(site, attempt, stores, expects, state)
-            case AtomicKind.SWAP if stores != ZERO:
-                return attempt._replace(is_token=stores is not None and stores.base is None)
-            case AtomicKind.SET_BITS:
-                return attempt._replace(bits=stores)
-            case AtomicKind.ADD:
-                return Attempt(address, "ticket", is_token=False, drawn=address)
-        return None
 
     def _after_atomic(
         self, instruction: Instruction, atomic: Atomic, held: Held, state: State, onward: list[tuple[Held, State]]
