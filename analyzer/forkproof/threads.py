@@ -10,7 +10,7 @@ Wrong where: a path exists in the code but never runs with the program's real in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
@@ -80,7 +80,7 @@ class Threads:
         self.may_clone = False
         self.windows: tuple[ForkWindow, ...] = ()
         self._told: dict[int, bool] = {}
-        self._told_by: dict[tuple[Function, tuple[tuple[str, int], ...]], bool] = {}
+        self._run_with: dict[tuple[Function, tuple[tuple[str, int], ...]], Exploration] = {}
         self._loose: dict[tuple[Function, ...], npt.NDArray[np.bool_]] = {}
         self._ordered: dict[tuple[Function, ...], Reach] = {}
         self._to_windows: dict[Function, Reach] = {}
@@ -320,12 +320,11 @@ class Threads:
         for number in order[:_MAX_FUNCTIONS].tolist():
             function = flow.whole(Function(number))
             edges = [e for e in flow.outgoing(function) if int(graph.kind[e]) in (*CERTAIN, EdgeKind.THREAD)]
-            forks = {int(graph.site[e]) for e in edges if to_window[graph.target[e]] >= 0}
-            forks |= {window.site} if function == window.function else set()
             starts = [e for e in edges if self._starts_something(e)]
+            forks = self._fork_sites(function, edges, window, to_window) if starts else set()
             for edge, answer in self._meanwhile(function, starts, registered).items():
                 (sure if answer is Answer.YES else doubtful).add(edge)
-            if not starts or not forks:
+            if not forks:
                 continue
             run = self.flow.explored(function)
             starts = [e for e in starts if self._is_before(run, e, forks) and not self._is_told_not_to(e)]
@@ -420,22 +419,36 @@ class Threads:
         return self._told[edge]
 
     def _starts_nothing(self, edge: int) -> bool:
+        target = self.flow.whole(Function(int(self.graph.target[edge])))
+        starts = {int(self.graph.site[e]) for e in self.flow.outgoing(target) if self._starts_something(e)}
+        return bool(starts) and target not in self.starters and self._leads_past(edge, starts)
+
+    def _fork_sites(self, function: Function, edges: Iterable[int], window: ForkWindow, to_window: Reach) -> set[int]:
+        """Where a function forks, or calls what comes to the fork, unless it passes constants with which that does
+        not, as in `start_up(0)` where 1 makes a daemon of the program."""
+        found = {window.site} if function == window.function else set[int]()
+        for edge in edges:
+            target = int(self.graph.target[edge])
+            if to_window[target] >= 0 and not (target == window.function and self._leads_past(edge, {window.site})):
+                found.add(int(self.graph.site[edge]))
+        return found
+
+    def _leads_past(self, edge: int, sites: Collection[int]) -> bool:
+        """The call passes constants with which its target comes to none of these instructions of its own."""
         flow, graph = self.flow, self.graph
         caller, target = flow.whole(Function(int(graph.source[edge]))), flow.whole(Function(int(graph.target[edge])))
-        starts = {int(graph.site[e]) for e in flow.outgoing(target) if self._starts_something(e)}
-        site = int(graph.site[edge])
-        state = flow.state_before(caller, site) if starts and int(graph.kind[edge]) in CERTAIN else None
-        if state is None or target in self.starters:
+        state = flow.state_before(caller, int(graph.site[edge])) if int(graph.kind[edge]) in CERTAIN else None
+        if state is None:
             return False
         passed = {name: state.register(name) for name in flow.convention.arguments}
         constants = {name: value.offset for name, value in passed.items() if value is not None and value.base is None}
         if not constants:
             return False
         key = target, tuple(sorted(constants.items()))
-        if key not in self._told_by:
-            run = flow.explore_from(target, flow.program.rva_of(target), constants)
-            self._told_by[key] = run.complete and run.visited.isdisjoint(starts)
-        return self._told_by[key]
+        run = self._run_with.get(key)
+        if run is None:
+            run = self._run_with[key] = flow.explore_from(target, flow.program.rva_of(target), constants)
+        return run.complete and run.visited.isdisjoint(sites)
 
     def _may_come_first(self, window: ForkWindow, roots: tuple[Function, ...]) -> bool:
         """A thread may be started, or the fork be made, by code whose time is not known.
@@ -547,9 +560,8 @@ class Threads:
         graph = self.graph
         edges = [e for e in self.flow.outgoing(function) if int(graph.kind[e]) in CERTAIN]
         starts = [e for e in edges if to_start[graph.target[e]] >= 0 and e not in elsewhere]
-        forks = {int(graph.site[e]) for e in edges if to_window[graph.target[e]] >= 0}
-        forks |= {window.site} if function == window.function else set()
-        if not starts or not forks:
+        forks = self._fork_sites(function, edges, window, to_window) if starts else set()
+        if not forks:
             return None
         run = self.flow.explored(function)
         ordered = [e for e in starts if self._is_before(run, e, forks) and not self._is_told_not_to(e)]

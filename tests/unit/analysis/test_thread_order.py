@@ -85,6 +85,24 @@ ORDER = (
         "int @main(void) { @load(ask()); if (fork() == 0) _exit(0); @load(0); return ask(); }",
     ),
     Case(
+        "told_not_to_fork_again",
+        "no",
+        _RUN + "NOINLINE void @begin(int how) { if (how && fork() == 0) _exit(0); work(how); " + _START + "}"
+        "int @main(void) { @begin(1); @begin(0); return ask(); }",
+    ),
+    Case(
+        "told_to_fork_again",
+        "yes",
+        _RUN + "NOINLINE void @begin(int how) { if (how && fork() == 0) _exit(0); work(how); " + _START + "}"
+        "int @main(void) { @begin(1); @begin(1); return ask(); }",
+    ),
+    Case(
+        "not_told_whether_to_fork_again",
+        "yes",
+        _RUN + "NOINLINE void @begin(int how) { if (how && fork() == 0) _exit(0); work(how); " + _START + "}"
+        "int @main(void) { @begin(1); @begin(ask()); return ask(); }",
+    ),
+    Case(
         "fork_then_thread_in_one_callee",
         "no",
         _RUN + "NOINLINE void @both(void) { if (fork() == 0) _exit(0); " + _START + "}"
