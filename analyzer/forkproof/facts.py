@@ -187,16 +187,12 @@ class Facts:
     @cached_property
     def given(self) -> Given:
         """What threads and exit handlers are given."""
-        from forkproof.given import Given
-
-        return Given(self.flow)
+        return self.threads.given
 
     @cached_property
     def signals(self) -> Signals:
         """Who waits for what, and who wakes whom."""
-        from forkproof.signals import Signals
-
-        return Signals(self.flow, self.given, self.libc.objects)
+        return self.threads.signals
 
     @cached_property
     def _allocator_locks(self) -> dict[int, AllocatorLocks]:

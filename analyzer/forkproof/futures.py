@@ -117,10 +117,10 @@ class Futures:
         if known is None:
             edges = [e for e in self.flow.outgoing(function) if Function(int(self.graph.target[e])) in self._telling]
             sites = {int(self.graph.site[e]) for e in edges}
-            known = self._ends[function] = bool(sites) and all(self._ends_after(function, site) for site in sites)
+            known = self._ends[function] = bool(sites) and all(self.ends_after(function, site) for site in sites)
         return known
 
-    def _ends_after(self, function: Function, site: int) -> bool:
+    def ends_after(self, function: Function, site: int) -> bool:
         """Behind a call the function makes no other one, but that of what ends a `std::function`, and goes no round."""
         body = self.flow.body(function)
         position = body.position(site)

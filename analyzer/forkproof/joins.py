@@ -13,19 +13,20 @@ reference is that by which `std::async` itself has made it, so only where two go
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Final, NamedTuple
 
+from forkproof.ahead import Ahead
 from forkproof.callgraph import CERTAIN, EdgeKind, Reach
-from forkproof.code.decode import Body
-from forkproof.code.explore import Exploration
-from forkproof.code.operations import Jump, Return
+from forkproof.code.operations import Return
 from forkproof.code.values import Value
 from forkproof.flow import Flow
 from forkproof.futures import Futures
 from forkproof.model import Answer
 from forkproof.program import Function
+from forkproof.signals import Signals
+from forkproof.told import Told
 
 _NEAR: Final = 2
 """Calls between a function and the join, at most, where its callers may take it to be there for that."""
@@ -52,10 +53,11 @@ class _Sites(NamedTuple):
 class Joins:
     """Answers for the functions that both start and join threads, or call what does."""
 
-    def __init__(self, flow: Flow, to_start: Reach, harmless: frozenset[int]) -> None:
+    def __init__(self, flow: Flow, to_start: Reach, harmless: frozenset[int], signals: Callable[[], Signals]) -> None:
         self.flow, self.graph = flow, flow.graph
         self.to_start, self.harmless = to_start, harmless
         self.futures = Futures(flow, to_start)
+        self._told = Told(flow, to_start, harmless, signals, self.futures.ends_after)
         self._left: dict[Function, Answer] = {}
         self._known: dict[tuple[Function, frozenset[int], frozenset[int]], Mapping[int, Answer]] = {}
 
@@ -91,7 +93,19 @@ class Joins:
         return Answer.UNKNOWN if Answer.UNKNOWN in answers else Answer.YES
 
     def ended(self, function: Function, starts: Collection[int], goals: Collection[int]) -> Mapping[int, Answer]:
-        """For each of a function's calls that start a thread: has that ended when control comes to one of the goals?"""
+        """For each of a function's calls that start a thread: has that ended when control comes to one of the goals?
+
+        Of a thread that has told its end by a semaphore this is not known: it may be on its way out.
+        """
+        told = self.told(function, starts, goals)
+        found = self._joined(function, starts, goals)
+        return {e: Answer.UNKNOWN if a is Answer.NO and e in told else a for e, a in found.items()}
+
+    def told(self, function: Function, starts: Collection[int], goals: Collection[int]) -> frozenset[int]:
+        """Those of them whose threads have told, as the last thing that they do, that they have ended."""
+        return self._told.before(function, starts, goals)
+
+    def _joined(self, function: Function, starts: Collection[int], goals: Collection[int]) -> Mapping[int, Answer]:
         if not self._is_near(function, _NEAR + 1):
             return dict.fromkeys(starts, Answer.NO)
         key = function, frozenset(starts), frozenset(goals)
@@ -162,7 +176,7 @@ class Joins:
         gives_zero = targets & set(self.flow.program.called(_ZERO_IS_STARTED))
         known = {self.flow.convention.result: 0} if gives_zero else {}
         start = body.instructions[position].end
-        ahead = _Ahead(body, start, self.flow.explore_from(function, start, known))
+        ahead = Ahead(body, start, self.flow.explore_from(function, start, known))
         met = ahead.between(sites.joins | sites.waits, goals, site)
         stops = ahead.with_loops(met, {site, *goals}) | ahead.looks_before(met & sites.waits)
         if not met:
@@ -179,78 +193,3 @@ class Joins:
     def _joins_one(self, function: Function, site: int) -> bool:
         """The call is a join itself, of one thread."""
         return all(self.to_join[self.graph.target[e]] == 0 for e in self.flow.edges_at(function, site))
-
-
-class _Ahead:
-    """What can run after a start."""
-
-    def __init__(self, body: Body, start: int, run: Exploration) -> None:
-        self.body, self.start, self.run = body, start, run
-
-    def _block(self, first: int) -> range:
-        position = self.body.position(first) or 0
-        return range(position, self.body.block_end(position))
-
-    def _instructions(self, first: int) -> list[int]:
-        return [self.body.instructions[p].address for p in self._block(first)]
-
-    def with_loops(self, sites: Collection[int], outside: Collection[int]) -> set[int]:
-        """These sites, and all of each loop around one: a loop that joins is taken to join what there is.
-
-        Not where the loop goes around what lies outside as well.
-        """
-        found = set(sites)
-        for first in self.run.successors:
-            if not set(self._instructions(first)) & set(sites):
-                continue
-            loop = {b for b in self.run.onward(first) if first in self.run.onward(b)}
-            inside = {address for block in loop for address in self._instructions(block)}
-            if not inside & set(outside):
-                found |= inside
-        return found
-
-    def looks_before(self, sites: Collection[int]) -> set[int]:
-        """Where it is asked, before a loop that waits, whether to wait at all: who goes past it need not.
-
-        Compilers ask once before such a loop what the loop asks in each round.
-        """
-        found = set[int]()
-        for first in self.run.successors:
-            loop = {b for b in self.run.onward(first) if first in self.run.onward(b)}
-            if not loop or not set(self._instructions(first)) & set(sites):
-                continue
-            leaving = {self._settled(b) for inner in loop for b in self.run.successors[inner] if b not in loop}
-            for block, following in self.run.successors.items():
-                ways = {self._settled(b) for b in following} - loop
-                if block not in loop and len(ways) < len(following) and ways <= leaving:
-                    found.add(self._instructions(block)[-1])
-        return found
-
-    def _settled(self, block: int) -> int:
-        """Where a block leads that does nothing but lead on."""
-        following = self.run.successors.get(block, ())
-        idle = all(isinstance(o, Jump) for p in self._block(block) for o in self.body.instructions[p].operations)
-        return following[0] if idle and len(following) == 1 else block
-
-    def between(self, sites: Collection[int], goals: Collection[int], start: int) -> set[int]:
-        """Those sites that control comes to before a goal, and from which it goes on to one in the same round."""
-        reached = {site for site in sites if self._comes(self.start, {site}, {start, *goals})}
-        return {site for site in reached if self._comes(site, goals, {start})}
-
-    def comes_to(self, goals: Collection[int], stops: Collection[int]) -> bool:
-        """Control can come to a goal without meeting a stop."""
-        return self._comes(self.start, goals, stops)
-
-    def _comes(self, start: int, goals: Collection[int], stops: Collection[int]) -> bool:
-        pending, seen = [start], {start}
-        while pending:
-            block = pending.pop()
-            met = next((a for a in self._instructions(block) if a in goals or a in stops), None)
-            if met is not None and met not in stops:
-                return True
-            if met is None:
-                following = self.run.successors.get(self.run.block_of(block) or 0, ())
-                new = [b for b in following if b not in seen]
-                seen.update(new)
-                pending += new
-        return False

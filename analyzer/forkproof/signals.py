@@ -102,6 +102,13 @@ class Signals:
         return not all(self._filled)
 
     @cached_property
+    def emptied(self) -> Cells:
+        """Semaphores that are made with nothing to take, and nowhere with something."""
+        named = self.program.called([_COUNTS])
+        made = frozenset(cell for target in named for e in self.graph.edges_to(target) for cell in self.cells(e))
+        return frozenset() if self.may_count_more else made - self.counted
+
+    @cached_property
     def _filled(self) -> tuple[Cells, ...]:
         """What each sem_init names whose count is not 0; only of a call that is seen is the count known."""
         found = []

@@ -24,9 +24,11 @@ from forkproof.code.explore import CallEffect, Effects, Exploration, explore
 from forkproof.columns import unique
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, Level
+from forkproof.given import Given
 from forkproof.joins import Joins
 from forkproof.model import Answer, WindowKind
 from forkproof.program import Function
+from forkproof.signals import Signals
 from forkproof.tables import reached_loosely
 from forkproof.thread_requests import requests
 
@@ -72,7 +74,7 @@ class Threads:
         roots: tuple[Function, ...],
     ) -> None:
         self.flow = flow
-        self.roots = roots
+        self.roots, self.libc_objects = roots, libc_objects
         # libc's own tables (stdio, gconv, NSS) start no thread; the functions of libc that do are called by name.
         self.table_objects = [o for o in range(len(flow.program.codes)) if o not in libc_objects or o == 0]
         self.graph: CallGraph = flow.graph
@@ -128,7 +130,17 @@ class Threads:
     @cached_property
     def joins(self) -> Joins:
         """Which of the threads that are started have ended again."""
-        return Joins(self.flow, self.to_start, self.harmless)
+        return Joins(self.flow, self.to_start, self.harmless, lambda: self.signals)
+
+    @cached_property
+    def given(self) -> Given:
+        """What threads and exit handlers are given."""
+        return Given(self.flow)
+
+    @cached_property
+    def signals(self) -> Signals:
+        """Who waits for what, and who wakes whom."""
+        return Signals(self.flow, self.given, self.libc_objects)
 
     @cached_property
     def harmless(self) -> frozenset[int]:
@@ -328,6 +340,7 @@ class Threads:
                 continue
             run = self.flow.explored(function)
             starts = [e for e in starts if self._is_before(run, e, forks) and not self._is_told_not_to(e)]
+            starts = [e for e in starts if e not in self.joins.told(function, starts, forks)]
             ended = self.joins.ended(function, starts, forks)
             is_once = window.kind is WindowKind.DAEMONIZE
             for edge in starts:
