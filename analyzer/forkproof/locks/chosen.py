@@ -10,7 +10,7 @@ Wrong where: a pointer is stored by another object, or through an address that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -39,15 +39,23 @@ class Stores:
     ) -> None:
         """Only functions that are wanted count; `run` follows one in another way than most."""
         self.summaries, self._wanted = summaries, wanted
-        self._run = run or summaries.run
+        self._run = run
         self._known: dict[Value, frozenset[Value]] = {}
+        self._followed: dict[Function, Mapping[Value, frozenset[Value]]] = {}
 
     def of(self, word: Value) -> frozenset[Value]:
         """What is stored into a word; a value with a name is one that is not known."""
         if word not in self._known:
-            runs = [self._run(f) for f in self.naming(word)]
-            self._known[word] = frozenset[Value]().union(*(run.stores.get(word, frozenset()) for run in runs))
+            stores = [self._of_function(f) for f in self.naming(word)]
+            self._known[word] = frozenset[Value]().union(*(each.get(word, frozenset()) for each in stores))
         return self._known[word]
+
+    def _of_function(self, function: Function) -> Mapping[Value, frozenset[Value]]:
+        if self._run is None:
+            return self.summaries.stores(function)
+        if function not in self._followed:
+            self._followed[function] = self._run(function).stores
+        return self._followed[function]
 
     def naming(self, word: Value) -> list[Function]:
         """The wanted functions that refer to a word, or to a slot that leads to it."""

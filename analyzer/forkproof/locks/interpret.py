@@ -138,7 +138,7 @@ class _Interpreter:
         self.attempts = Attempts()
         self.data = Data(convention, obj, calls, self.attempts)
         self.ledger = Ledger(self.data.stack, watched)
-        self.flagged = flagged
+        self.flagged, self.joined = flagged, joined
         self.waiting: set[int] = set()
         self.successors: dict[int, set[int]] = {}
         self.block = 0
@@ -248,11 +248,25 @@ class _Interpreter:
                 targets = self._instruction(instruction, here, locks, then, onward)
                 for target, now, after in targets:
                     self._go(position, target, now, after)
-            states = onward
+            states = onward if len(onward) <= KEYS else self._met(onward, here + 1)
             if not states:
                 return
         for locks, then in states:
             self._go(position, end, locks, then)
+
+    def _met(self, states: list[tuple[Held, State]], position: int) -> list[tuple[Held, State]]:
+        """As many states as are told apart where ways meet: calls of one block that come back with different locks
+        would double them each time."""
+        found: dict[Held, State] = {}
+        every = frozenset[Value]().union(*(held for held, _ in states))
+        for held, state in states:
+            key = every if self.joined else held if held in found or len(found) < KEYS else next(iter(found))
+            old = found.setdefault(key, state)
+            if old is not state:
+                self.joins.join(old, state, position, keep=True)
+                old.pending = old.pending if old.pending == state.pending else 0
+                old.failed = old.failed if old.failed == state.failed else 0
+        return list(found.items())
 
     def _go(self, block: int, position: int, held: Held, state: State) -> None:
         self.successors.setdefault(block, set()).add(position)

@@ -13,7 +13,7 @@ parameter. A number counts only if it begins as one that somebody wrote down: co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -46,7 +46,8 @@ class Newcomers:
         self._stores = Stores(summaries, lambda _: True)
         self._settled: dict[_Cell, bool] = {}
         self._far: dict[Function, frozenset[int]] = {}
-        self._setters: dict[_Cell, dict[Function, frozenset[Value]]] = {}
+        self._named: dict[_Cell, Mapping[Function, set[int]]] = {}
+        self._setters: dict[tuple[_Cell, Function], frozenset[Value]] = {}
 
     def is_only_for(self, step: Step) -> bool:
         """A function gets to an instruction in a new thread only, which has a state of its own afterwards."""
@@ -119,9 +120,8 @@ class Newcomers:
     def _is_settled(self, cell: _Cell) -> bool:
         """What runs often stores into it no more than a new state."""
         if cell not in self._settled:
-            stored = self._stored(cell).items()
-            often = [(f, value) for f, values in stored if self._reach()[f] >= 0 for value in values]
-            self._settled[cell] = all(self._is_state(f, value) for f, value in often)
+            often = [f for f in self._naming(cell) if self._reach()[f] >= 0]
+            self._settled[cell] = all(self._is_state(f, value) for f in often for value in self._stored(cell, f))
         return self._settled[cell]
 
     def _is_state(self, function: Function, value: Value) -> bool:
@@ -143,7 +143,8 @@ class Newcomers:
         flow = self.summaries.flow
         called = [Function(int(flow.graph.target[e])) for e in flow.edges_at(step.function, step.site)]
         near = flow.graph.distances(called, CALLS)
-        if any(f == step.function or 0 <= near[f] <= _SETS_UP for f in self._stored(cell)):
+        setters = [f for f in self._naming(cell) if f == step.function or 0 <= near[f] <= _SETS_UP]
+        if any(self._stored(cell, f) for f in setters):
             return True
         if cell.place < TELLING:
             return False
@@ -162,33 +163,35 @@ class Newcomers:
             self._far[function] = frozenset(places)
         return self._far[function]
 
-    def _stored(self, cell: _Cell) -> dict[Function, frozenset[Value]]:
-        """Which functions of the object store into the variable, and what."""
-        if cell not in self._setters:
-            found = {}
-            for function in self._storing(cell):
+    def _stored(self, cell: _Cell, function: Function) -> frozenset[Value]:
+        """What a function stores into the variable."""
+        known = self._setters.get((cell, function))
+        if known is None:
+            known = frozenset[Value]()
+            if self._may_store(function, self._naming(cell)[function]):
                 stores = self.summaries.run(function).own_stores.items()
-                values = [
-                    v for at, v in stores if isinstance(at.base, Thread) and self._cell(at.base, at.offset) == cell
-                ]
-                if values:
-                    found[function] = frozenset[Value]().union(*values)
-            self._setters[cell] = found
-        return self._setters[cell]
+                known = known.union(
+                    *(v for at, v in stores if isinstance(at.base, Thread) and self._cell(at.base, at.offset) == cell)
+                )
+            self._setters[cell, function] = known
+        return known
 
-    def _storing(self, cell: _Cell) -> Iterator[Function]:
-        """The functions that may: they refer to a word which tells where variables are, up to the cell's own, and store
-        something as far behind it. To follow all that refer to one takes long."""
-        slots = self.summaries.program.image(cell.number).thread_slots.items()
-        far: dict[Function, set[int]] = {}
-        for slot, place in slots:
-            if place <= cell.place:
-                for function in self._stores.naming(Value(Object(cell.number), slot)):
-                    far.setdefault(function, set()).add(cell.place - place)
-        return (function for function in sorted(far) if self._may_store(function, far[function]))
+    def _naming(self, cell: _Cell) -> Mapping[Function, set[int]]:
+        """The functions that refer to a word which tells where variables are, up to the cell's own, with how far the
+        cell is behind these."""
+        known = self._named.get(cell)
+        if known is None:
+            found: dict[Function, set[int]] = {}
+            for slot, place in self.summaries.program.image(cell.number).thread_slots.items():
+                if place <= cell.place:
+                    for function in self._stores.naming(Value(Object(cell.number), slot)):
+                        found.setdefault(function, set()).add(cell.place - place)
+            known = self._named[cell] = dict(sorted(found.items()))
+        return known
 
     def _may_store(self, function: Function, far: set[int]) -> bool:
-        """Its code can store so far behind an address: what instructions add on the way counts once or twice."""
+        """Its code can store so far behind an address: what instructions add on the way counts once or twice. To follow
+        all that refer to variables takes long."""
         operations = [o for i in self.summaries.flow.body(function).instructions for o in i.operations]
         cells = [o.cell for o in operations if isinstance(o, Atomic)]
         cells += [o.destination for o in operations if isinstance(o, Set) and isinstance(o.destination, Memory)]

@@ -28,7 +28,7 @@ from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Reach, sorted_grap
 from forkproof.code.operations import Call, Memory, Operation
 from forkproof.locks.chosen import Chosen
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run, in_order
-from forkproof.locks.summary import FunctionCalls, Step, Summaries
+from forkproof.locks.summary import Alone, FunctionCalls, Step, Summaries
 from forkproof.locks.values import Element, Object, Value
 from forkproof.program import Function
 
@@ -235,7 +235,7 @@ class Reentries:
 
     def _watched(self, function: Function, held: Held, lock: Value) -> Run:
         calls = _Following(self, function)  # not kept: each holds the search that would hold it
-        return self.summaries.interpreted_run(function, held, frozenset([lock]), calls=calls)
+        return self.summaries.interpreted_run(function, held, frozenset([lock]), calls=calls, flagged=True)
 
     def _locks_what_it_is_given(self, callee: Function, arguments: tuple[Value, ...]) -> bool:
         summaries = self.summaries
@@ -317,7 +317,7 @@ def _back(came: dict[_Node, _Came], end: _Node) -> list[tuple[Step, bool]]:
     return steps[::-1]
 
 
-class _Finding(FunctionCalls):
+class _Finding(Alone):
     """Calls through pointers, with all that they may lead to."""
 
     def __init__(self, summaries: Summaries, function: Function, chosen: Chosen) -> None:
@@ -330,10 +330,6 @@ class _Finding(FunctionCalls):
     def is_relevant(self, target: int) -> bool:
         del target
         return True
-
-    def effect(self, target: int, arguments: tuple[Value, ...]) -> Effect | None:
-        del target, arguments
-        return None
 
 
 class _Following(FunctionCalls):

@@ -157,6 +157,7 @@ class Summaries:
         self.libc_objects = libc_objects
         self.known: dict[Function, Summary] = {}
         self.runs: dict[Function, Run] = {}
+        self._stores: dict[Function, Mapping[Value, frozenset[Value]]] = {}
         self.interpreted = 0
         self._places: dict[Value, dict[Function, tuple[Step, ...]]] = {}
         self._indexed = 0
@@ -314,13 +315,25 @@ class Summaries:
         *,
         joined: bool = False,
         calls: FunctionCalls | None = None,
+        flagged: bool = False,
     ) -> Run:
-        """The function followed with locks held on entry; with `calls` of another kind, flags of the thread too."""
+        """The function followed with locks held on entry, and with `calls` of another kind; `flagged`: `interpret`."""
         self.interpreted += 1
-        flagged = calls is not None
         calls = calls or FunctionCalls(self, function)
         body = self.flow.body(function)
         return interpret(body, self.flow.convention, calls.obj, calls, held, watched, joined=joined, flagged=flagged)
+
+    def stores(self, function: Function) -> Mapping[Value, frozenset[Value]]:
+        """What a function stores into words of objects.
+
+        Where it has no run yet it is followed alone: to make its summary would take those of all that it calls.
+        """
+        known = self.runs.get(function)
+        if known is not None:
+            return known.stores
+        if function not in self._stores:
+            self._stores[function] = self.interpreted_run(function, NOTHING, calls=Alone(self, function)).stores
+        return self._stores[function]
 
     def _callees(self, function: Function) -> list[Function]:
         return list(dict.fromkeys(c for c, _ in self._sites(function)))
@@ -570,3 +583,17 @@ class FunctionCalls:
 
     def is_data(self, address: int) -> bool:
         return any(low <= address < high for low, high in self.ranges) and address >= 0x200
+
+
+class Alone(FunctionCalls):
+    """The calls of a function of which only its own code matters: nothing that it calls is followed for it."""
+
+    def parameters(self, target: int) -> frozenset[int]:
+        """None: whatever is passed."""
+        del target
+        return frozenset()
+
+    def effect(self, target: int, arguments: tuple[Value, ...]) -> Effect | None:
+        """None: locks change nothing about what is stored or called."""
+        del target, arguments
+        return None

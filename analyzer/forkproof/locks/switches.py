@@ -18,7 +18,7 @@ from forkproof.callgraph import Reach
 from forkproof.code.values import Value as KnownValue
 from forkproof.locks.chosen import Stores
 from forkproof.locks.runs import NOTHING, Effect, Exit, Run
-from forkproof.locks.summary import FunctionCalls, Summaries
+from forkproof.locks.summary import Alone, Summaries
 from forkproof.locks.values import ZERO, Object, Value
 from forkproof.program import Function
 
@@ -74,7 +74,7 @@ def _is(value: int, constant: int, bits: int) -> bool:
     return (value ^ constant) & ((1 << min(bits, 32)) - 1) == 0
 
 
-class _Quiet(FunctionCalls):
+class _Quiet(Alone):
     """Calls of a function that the environment tells nothing."""
 
     def __init__(self, summaries: Summaries, function: Function, environment: frozenset[Function]) -> None:

@@ -401,6 +401,21 @@ def test_a_callee_that_keeps_the_lock_by_its_result() -> None:
     assert [c.held for c in run.calls] == [HELD]
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_many_calls_in_a_block_that_come_back_with_different_locks(joined: bool) -> None:
+    """Each doubles the ways that are told apart, and no more than so many are."""
+    names = [f"try{number}" for number in range(40)]
+    locks = [Value(Object(0), LOCK.offset + 8 * number) for number in range(40)]
+    effects = {
+        name: Effect(exits((frozenset([lock]), None), (NOTHING, None)), NOTHING)
+        for name, lock in zip(names, locks, strict=True)
+    }
+    run = follow("".join(f"call {name}\n" for name in names) + "ret", Callees(effects=effects), joined=joined)
+    kept = frozenset[Value]().union(*(e.held for e in run.exits))
+    assert run.exits
+    assert kept == frozenset(locks) if joined else kept <= frozenset(locks)
+
+
 def test_waiting_for_what_is_held_on_entry_is_noted() -> None:
     run = follow(SPIN + "ret", held=HELD)
     assert {a.address for a in run.again} == HELD
