@@ -15,6 +15,7 @@
 #   make sysroots    Debian sysroots for the tests that need real binaries (about 300 MB, in the user's cache)
 #   make validators  the SARIF validators from npm, for the tests that use them: build/node/
 #   make fuzz        22,000 mutated files and archives (two minutes)
+#   make manual      the man page and completions for bash, zsh and fish: build/manual/
 #   make docs        the documents as a site (mkdocs): build/site/
 #   make dev         puts an editable forkproof into .venv, until the next make test or demo
 #   make clean
@@ -30,7 +31,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-tree lock-tables libc-stress probe-runs callgraph-check unwinder-check fixtures sysroots validators fuzz docs dev clean
+.PHONY: help demo test lint bench bench-tree lock-tables libc-stress probe-runs callgraph-check unwinder-check fixtures sysroots validators fuzz manual docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -100,6 +101,10 @@ sysroots: $(VENV)/.dependencies
 
 fuzz: $(VENV)/.dependencies
 	$(bin)/python tools/fuzz.py --cases 22000 --seed 1
+
+manual: $(VENV)/.wheel
+	$(bin)/python tools/manual.py build/manual
+	@find build/manual -type f | sort
 
 docs: $(VENV)/.dependencies
 	$(bin)/python -m pip install --quiet --disable-pip-version-check 'mkdocs>=1.6,<2'

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write the manual page and the shells' completions from the command itself: `python tools/manual.py DIRECTORY`.
+"""Write the manual page and the shells' completions from the command itself: `make manual`, or
+`python tools/manual.py DIRECTORY`.
 
     forkproof.1                                     the manual page, a section for each command
     completion/forkproof.bash, _forkproof, .fish    what click completes with
@@ -21,6 +22,17 @@ from click.shell_completion import get_completion_class
 from forkproof import __version__
 from forkproof.cli import main
 
+VARIABLES = {
+    "NO_COLOR": "No colours, unless it is empty.",
+    "TERM": "dumb: no colours, and lines in place of a progress bar.",
+    "XDG_CACHE_HOME": "Where the cache is; without it, ~/.cache.",
+    "SOURCE_DATE_EPOCH": "The day on which suppressions expire or do not, in seconds since 1970.",
+    "FORKPROOF_TRACEBACK": "1: after an internal error, show Python's traceback.",
+}
+FILES = {
+    "forkproof.toml": "Policy and defaults, read from the working directory.",
+    "$XDG_CACHE_HOME/forkproof": "Results of earlier scans.",
+}
 SHELLS = {"bash": "forkproof.bash", "zsh": "_forkproof", "fish": "forkproof.fish"}
 
 
@@ -48,10 +60,15 @@ def page() -> str:
         (2, "the command line asks for something impossible"),
         (3, "something could not be analysed, or the result not be written"),
         (4, "a bug in forkproof"),
+        (130, "interrupted by Ctrl-C (SIGINT); nothing was written"),
+        (143, "ended by SIGTERM, a pipeline's time limit for example; nothing was written"),
+        (129, "ended by SIGHUP; nothing was written"),
     ):
         lines += [".TP", f".B {code}", meaning]
-    lines += [".SH FILES", ".TP", "forkproof.toml", "Policy and defaults, read from the working directory."]
-    lines += [".TP", "$XDG_CACHE_HOME/forkproof", "Results of earlier scans."]
+    for title, rows in (("ENVIRONMENT", VARIABLES), ("FILES", FILES)):
+        lines.append(f".SH {title}")
+        for name, meaning in rows.items():
+            lines += [".TP", f".B {escaped(name)}", escaped(meaning)]
     return "\n".join(lines) + "\n"
 
 

@@ -70,6 +70,11 @@ class TestManual:
             assert all(lines[number - 1] == ".nf" for number in places)
         assert "\b" not in manual.page()
 
+    @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 129, 130, 143])
+    def test_every_exit_code(self, code: int) -> None:
+        status = manual.page().partition(".SH EXIT STATUS\n")[2].partition(".SH")[0]
+        assert f".TP\n.B {code}\n" in status
+
     def test_no_line_is_a_request_by_accident(self) -> None:
         requests = {".TH", ".SH", ".SS", ".PP", ".TP", ".B", ".nf", ".fi"}
         lines = [line for line in manual.page().splitlines() if line.startswith((".", "'"))]

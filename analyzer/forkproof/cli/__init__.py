@@ -52,6 +52,8 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 @click.group(
     cls=Commands,
+    epilog="Exit codes: 0 nothing that counts, 1 findings, 2 usage, 3 something could not be analysed, 4 a bug in "
+    "forkproof; 130, 143, 129 after Ctrl-C, SIGTERM, SIGHUP. `forkproof COMMAND --help` says what counts.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--version", is_flag=True, callback=_version, expose_value=False, is_eager=True, help="Show the version.")

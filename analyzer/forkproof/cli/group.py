@@ -106,7 +106,7 @@ class LazyGroup(click.Group):
             discard_stdout()
             sys.exit(_told(f"standard output: cannot write: {error.strerror or error}", EXIT_INPUT))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - the same
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now."""
         entry = self.entries.get(cmd_name)
         if entry is None:
@@ -114,6 +114,10 @@ class LazyGroup(click.Group):
         module, _, attribute = entry.where.partition(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
+        if ctx.resilient_parsing:  # a shell asks what may come next
+            from forkproof.cli.complete import completing
+
+            return completing(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - the same

@@ -86,6 +86,7 @@ def probe_command(
       2  the command line asks for something impossible
       3  something could not be analysed, or the program not be run or traced
       4  internal error: a bug in forkproof
+      130, 143, 129  interrupted by Ctrl-C, SIGTERM, SIGHUP: nothing is written, and nothing of CMD is left
     """
     request = Request(**asked)
     request.check()

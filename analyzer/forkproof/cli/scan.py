@@ -89,6 +89,7 @@ def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN4
       2  the command line asks for something impossible
       3  something could not be analysed, or the result not be written; the rest was
       4  internal error: a bug in forkproof
+      130, 143, 129  interrupted by Ctrl-C, SIGTERM, SIGHUP: nothing is written
     """
     scanned = world.World.taken(asked)
     judged = gate.Gate(*(asked.pop(name) for name in ("fail_on", "config", "no_config", "baseline")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 
@@ -50,6 +50,6 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     return stub
 
 
-def run(*arguments: object) -> Result:
+def run(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
     """The command in this process; `output` holds stdout and stderr as a terminal would show them."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="forkproof")
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="forkproof", env=env)

@@ -71,8 +71,41 @@ class TestHelp:
         assert f"forkproof {command}" in result.output.partition("Examples:")[2]
         assert all(len(line) <= 100 for line in result.output.splitlines())
 
+    @pytest.mark.parametrize("arguments", [["-h"], ["scan", "-h"], ["probe", "-h"]], ids=" ".join)
+    def test_exit_codes_after_signals(self, arguments: list[str]) -> None:
+        assert "130, 143, 129" in run(*arguments).output
+
     def test_version(self) -> None:
         assert run("--version").output == f"forkproof {forkproof.__version__}\n"
+
+
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("words", "offers"),
+        [
+            ("forkproof sc", "plain,scan"),
+            ("forkproof scan /usr/s", "file,/usr/s"),
+            ("forkproof scan a b", "file,b"),
+            ("forkproof scan --format br", "plain,brief"),
+            ("forkproof scan --preload lib", "file,lib"),
+            ("forkproof scan --library-path d", "dir,d"),
+            ("forkproof scan --explain atfork-u", "plain,atfork-unbound"),
+            ("forkproof closure x", "file,x"),
+            ("forkproof closure --sysroot d", "dir,d"),
+            ("forkproof diff old new", "file,new"),
+            ("forkproof diff --with x", "file,x"),
+            ("forkproof matrix x", "file,x"),
+            ("forkproof mitigate x", "file,x"),
+            ("forkproof graph x", "file,x"),
+            ("forkproof report x", "file,x"),
+            ("forkproof probe -- x", "file,x"),
+            ("forkproof probe --rule unsafe-c", "plain,unsafe-call"),
+            ("forkproof rules unsafe-c", "plain,unsafe-call"),
+        ],
+    )
+    def test_what_a_shell_offers(self, words: str, offers: str) -> None:
+        variables = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_FORKPROOF_COMPLETE": "bash_complete"}
+        assert run("", env=variables).output == f"{offers}\n"
 
 
 class TestRules:
