@@ -92,7 +92,7 @@ def find_registrations(flow: Flow, libc_objects: frozenset[int]) -> tuple[Regist
     wrapper: it registers what it passes on to libc, and nothing if it passes nothing on.
     """
     result = []
-    missing = _could_define(flow)
+    missing = could_define(flow)
     for call in _calls(flow, libc_objects):
         for chain, passed in _origins(flow, call):
             handlers = tuple(_handler(p) for p in passed)
@@ -112,7 +112,7 @@ def find_registrations(flow: Flow, libc_objects: frozenset[int]) -> tuple[Regist
     return tuple(result)
 
 
-def _could_define(flow: Flow) -> str:
+def could_define(flow: Flow) -> str:
     """A missing library, libc first: any may define what binds to nothing. glibc's ld.so has no registrar."""
     names = [item.name.rpartition("/")[2] for item in flow.program.closure.missing]
     able = [name for name in names if not name.startswith("ld-linux")]

@@ -82,6 +82,7 @@ def diagnostics(facts: Facts) -> list[Diagnostic]:
     blind = unknown_calls(facts.flow.program)
     found.append(Diagnostic("info", program, f"{blind} calls in the closure have targets that are not known"))
     found += [Diagnostic("warning", program, gap) for gap in facts.gaps]
+    found += [Diagnostic("warning", program, f"not known: {each}") for each in facts.lost_forks]
     found += [
         Diagnostic("warning", program, f"the address of {name} is kept: forks made through it are not followed")
         for name in facts.hidden_forkers

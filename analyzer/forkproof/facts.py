@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from forkproof import golang
 from forkproof.allocators import AllocatorFacts, LibcFacts, find_allocators, is_program
-from forkproof.atfork import Registration, find_registrations
+from forkproof.atfork import Registration, could_define, find_registrations
 from forkproof.callgraph import CERTAIN, CallGraph, EdgeKind, Reach
+from forkproof.closure import TypeClass
 from forkproof.failures import Failures
 from forkproof.flow import Flow
 from forkproof.forks import ForkWindow, find_forkers, find_windows
@@ -124,8 +125,30 @@ class Facts:
     def not_known(self) -> tuple[str, ...]:
         """Questions that no rule could ask, and whose answers could be findings."""
         if self.libc_functions is not None or not self.has_forks_among_threads:
+            return self.lost_forks
+        own = "which of its own locks a child can inherit: they were not told from those of the libc that is in it"
+        return (*self.lost_forks, own)
+
+    @cached_property
+    def lost_forks(self) -> tuple[str, ...]:
+        """Forks that the code asks for, and that nothing which was found defines: no window tells of them."""
+        lacking, program = could_define(self.flow), self.flow.program
+        if not lacking:
             return ()
-        return ("which of its own locks a child can inherit: they were not told from those of the libc that is in it",)
+        names = {forker.name for forker in self.flow.signatures.forkers if forker.kind != "spawn"}
+        asked, users = dict[str, None](), dict[str, None]()
+        for obj in range(len(program.codes)):
+            table = program.image(obj).dynamic_symbols
+            for name in sorted(names & table.by_name.keys()):
+                undefined = [symbol for symbol in table.by_name[name] if not table.defined[symbol]]
+                if undefined and program.bindings.resolve(obj, undefined[0], type_class=TypeClass.PLT) is None:
+                    asked[name] = users[self.object_name(obj)] = None
+        if not asked:
+            return ()
+        ask = "asks" if len(users) == 1 else "ask"
+        them = "it" if len(asked) == 1 else "them"
+        where = f"{lacking}, which could define {them}, is missing"
+        return (f"what children of {', '.join(asked)} can hang on: {', '.join(users)} {ask} for {them}, and {where}",)
 
     @cached_property
     def undecided(self) -> str:

@@ -275,7 +275,7 @@ def _reasons(target: Target) -> Iterator[str]:
         yield f"malloc is {_named(allocator)}; {_protection(allocator)}"
     if not active:
         yield "no object of the closure was recognised as the one that serves malloc"
-    yield _windows_checked(target.windows)
+    yield _windows_checked(target.windows, is_whole=not target.missing)
     if target.threads is Answer.NO:
         yield "no thread was seen to start before a fork, so there is none to inherit a lock from"
 
@@ -299,9 +299,9 @@ def _protection(allocator: Allocator) -> str:
     return f"{text}: {allocator.why}" if allocator.why else text
 
 
-def _windows_checked(windows: Sequence[Window]) -> str:
+def _windows_checked(windows: Sequence[Window], *, is_whole: bool) -> str:
     if not windows:
-        return "nothing in the closure was seen to fork"
+        return "nothing in the closure was seen to fork" if is_whole else "no fork was seen in what was found"
     reachable = sum(window.reachable is Answer.YES for window in windows)
     return f"fork windows that were checked: {len(windows)}, of which the program is seen to reach {reachable}"
 
