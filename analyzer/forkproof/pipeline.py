@@ -125,21 +125,27 @@ def lacking(name: str, target: Target, options: ScanOptions) -> list[str]:
         f"Where it was looked for: forkproof closure TARGET --also {library}."
         for library in asked
     ]
-    return [*messages, *_needed(name, [library for library in names if library not in asked], options)]
+    needed = [library for library in names if library not in asked]
+    return [*messages, *_needed(name, needed, options, is_file=target.sysroot in ("/", str(options.sysroot)))]
 
 
-def _needed(name: str, names: Sequence[str], options: ScanOptions) -> list[str]:
+def _needed(name: str, names: Sequence[str], options: ScanOptions, *, is_file: bool) -> list[str]:
+    """`is_file`: there is such a program in the sysroot, not in a package."""
     if not names:
         return []
     several = len(names) > 1
     them = "them" if several else "it"
     what = f"{'libraries' if several else 'library'} {', '.join(names)} {'were' if several else 'was'} not found"
-    place = (
-        f"packages that hold {them} beside the target, or the directory inside the sysroot: --library-path DIR"
-        if options.sysroot
-        else f"the directory that holds {them}: --library-path DIR; for files of another system, that: --sysroot DIR"
-    )
-    help_text = f"Name {place}. Where {'they were' if several else 'it was'} looked for: forkproof closure TARGET."
+    closure = f" Where {'they were' if several else 'it was'} looked for: forkproof closure TARGET." if is_file else ""
+    if options.sysroot is not None:
+        place = f"packages that hold {them} beside the target, or the directory inside the sysroot: --library-path DIR"
+    elif is_file:
+        place = f"the directory that holds {them}: --library-path DIR; for files of another system, that: --sysroot DIR"
+    else:
+        place = (
+            f"packages that hold {them}, too, or the system behind it: --sysroot DIR, which is --sysroot / for this one"
+        )
+    help_text = f"Name {place}.{closure}"
     return [f"{name}: {what}; what {'they hold' if several else 'it holds'} was not analysed\n  {help_text}"]
 
 

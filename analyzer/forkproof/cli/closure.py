@@ -51,7 +51,16 @@ def closure_command(
     bindings: bool,
     form: str,
 ) -> None:
-    """Show the objects that ld.so would map for TARGET, in load order, without running it."""
+    """Show the objects that ld.so would map for TARGET, in load order, without running it.
+
+    \b
+    Examples:
+      forkproof closure /usr/sbin/named
+      forkproof closure /usr/bin/qemu-system-aarch64 --sysroot /srv/bookworm-arm64 --preload libtcmalloc.so.4
+      forkproof closure /usr/sbin/cron --bindings | grep fork
+
+    Exit codes: 0 all was found; 3 the target, a library or a preload was not.
+    """
     request = LoadRequest(DirectorySysroot(sysroot), target, library_path, preload, also)
     closure = load(request)
     result = document(closure, Bindings(closure) if bindings else None)

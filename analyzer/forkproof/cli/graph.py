@@ -75,6 +75,8 @@ def graph_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN
       forkproof graph /usr/sbin/named -o named.json
       forkproof graph /usr/bin/qemu-system-x86_64 --function os_daemonize --format dot | dot -Tsvg -o daemonize.svg
       forkproof graph /usr/sbin/cron --function fork --reverse --depth 4
+
+    Exit codes: 0 all was read; 3 the target or one of its libraries was not.
     """
     request = Request(**asked)
     request.check()
@@ -86,7 +88,7 @@ def graph_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN
     else:
         output.write(request.file, result)
     for name in shown.missing:
-        click.echo(f"forkproof: {request.target}: library {name} was not found; its calls are not shown", err=True)
+        output.tell(f"{request.target}: library {name} was not found; its calls are not shown")
     context.exit(EXIT_INPUT if shown.missing else EXIT_CLEAN)
 
 

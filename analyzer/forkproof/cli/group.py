@@ -21,9 +21,8 @@ from typing import Any, ClassVar, Final, NoReturn
 
 import click
 
-from forkproof.cli.output import discard_stdout
+from forkproof.cli.output import discard_stdout, tell
 from forkproof.errors import EXIT_INPUT, EXIT_INTERNAL, ForkproofError, bug
-from forkproof.report.layout import clean
 
 _SIGNAL: Final = 128
 """Added to a signal's number, as a shell has it: 130 after Ctrl-C."""
@@ -150,8 +149,8 @@ def _leave(context: click.Context, message: str, code: int) -> NoReturn:
 
 
 def _told(message: str, code: int) -> int:
-    """One message, no control characters of a file's name in it."""
-    click.echo("\n".join(map(clean, f"forkproof: {message}".splitlines())), err=True)
+    """One message."""
+    tell(message)
     return code
 
 

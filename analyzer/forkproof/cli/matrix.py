@@ -117,7 +117,7 @@ def matrix_command(
             cells += list(_cells(targets, chosen, replace(options, sysroot=sysroot), errors, told))
     output.deliver(_rendered(cells, form, color=file is None and output.wants_color(no_color)), file)
     for message in errors:
-        click.echo(f"forkproof: {message}", err=True)
+        output.tell(message)
     hangs = any(cell.outcome == "hangs" for cell in cells)
     context.exit(EXIT_FINDINGS if hangs else EXIT_INPUT if errors else EXIT_CLEAN)
 

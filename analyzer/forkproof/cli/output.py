@@ -12,13 +12,14 @@ import os
 import secrets
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TextIO
 
 import click
 
 from forkproof.errors import EXIT_INPUT, ForkproofError, UsageError
-from forkproof.report.layout import WIDTH
+from forkproof.report.layout import WIDTH, clean
 
 NO_COLOR: Final = click.option(
     "--no-color", is_flag=True, help="No colours, even on a terminal; nor with NO_COLOR set, or TERM=dumb."
@@ -64,6 +65,12 @@ def emit(text: str) -> None:
     except OSError as error:
         discard_stdout()
         raise OutputError("standard output", error) from error
+
+
+def tell(message: str) -> None:
+    """To people, on standard error: no control character of a file's name is in it, and nobody need be there."""
+    with suppress(OSError):
+        click.echo("\n".join(map(clean, f"forkproof: {message}".splitlines())), err=True)
 
 
 def _stdout() -> TextIO | None:

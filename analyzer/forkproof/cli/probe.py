@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from forkproof.cache import directory
-from forkproof.cli import output, running
+from forkproof.cli import aside, output, running
 from forkproof.cli.gate import FAIL_ON, exit_code, limit
 from forkproof.cli.progress import QUIETLY, progress
 from forkproof.model import Report
@@ -93,6 +93,7 @@ def probe_command(
     report = request.report()
     if report is not None:
         output.deliver(request.rendered(report), request.file)
+        aside.tell(report, request.form, request.file, quiet=request.quiet)
         context.exit(exit_code(report, request.fail_on))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
+from forkproof.cli import output
 from forkproof.errors import NotElf, UnreadableFile, UnsupportedElf
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _tell_of_rights(path: str) -> None:
         message = (
             "is a set-user-ID or set-group-ID program: under ptrace it runs with your rights; to probe it, be root"
         )
-        click.echo(f"forkproof: {path}: {message}", err=True)
+        output.tell(f"{path}: {message}")
 
 
 def census_of(

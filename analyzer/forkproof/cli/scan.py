@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from forkproof import rules
-from forkproof.cli import gate, output, running, world
+from forkproof.cli import aside, gate, output, running, world
 from forkproof.cli.group import ends_process
 from forkproof.cli.progress import QUIETLY, progress
 from forkproof.cli.rules import unknown
@@ -101,6 +101,7 @@ def scan_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN4
         return
     report = request.report(is_last=ends_process(context))
     request.deliver(request.rendered(report))
+    aside.tell(report, request.form, request.file, quiet=request.quiet)
     gc.freeze()  # the process ends: nothing is worth a search for cycles, which takes 0.04 s
     context.exit(judged.exit_code(report))
 

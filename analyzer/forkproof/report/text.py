@@ -454,16 +454,20 @@ def failures(errors: Sequence[str], width: int) -> Iterator[Line]:
 
 def _summary(report: Report, view: View) -> Iterator[Line]:
     """The last line: what a reader of a long output sees first."""
-    done = len(report.targets)
-    parts = [f"{done} target{'s' if done != 1 else ''} analysed", counted(report.findings)]
-    if is_partial(report):
-        parts.append("something was not analysed: see above")
-    yield from _flush("; ".join(parts), view, "heading")
+    above = ": see above" if is_partial(report) else ""
+    yield from _flush(f"{summary(report)}{above}", view, "heading")
     if report.overrides:
         yield from _flush(f"Changed by policy: {overridden(report.overrides)}", view, "unknown")
     if report.findings:
         first = by_weight(report.findings)[0].id
         yield from _flush(f"All evidence of one finding: forkproof scan TARGET --explain {first}", view, "quiet")
+
+
+def summary(report: Report) -> str:
+    """The whole in a line: "2 targets analysed; 3 findings (1 high, 2 low)"."""
+    done = len(report.targets)
+    rest = "; something was not analysed" if is_partial(report) else ""
+    return f"{done} target{'s' if done != 1 else ''} analysed; {counted(report.findings)}{rest}"
 
 
 def is_partial(report: Report) -> bool:

@@ -71,6 +71,12 @@ class TestMissingLibraries:
         (message,) = lacking("x", target, ScanOptions(sysroot=sysroot))
         return message
 
+    def test_a_package_has_a_system_behind_it(self) -> None:
+        target = replace(samples.TARGET, missing=("libc.so.6",), sysroot="cron.deb")
+        (said,) = lacking("/usr/sbin/cron", target, ScanOptions())
+        assert "--sysroot / for this one" in said
+        assert "closure" not in said, "it reads no packages"
+
     def test_one_message_for_all(self) -> None:
         said = self.message("liba.so.1", "libb.so.2")
         assert said.startswith("x: libraries liba.so.1, libb.so.2 were not found; what they hold was not analysed\n")
@@ -91,6 +97,7 @@ class TestMissingLibraries:
         said = self.message("liba.so.1")
         assert "the directory that holds it: --library-path DIR" in said
         assert "for files of another system, that: --sysroot DIR" in said
+        assert "forkproof closure TARGET" in said
         assert "packages" in self.message("liba.so.1", sysroot=tmp_path)
 
 

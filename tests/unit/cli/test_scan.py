@@ -176,12 +176,31 @@ class TestOutput:
     def test_a_file_instead_of_stdout(self, pipeline: Pipeline, tmp_path: Path) -> None:
         file = tmp_path / "report.json"
         result = run("scan", "x", "--format", "json", "--output", file)
-        assert (result.exit_code, result.output) == (1, "")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == f"forkproof: {file}: 1 target analysed; 2 findings (2 high)\n"
         assert file.read_text() == json.render(pipeline.report)
         assert list(tmp_path.iterdir()) == [file]
         umask = os.umask(0)
         os.umask(umask)
         assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+
+    @pytest.mark.parametrize("form", ["json", "sarif", "html", "markdown", "junit"])
+    def test_what_failed_is_told_beside_what_nobody_reads_at_once(self, pipeline: Pipeline, form: str) -> None:
+        pipeline.report = Report(errors=tuple(f"/no/{n}\x1b: does not exist\n  Check." for n in range(12)))
+        result = run("scan", "x", "--format", form, "--quiet")
+        assert result.exit_code == 3
+        assert result.stderr.count("does not exist\n  Check.\n") == 10
+        assert result.stderr.startswith(r"forkproof: /no/0\x1b: does not exist")
+        assert result.stderr.endswith("forkproof: and 2 more that could not be analysed: the report has them\n")
+
+    @pytest.mark.parametrize("form", ["text", "brief"])
+    def test_what_failed_is_told_once(self, pipeline: Pipeline, form: str) -> None:
+        pipeline.report = Report(errors=("/no: does not exist\n  Check.",))
+        assert run("scan", "x", "--format", form).stderr == ""
+
+    @pytest.mark.usefixtures("pipeline")
+    def test_quiet_about_a_file(self, tmp_path: Path) -> None:
+        assert run("scan", "x", "-o", tmp_path / "report", "--quiet").output == ""
 
     def test_replaces_and_keeps_mode_and_link(self, pipeline: Pipeline, tmp_path: Path) -> None:
         file, link = tmp_path / "report", tmp_path / "link"
