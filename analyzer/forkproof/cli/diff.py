@@ -26,7 +26,7 @@ from forkproof.report.layout import WIDTH
 @click.argument("new")
 @click.option("--with", "beside", multiple=True, metavar="ARTIFACT", help="Scan both beside this one; repeatable.")
 @world.options
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@output.format_option(("text", "markdown", "json"))
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @gate.options
 @output.NO_COLOR

@@ -54,14 +54,7 @@ Node = tuple[int, int]
     help=f"How many calls away from --function (default: {DEPTH}).",
 )
 @click.option("--reverse", is_flag=True, help="Only the callers of --function, not what it calls.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["json", "dot", "graphml"]),
-    default="json",
-    show_default=True,
-    help="JSON, or a language of graph viewers.",
-)
+@output.format_option(("json", "dot", "graphml"), "json", "JSON, or a language of graph viewers.")
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @click.pass_context
 def graph_command(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN401 - a field of Request each

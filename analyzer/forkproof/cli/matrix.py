@@ -66,7 +66,7 @@ _Row = tuple[str, str, str, str]
     help="Try this system, too: another machine, another release; repeatable.",
 )
 @world.options_but_sysroot
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@output.format_option(("text", "markdown", "json"))
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @output.NO_COLOR
 @QUIETLY

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--follow", is_flag=True, help="Go on in programs that its children exec.")
 @click.option("--locks", is_flag=True, help="Scan it first, and say which allocator locks are taken at each fork.")
 @click.option("--no-cache", is_flag=True, help="With --locks: neither use nor keep what a scan found.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@output.format_option(("text", "json"))
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")
 @output.NO_COLOR

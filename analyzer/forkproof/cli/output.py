@@ -12,19 +12,55 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Any, Final, TextIO, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from forkproof.errors import EXIT_INPUT, ForkproofError, UsageError
 from forkproof.report.layout import WIDTH, clean
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 NO_COLOR: Final = click.option(
     "--no-color", is_flag=True, help="No colours, even on a terminal; nor with NO_COLOR set, or TERM=dumb."
 )
 """For every command that has colours."""
+
+
+_NAMED: Final = {
+    ".json": "json",
+    ".sarif": "sarif",
+    ".html": "html",
+    ".md": "markdown",
+    ".xml": "junit",
+    ".dot": "dot",
+    ".svg": "svg",
+    ".mmd": "mermaid",
+    ".graphml": "graphml",
+}
+"""What a file is called that holds a format."""
+
+
+def format_option(
+    names: Sequence[str], default: str = "text", explained: str = "", into: str = "file"
+) -> Callable[[_Command], _Command]:
+    """`--format` of a command that writes into the file of the parameter `into`: its name decides if not given."""
+
+    def chosen(context: click.Context, parameter: click.Parameter, value: str) -> str:
+        file = context.params.get(into)
+        is_asked = context.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT
+        named = _NAMED.get(file.suffix) if isinstance(file, Path) and not is_asked else None
+        return named if named is not None and named in names else value
+
+    shown = f"what FILE's name says, else {default}"
+    kind = click.Choice(names)
+    return click.option(
+        "--format", "form", type=kind, default=default, show_default=shown, callback=chosen, help=explained
+    )
 
 
 class OutputError(ForkproofError):

@@ -45,9 +45,7 @@ from forkproof.report.layout import WIDTH
 )
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep what a scan found: see `forkproof cache`.")
 @click.option("--covered", is_flag=True, help="Probe allocators, too, that the scan calls protected.")
-@click.option(
-    "--format", "form", type=click.Choice(formats.NAMES), default="text", show_default=True, help=formats.HELP
-)
+@output.format_option(formats.NAMES, explained=formats.HELP)
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @FAIL_ON
 @click.option("--verbose", "-v", is_flag=True, help="Shorten nothing.")

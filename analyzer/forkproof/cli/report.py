@@ -19,9 +19,7 @@ from forkproof.report.layout import WIDTH
 
 @click.command("report")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.json")
-@click.option(
-    "--format", "form", type=click.Choice(formats.NAMES), default="text", show_default=True, help=formats.HELP
-)
+@output.format_option(formats.NAMES, explained=formats.HELP, into="target")
 @click.option("--finding", metavar="ID", help="This finding only.")
 @click.option("--output", "-o", "target", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead.")
 @gate.saved_options

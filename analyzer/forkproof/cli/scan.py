@@ -38,14 +38,7 @@ _ID: Final = re.compile(r"[a-z-]+-[0-9a-f]{10}")
 @click.command("scan")
 @click.argument("targets", nargs=-1, metavar="TARGET...")
 @world.options
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(formats.NAMES),
-    default="text",
-    show_default=True,
-    help=formats.HELP,
-)
+@output.format_option(formats.NAMES, explained=formats.HELP)
 @click.option(
     "--output",
     "-o",

@@ -15,7 +15,7 @@ from forkproof.model import Frame, ProbeThread
 from forkproof.probe import syscalls, watch
 from forkproof.probe.census import Census
 from forkproof.probe.ptrace import Gone
-from forkproof.probe.stage import Kind, Scene, Stage
+from forkproof.probe.stage import BEFORE, Kind, Scene, Stage
 from forkproof.probe.tracee import Process, Thread, where
 
 _FORKS_WITH_STACKS: Final = 64
@@ -200,7 +200,7 @@ class Observer:
 
     def _log(self, process: Process) -> list[str]:
         log = self.stage.actor_of(process).log
-        return [text for text in log if not text.startswith("(before the fork)")]
+        return [text for text in log if not text.startswith(BEFORE)]
 
     def _finish(self) -> None:
         """Who waits on a futex now, when nothing moves any more?"""

@@ -34,6 +34,8 @@ TICK: Final = 0.012
 """Seconds without a stop after which the stage says that nothing happens: the rhythm of samples."""
 _WORD: Final = 4
 _LOG: Final = 40
+BEFORE: Final = "(before the fork) "
+"""What a call of the parent begins with in the log of a child."""
 _BEFORE: Final = 4
 """Lines of a process's log that its child's begins with."""
 _AT_ENTRY: Final = 9
@@ -292,7 +294,8 @@ class Stage:
                 if (scene := self._syscall(thread, actor)) is not None:
                     return scene
             case Reason.FORKED if stop.child is not None:
-                self._actor(stop.child).log.extend(f"(before the fork) {text}" for text in list(actor.log)[-_BEFORE:])
+                before = [text.removeprefix(BEFORE) for text in list(actor.log)[-_BEFORE:]]
+                self._actor(stop.child).log.extend(f"{BEFORE}{text}" for text in before)
                 return Scene(Kind.FORKED, thread, child=stop.child, call=fork_call(thread))
             case Reason.CLONED if stop.child is not None:
                 self._actor(stop.child)

@@ -27,7 +27,7 @@ def _lines(report: Report) -> Iterator[str]:
         if not found:
             yield _nothing(target)
     for error in report.errors:
-        yield f"{'; '.join(map(str.strip, error.splitlines()))} [not analysed]"
+        yield f"{'. '.join(line.strip().removesuffix('.') for line in error.splitlines())} [not analysed]"
     if not report.targets and not report.errors:
         yield "no target"
 

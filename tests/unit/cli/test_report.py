@@ -28,7 +28,7 @@ def test_every_format(saved: Path, name: str) -> None:
 
 def test_to_a_file(saved: Path, tmp_path: Path) -> None:
     target = tmp_path / "report.html"
-    assert run("report", saved, "--format", "html", "-o", target).output == ""
+    assert run("report", saved, "-o", target).output == ""
     assert target.read_text() == formats.render(samples.incident(), "html", Look())
 
 

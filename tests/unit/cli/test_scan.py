@@ -19,7 +19,7 @@ from forkproof.cli.group import Ended
 from forkproof.errors import DamagedElf, UsageError
 from forkproof.model import Diagnostic, Report, Severity, Verdict
 from forkproof.options import ScanOptions
-from forkproof.report import json, text
+from forkproof.report import formats, json, text
 from tests.unit.cli.conftest import Pipeline, run
 from tests.unit.report import samples
 
@@ -183,6 +183,29 @@ class TestOutput:
         umask = os.umask(0)
         os.umask(umask)
         assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+
+    @pytest.mark.parametrize(
+        ("name", "form"),
+        [("r.json", "json"), ("r.sarif", "sarif"), ("r.html", "html"), ("r.md", "markdown"), ("r.xml", "junit"),
+         ("r.dot", "dot"), ("r.svg", "svg"), ("r.mmd", "mermaid"), ("r.txt", "text"), ("json", "text")],
+    )  # fmt: skip
+    def test_the_name_of_the_file_says_which_format(
+        self, pipeline: Pipeline, tmp_path: Path, name: str, form: str
+    ) -> None:
+        run("scan", "x", "-o", tmp_path / name)
+        assert (tmp_path / name).read_text() == formats.render(pipeline.report, form, formats.Look())
+
+    def test_a_format_that_is_asked_for_counts_more(self, pipeline: Pipeline, tmp_path: Path) -> None:
+        file = tmp_path / "r.json"
+        run("scan", "x", "-o", file, "--format", "text")
+        assert file.read_text() == text.render(pipeline.report)
+
+    @pytest.mark.usefixtures("pipeline")
+    def test_a_name_for_a_format_that_a_command_lacks(self, tmp_path: Path) -> None:
+        run("matrix", "x", "-o", tmp_path / "r.sarif")
+        assert (tmp_path / "r.sarif").read_text().startswith("program ")
+        run("matrix", "x", "-o", tmp_path / "r.md")
+        assert (tmp_path / "r.md").read_text().startswith("| program ")
 
     @pytest.mark.parametrize("form", ["json", "sarif", "html", "markdown", "junit"])
     def test_what_failed_is_told_beside_what_nobody_reads_at_once(self, pipeline: Pipeline, form: str) -> None:
