@@ -58,7 +58,8 @@ def main() -> int:
             "Look at which allocator is active and whether its handlers are effective, at the fork windows, and",
             "at what each finding says is unknown. Exit codes: 0 nothing high, 1 findings, 3 partly analysed.",
         )
-    print("\ndemo: as expected" if good else "\ndemo: NOT as expected: see the exit codes above")
+    print(f"\nThe command is {FORKPROOF}: see its --help, and README.md.")
+    print("demo: as expected" if good else "\ndemo: NOT as expected: see the exit codes above")
     return 0 if good else 1
 
 

@@ -87,7 +87,7 @@ class _Lines:
         worst = f"the worst {program.worst}" if program.worst else ""
         seconds = "" if program.seconds is None else f"{program.seconds:.1f} s"
         told = ", ".join(filter(None, (found, worst, program.gap, seconds)))
-        self._say(f"{done} of {total}: {program.name}: {told}")
+        self._say(f"{f'{done} of {total}: ' if total > 1 else ''}{program.name}: {told}")
 
     def _say(self, text: str) -> None:
         self._said = time.monotonic()

@@ -239,7 +239,7 @@ class TestProgress:
         assert log.getvalue().splitlines() == [
             "forkproof: a: following, after 11 s",
             "forkproof: a: reporting, after 21 s",
-            "forkproof: 1 of 1: a: 1 finding, the worst low, 21.4 s",
+            "forkproof: a: 1 finding, the worst low, 21.4 s",
         ]
 
     def test_quiet(self, monkeypatch: pytest.MonkeyPatch) -> None:
