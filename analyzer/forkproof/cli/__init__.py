@@ -7,7 +7,7 @@ Must never: import lief, numpy or rich by itself, directly or through a module: 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import click
@@ -41,6 +41,13 @@ class Commands(LazyGroup):
         "graph": Entry("forkproof.cli.graph:graph_command", "Show the call graph of a program and its libraries."),
         "cache": Entry("forkproof.cli.cache:cache_command", "Show or empty the cache of results."),
         "rules": Entry("forkproof.cli.rules:rules_command", "List the rules, or show what one of them means."),
+    }
+    meant: ClassVar[Mapping[str, Sequence[str]]] = {
+        "explain": ("rules RULE", "scan TARGET --explain ID"),
+        "rule": ("rules",),
+        "check": ("scan",),
+        "analyze": ("scan",),
+        "analyse": ("scan",),
     }
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NoReturn
@@ -76,6 +76,8 @@ class LazyGroup(click.Group):
     """The group of all commands; the class that says which has them in `entries`, in the order of the help."""
 
     entries: ClassVar[Mapping[str, Entry]] = {}
+    meant: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """What other tools call a command, and what it is here."""
     is_process: bool = False
     """The command line is the process's own, which ends with the command; a caller in Python gives arguments."""
 
@@ -90,7 +92,7 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            near = difflib.get_close_matches(args[0], self.entries, n=2)
+            near = self.meant.get(args[0]) or difflib.get_close_matches(args[0], self.entries, n=2)
             if not near:
                 raise
             message = f"{error.message.partition(' Did you mean')[0]} Did you mean {' or '.join(near)}?"

@@ -7,7 +7,9 @@ Must never: import the analysis.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
+from typing import Final
 
 import click
 
@@ -15,12 +17,15 @@ from forkproof import rules
 from forkproof.cli import output
 from forkproof.report.layout import Line, Span, line, painted, wrapped
 
+_DIGEST: Final = re.compile(r"-[0-9a-f]{10}$")
+"""What a finding's id has behind the rule's."""
+
 
 @click.command("rules")
 @click.argument("rule", required=False, metavar="[RULE]")
 @output.NO_COLOR
 def rules_command(rule: str | None, no_color: bool) -> None:
-    """List the rules, one line each; with RULE, show its page.
+    """List the rules, one line each; with RULE, or the id of a finding, show the rule's page.
 
     A page says what the rule means, how the check works, a bad and a good example, where it is wrong, and how to
     fix what it finds.
@@ -55,7 +60,7 @@ def _list(width: int) -> Iterator[Line]:
 def _page(name: str, width: int) -> Iterator[Line]:
     from forkproof.report.explain import page_lines
 
-    rule = rules.find(name)
+    rule = rules.find(name) or rules.find(_DIGEST.sub("", name))
     if rule is None:
         raise unknown(name)
     return page_lines(rule.page, width)

@@ -117,6 +117,7 @@ class TestRules:
     def test_page(self) -> None:
         (rule, *_) = rules.load()
         assert run("rules", rule.id).output == rule.page
+        assert run("rules", f"{rule.id}-0123456789").output == rule.page, "the id of a finding leads to its rule"
 
     @pytest.mark.parametrize(
         ("name", "message"), [("inherited", "Did you mean inherited-lock?"), ("zzz", "The rules are: atfork-absent, ")]
@@ -302,6 +303,14 @@ def test_a_misspelt_command_is_told_with_its_like() -> None:
     assert done.exit_code == 2
     assert "No such command 'scna'. Did you mean scan?" in done.output
     assert "Did you mean" not in run("xyzzy").output
+
+
+def test_a_command_of_other_tools_is_told_with_what_it_is_here() -> None:
+    done = run("explain", "inherited-lock")
+    assert done.exit_code == 2
+    assert "No such command 'explain'. Did you mean rules RULE or scan TARGET --explain ID?" in done.output
+    for meant in Commands.meant.values():
+        assert {each.split()[0] for each in meant} <= set(Commands.entries)
 
 
 def test_help_into_a_full_device() -> None:
