@@ -26,7 +26,7 @@ from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Reach
 from forkproof.code.certain import Constants, comes_back
 from forkproof.code.conventions import CONVENTIONS, Convention
 from forkproof.code.decode import Body, decode
-from forkproof.code.explore import CallEffect, Effects, Exploration, State, explore
+from forkproof.code.explore import CallEffect, Changes, Effects, Exploration, State, explore
 from forkproof.code.operations import Call, Const, Operation, Register, Set
 from forkproof.code.values import constant
 from forkproof.columns import unique
@@ -305,7 +305,7 @@ class Flow:
         if is_plain and not self._passes_its_end(function, depth):
             return True
         leaving = [row for row in self.outgoing_rows(function) if row[3] in _CALLS]
-        if not leaving or len(leaving) > 64:
+        if not leaving or (len(leaving) > 64 and self._has_return(function)):
             return True
         return self.may_return(function, {}, depth - 1)
 
@@ -417,15 +417,6 @@ class Flow:
                 self._call_states.popitem(last=False)
         return known[site]
 
-    def kept_constants(self, function: Function, site: int) -> dict[str, int]:
-        """The registers that hold constants at a call, and keep them over it."""
-        state = self.state_before(function, site)
-        return {
-            name: value.offset
-            for name, value in (state.registers if state is not None else {}).items()
-            if value is not None and value.base is None and name not in self.convention.destroyed
-        }
-
     def constant_before(self, function: Function, site: int, register: str) -> int | None:
         """The constant that the nearest earlier instruction puts into a register, if it does.
 
@@ -525,10 +516,14 @@ class Flow:
         ending: frozenset[Function] = frozenset(),
         *,
         fields: bool = False,
+        begin: State | None = None,
+        changes: Changes | None = None,
     ) -> Exploration:
-        """Run a function from an instruction on, with registers that hold constants there."""
-        effects = self.effects(function, ending=ending)
-        return explore(self.body(function), self.machine, start, known=known, effects=effects, fields=fields)
+        """Run a function from an instruction on, with registers that hold constants there, or all that is known."""
+        effects, body = self.effects(function, ending=ending), self.body(function)
+        return explore(
+            body, self.machine, start, known=known, effects=effects, fields=fields, begin=begin, changes=changes
+        )
 
 
 def _holds_ret(code: bytes) -> bool:

@@ -6,30 +6,47 @@ Owns: finding the calls of forkers (library functions and raw system calls), fol
 Takes: `Flow`, and the forkers of the target's libc. Gives: `ForkWindow`s.
 Must never: run anything, or assume that a wrapper is a forker because of its name.
 Wrong where: the result of fork reaches the decision through memory that the exploration does not follow
-      (then both sides count as the child's, which is said in the outcomes); where the caller of a
-      wrapper calls it through a pointer (the window's kind is then unknown beyond that point).
+      (then both sides count as the child's, which is said in the outcomes): a list of children, a field of a
+      field; where the caller of a wrapper calls it through a pointer (the window's kind is then unknown
+      beyond that point).
 
 How a child is told from its parent: the code after the call is followed twice, once with the result 0
-and once with a positive one; branches that the result decides are taken on one side only.
+and once with a positive one; branches that the result decides are taken on one side only. In a caller, what the
+function returned tells them apart, or what it left in memory: see marks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from forkproof import golang
 from forkproof.callgraph import CALLS, Reach
-from forkproof.code.explore import Exploration
+from forkproof.code.explore import Changes, Exploration, State, joined
 from forkproof.code.index import SCANNERS
+from forkproof.code.values import Value, constant
 from forkproof.columns import among
 from forkproof.elf.image import Machine
 from forkproof.elf.names import plainness
 from forkproof.flow import Flow
+from forkproof.marks import (
+    Cells,
+    Mark,
+    changes_by,
+    child_words,
+    constants_after,
+    marks_left,
+    marks_passed_on,
+    marks_seen,
+    may_mark,
+    parent_words,
+    state_after,
+)
 from forkproof.model import Answer, WindowKind
 from forkproof.program import Function, Program
 from forkproof.signature_values import Forker, ForkerKind
@@ -51,7 +68,38 @@ _NEAR: Final = 3
 
 
 Results = tuple[int, ...]
-Known = dict[str, int]
+
+
+class _Left(NamedTuple):
+    """What a call leaves by which the child and its parent are told apart."""
+
+    child: Results = ()
+    """What it returns in the child, if those are few constants."""
+    parent: Results = ()
+    marks: tuple[Mark, ...] = ()
+
+    def agreed(self, other: _Left) -> _Left:
+        """What is left, whichever of the two it is."""
+        return _Left(
+            _either(self.child, other.child),
+            _either(self.parent, other.parent),
+            tuple(mark for mark in self.marks if mark in other.marks),
+        )
+
+
+def _either(one: Results, other: Results) -> Results:
+    values = tuple(sorted({*one, *other}))
+    return values if one and other and len(values) <= _MAX_RESULTS else ()
+
+
+class _Place(NamedTuple):
+    """Where the child goes on: after a call."""
+
+    function: Function
+    site: int
+    is_jump: bool
+    """A tail call, after which it goes on in the callers."""
+    left: _Left
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +114,8 @@ class Level:
     outcomes: frozenset[str]
     returns: bool
     parent_returns: bool
-    child_results: tuple[int, ...]
-    """The constants that the function returns in the child; empty when they are not all known."""
-    parent_results: tuple[int, ...]
+    left: _Left
+    """What the function returns in both, and leaves in memory."""
     weight: int
     """Instructions that only the child can run, less those that only the parent can."""
     parted: frozenset[int]
@@ -76,6 +123,10 @@ class Level:
     told apart."""
     parent_values: tuple[int, ...]
     """What the call at `site` gives to the parent, if that is known."""
+    runs: tuple[Exploration, ...] = field(default=(), repr=False)
+    """What the child can do here, for each value that the call can have given to it."""
+    visited: frozenset[int] = field(default=frozenset(), repr=False)
+    """Addresses of the instructions that the child can run here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +193,7 @@ def find_windows(
         elif site.kind == "clone":
             result.append(_clone(flow, site, roots))
         else:
-            result.append(_Follower(flow, roots).window(site))
+            result.append(_Follower(flow, roots, site.function).window(site))
     return result
 
 
@@ -279,7 +330,7 @@ def _clone(flow: Flow, site: _Site, roots: Reach) -> ForkWindow:
         callback = flow.passed(site.function, state, site.callback).function if state else None
     if callback is None:
         return _window(site, WindowKind.UNKNOWN, (), (), is_complete=False)
-    level = _Follower(flow, roots).level(callback, flow.program.rva_of(callback), site.site, [{}], [])
+    level = _Follower(flow, roots, callback).body_of(callback, site.site)
     kind = WindowKind.EXEC if "exec" in level.outcomes else WindowKind.EXIT
     return _window(site, kind, (level,), tuple(sorted(level.outcomes | {"exit"})), is_complete=True)
 
@@ -287,8 +338,8 @@ def _clone(flow: Flow, site: _Site, roots: Reach) -> ForkWindow:
 class _Follower:
     """Follows one child; a new instance for each window."""
 
-    def __init__(self, flow: Flow, roots: Reach) -> None:
-        self.flow, self.roots = flow, roots
+    def __init__(self, flow: Flow, roots: Reach, home: Function) -> None:
+        self.flow, self.roots, self.home = flow, roots, home
         self.is_complete = True
 
     def window(self, site: _Site) -> ForkWindow:
@@ -301,77 +352,119 @@ class _Follower:
         return _window(site, kind, tuple(levels), tuple(outcomes), is_complete=self.is_complete)
 
     def _levels(self, site: _Site) -> list[Level]:
+        """Where the child comes to, nearest first. What is come to in two ways is followed with what both agree on."""
         limit = _MAX_LEVELS if self.roots[site.function] >= 0 else _MAX_UNREACHED_LEVELS
-        parent: Results = () if site.kind == "daemon" else (_PARENT_RESULT,)
-        levels: list[Level] = []
-        pending: list[tuple[Function, int, Results, Results]] = [(site.function, site.site, (0,), parent)]
-        if site.is_jump:
-            pending = self._callers(site.function, (0,), parent)
-        seen = {(function, place) for function, place, _, _ in pending}
+        left = _Left((0,), () if site.kind == "daemon" else (_PARENT_RESULT,))
+        levels: dict[tuple[Function, int], Level] = {}
+        arrived: dict[tuple[Function, int], _Left] = {}
+        pending = [_Place(site.function, site.site, site.is_jump, left)]
         while pending:
-            function, place, child_results, parent_results = pending.pop(0)
-            if len(levels) >= limit:
+            place = pending.pop(0)
+            key = place.function, place.site
+            known = arrived.get(key)
+            left = place.left if known is None else known.agreed(place.left)
+            if left == known:
+                continue
+            arrived[key], place = left, place._replace(left=left)
+            if place.is_jump:
+                pending[:0] = self._callers(place.function, self._passed_on(place))
+                continue
+            if len(levels) >= limit and key not in levels:
                 self.is_complete = False
                 break
-            level = self.after(function, place, child_results, parent_results)
-            levels.append(level)
-            if not level.returns:
-                continue
-            for caller in self._callers(function, level.child_results, level.parent_results):
-                if caller[:2] not in seen:
-                    seen.add(caller[:2])
-                    pending.append(caller)
-        return levels
+            level = levels[key] = self._after(place)
+            if level.returns:
+                pending += self._callers(level.function, level.left)
+        return list(levels.values())
 
-    def _callers(
-        self, function: Function, child: Results, parent: Results
-    ) -> list[tuple[Function, int, Results, Results]]:
-        """Where the child goes on after `function` returned; tail calls are passed through."""
+    def _callers(self, function: Function, left: _Left) -> list[_Place]:
+        """The calls behind which the child goes on when `function` has returned."""
         graph = self.flow.graph
-        result: list[tuple[Function, int, Results, Results]] = []
-        pending, seen = [function], {function}
-        while pending:
-            callee = pending.pop()
-            for edge in graph.edges_to(callee):
-                if graph.kind[edge] not in CALLS:
-                    continue
-                source, site = Function(int(graph.source[edge])), int(graph.site[edge])
-                caller = self.flow.whole(source)
-                if not _is_jump(self.flow, source, site):
-                    result.append((caller, site, child, parent))
-                elif caller not in seen:
-                    seen.add(caller)
-                    pending.append(caller)
-        return sorted(set(result), key=lambda item: (item[0], item[1]))
+        found = {
+            (Function(int(graph.source[edge])), int(graph.site[edge]))
+            for edge in graph.edges_to(function)
+            if graph.kind[edge] in CALLS
+        }
+        return [_Place(self.flow.whole(f), site, _is_jump(self.flow, f, site), left) for f, site in sorted(found)]
 
-    def after(self, function: Function, site: int, child: Results, parent: Results) -> Level:
-        """What the child can do in `function` after the call at `site`."""
-        register = self.flow.convention.result
-        body = self.flow.body(function)
-        position = body.position(site)
-        if position is None:
-            return Level(function, site, (), frozenset({"unknown"}), False, False, (), (), 0, frozenset(), parent)
-        start = body.instructions[position].end
-        error = golang.ERRORS[self.flow.machine]
-        rest = self.flow.kept_constants(function, site) | ({error: 0} if self._is_go_call(function, site) else {})
-        known_child = [{**rest, register: value} for value in child] or [rest]
-        return self.level(function, start, site, known_child, [{**rest, register: value} for value in parent])
+    def _passed_on(self, place: _Place) -> _Left:
+        """What a tail call leaves to the callers of the function that makes it."""
+        function, site, _, left = place
+        before = self._all_before(function, site) if left.marks else None
+        return left._replace(marks=marks_passed_on(left.marks, before, self.flow.convention))
+
+    def _all_before(self, function: Function, site: int) -> State | None:
+        """What is known before a call, the names of what pointers lead to included."""
+        return self.flow.states(function, [site], fields=True).get(site)
+
+    def _after(self, place: _Place) -> Level:
+        """What the child can do in a function after a call, by which it came there.
+
+        What was known before that call is dear to follow, and made use of only where a word in memory tells the child
+        from its parent, or may do so in the callers.
+        """
+        flow, convention, (function, site, _, left) = self.flow, self.flow.convention, place
+        if flow.body(function).position(site) is None:
+            return Level(function, site, (), frozenset({"unknown"}), False, False, _Left(), 0, frozenset(), left.parent)
+        before = self._all_before(function, site) if left.marks else None
+        marks = marks_seen(left.marks, before, site)
+        if marks:
+            sides = self._sides(place, state_after(before, site, convention, marks), marks, self._changes(function))
+            level = self.level(function, site, sides, left.parent)
+        else:
+            sides = self._sides(place, constants_after(flow.state_before(function, site), convention))
+            level = self.level(function, site, sides, left.parent)
+            if not sides.told_apart or not may_mark(sides.child.final, sides.parent.final, convention):
+                return level
+            known = state_after(self._all_before(function, site), site, convention)
+            sides = self._sides(place, known, changes=self._changes(function))
+        found = marks_left(sides.child.final, sides.parent.final, convention)
+        return replace(level, left=level.left._replace(marks=found))
+
+    def _sides(self, place: _Place, known: State, marks: Sequence[Mark] = (), changes: Changes | None = None) -> _Sides:
+        """The code behind a call, followed as the child and, where something tells them apart, as the parent.
+
+        `known` is what both know there; `changes` limits how long it is believed of memory.
+        """
+        function, site, _, left = place
+        if self._is_go_call(function, site):
+            known.registers[golang.ERRORS[self.flow.machine]] = Value(None, 0)
+        body, register = self.flow.body(function), self.flow.convention.result
+        start = body.instructions[body.index[site]].end
+
+        def explored(result: int | None, words: Cells) -> Exploration:
+            returned = {} if result is None else {register: Value(None, result)}
+            begin = State({**known.registers, **returned}, {**known.cells, **words})
+            return self._explored(function, start, begin, changes)
+
+        knows = bool(left.child) or any(constant(value) is not None for value in known.registers.values())
+        return _Sides(
+            _Merged([explored(value, child_words(marks)) for value in left.child or (None,)]),
+            _Merged([explored(value, parent_words(marks)) for value in left.parent or (None,) * bool(marks)]),
+            told_apart=bool(marks) or (bool(left.parent) and knows),
+        )
+
+    def _changes(self, function: Function) -> Changes:
+        """What calls of a function may change in memory that a child knows."""
+        graph, reach = self.flow.graph, self._to_fork
+        return changes_by(
+            self.flow.convention,
+            lambda site: any(reach[graph.target[edge]] >= 0 for edge in self.flow.edges_at(function, site)),
+        )
+
+    @cached_property
+    def _to_fork(self) -> Reach:
+        return self.flow.graph.distances([self.home], backward=True)
 
     def _is_go_call(self, function: Function, site: int) -> bool:
         """A system call through a function of Go's, which gives its error in another register."""
         targets = {Function(int(self.flow.graph.target[e])) for e in self.flow.edges_at(function, site)}
         return bool(targets) and targets <= self.flow.go_system_calls
 
-    def level(
-        self, function: Function, start: int, site: int, child: Sequence[Known], parent: Sequence[Known]
-    ) -> Level:
-        """Explore from `start` as the child, and as the parent where its result is known."""
-        run = _Merged([self._explored(function, start, known) for known in child])
-        other = _Merged([self._explored(function, start, known) for known in parent])
-        told_apart = bool(parent) and any(child)
+    def level(self, function: Function, site: int, sides: _Sides, parent_values: Results = ()) -> Level:
+        """A part of the child's life, as it was followed."""
+        run, other, told_apart = sides
         edges = tuple(dict.fromkeys(e for t in run.sites for e in self.flow.edges_at(function, t)))
-        register = self.flow.convention.result
-        values = tuple(known[register] for known in parent if register in known)
         return Level(
             function,
             site,
@@ -379,16 +472,22 @@ class _Follower:
             self._outcomes(run.returns, edges),
             run.returns,
             other.returns if told_apart else run.returns,
-            run.constants,
-            other.constants,
+            _Left(run.constants, other.constants),
             len(run.visited - other.visited) - len(other.visited - run.visited) if told_apart else 0,
             frozenset(run.sites) - other.visited if told_apart else frozenset(),
-            values,
+            parent_values,
+            run.runs,
+            run.visited,
         )
 
-    def _explored(self, function: Function, start: int, known: Known) -> Exploration:
+    def _explored(self, function: Function, start: int, begin: State, changes: Changes | None = None) -> Exploration:
         """With fields: the result of a fork may be kept in one behind a pointer that is loaded again."""
-        return self.flow.explore_from(function, start, known, self.flow.execs, fields=True)
+        return self.flow.explore_from(function, start, {}, self.flow.execs, fields=True, begin=begin, changes=changes)
+
+    def body_of(self, function: Function, site: int) -> Level:
+        """All of a function that a call at a site makes a child run."""
+        run = _Merged([self._explored(function, self.flow.program.rva_of(function), State())])
+        return self.level(function, site, _Sides(run, _Merged([]), told_apart=False))
 
     def _outcomes(self, returns: bool, edges: tuple[int, ...]) -> frozenset[str]:
         flow, graph = self.flow, self.flow.graph
@@ -426,14 +525,24 @@ class _Follower:
         return any(n in signatures.noreturn or n in signatures.exit_names for n in names)
 
 
+class _Sides(NamedTuple):
+    """What the child and its parent can do in the same code."""
+
+    child: _Merged
+    parent: _Merged
+    told_apart: bool
+
+
 class _Merged:
     """Several explorations of one function, for each value that a call may have returned, as one."""
 
     def __init__(self, runs: Sequence[Exploration]) -> None:
+        self.runs = tuple(runs)
         self.returns = any(run.returns for run in runs)
         self.visited: frozenset[int] = frozenset().union(*(run.visited for run in runs))
         self.sites = sorted({transfer.site for run in runs for transfer in run.transfers})
         self.constants = _constants(runs)
+        self.final = joined(run.final for run in runs)
 
 
 def _constants(runs: Sequence[Exploration]) -> Results:
@@ -463,11 +572,18 @@ def _kind(levels: list[Level]) -> WindowKind:
             return WindowKind.DAEMONIZE
     if any("exec" in level.outcomes and not level.returns for level in beyond):
         return WindowKind.EXEC
-    if beyond and beyond[-1].returns and beyond[-1].weight > 0:
+    if beyond and beyond[-1].returns and beyond[-1].weight > 0 and _returns_as_child(beyond[-1]):
         return WindowKind.DAEMONIZE  # nothing calls this function: its return ends both, the child does more
-    if any(not level.returns and level.weight for level in beyond):
-        return next(_kind_of_end(level) for level in beyond if not level.returns and level.weight)
+    ends = {_kind_of_end(level) for level in beyond if not level.returns and level.weight}
+    for kind in (WindowKind.DAEMONIZE, WindowKind.EXIT):  # who lives on in one of the callers comes to most
+        if kind in ends:
+            return kind
     return WindowKind.UNKNOWN
+
+
+def _returns_as_child(level: Level) -> bool:
+    """Where only memory tells the child from its parent, the call may have failed, and a return may be of that."""
+    return bool(level.parent_values) or not level.outcomes & {"exec", "exit"}
 
 
 def _kind_of_end(level: Level) -> WindowKind:

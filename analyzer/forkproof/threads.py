@@ -547,7 +547,7 @@ class Threads:
         """What the child does here is its own if the parent cannot come there, neither before the fork nor after."""
         flow, graph = self.flow, self.graph
         calls = [e for e in level.edges if graph.site[e] in level.parted and self.to_start[graph.target[e]] >= 0]
-        if not calls:
+        if not calls or not level.parent_values:  # where memory alone tells them apart, what went before is not known
             return []
         runs = [
             explore(

@@ -11,7 +11,7 @@ Wrong where: a callee or a pointer changes a cell that is followed here (cells a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import heappop, heappush
@@ -48,7 +48,7 @@ from forkproof.code.operations import (
     Syscall,
     Test,
 )
-from forkproof.code.values import Behind, Cell, Entry, Held, Result, Success, Value, Word, as_signed, depth
+from forkproof.code.values import Behind, Cell, Entry, Held, Pointer, Result, Success, Value, Word, as_signed, depth
 from forkproof.elf.image import Machine
 
 _POINTER: Final = 64
@@ -100,6 +100,10 @@ class State:
         return self.registers[name] if name in self.registers else _entry(name)
 
 
+Changes = Callable[[int, State], None]
+"""Takes out of the state before the call at a site what the call may change."""
+
+
 class Transfer(NamedTuple):
     """A call, or a jump that leaves the function."""
 
@@ -125,6 +129,8 @@ class Exploration:
     """Feasible control flow between instructions' block starts, by address."""
     complete: bool
     """False when a computed jump was met, whose targets are only guessed."""
+    final: State | None = None
+    """What holds where it returns: the result and the cells, joined over all returns; kept with `fields` only."""
     _onward: dict[int, frozenset[int]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -168,16 +174,20 @@ def explore(
     watch: Collection[int] = (),
     within: Collection[int] | None = None,
     fields: bool = False,
+    begin: State | None = None,
+    changes: Changes | None = None,
 ) -> Exploration:
     """Run all feasible paths from the instruction at `start`.
 
-    `known` gives registers that hold a constant there. O(blocks · _RUNS). `within`: only these blocks are run, by
-    position; the states before watched instructions are the same if they are all that `Body.leading_to` names.
+    `known` gives registers that hold a constant there, `begin` all that is known. O(blocks · _RUNS). `within`: only
+    these blocks are run, by position; the states before watched instructions are the same if they are all that
+    `Body.leading_to` names.
     `fields`: loads behind pointers have values too (`Behind`), which costs time and decides no branch.
+    `changes`: what calls change in memory; without it, cells are kept over all of them.
     """
     explorer = Explorer(body, machine, effects or (lambda _: CallEffect()), frozenset(watch))
-    explorer.within, explorer.fields = within, fields
-    return explorer.run(start, known or {})
+    explorer.within, explorer.fields, explorer.changes = within, fields, changes
+    return explorer.run(start, known or {}, begin)
 
 
 class Explorer:
@@ -199,15 +209,19 @@ class Explorer:
         self.successors: dict[int, set[int]] = {}
         self.within: Collection[int] | None = None
         self.fields = False
+        self.changes: Changes | None = None
+        self.final: State | None = None
         self.pending: list[tuple[int, int, int]] = []
         self.queued: dict[int, int] = {}
         self.ranks = body.ranks
         self.sweep, self.rank = 0, -2
 
-    def run(self, start: int, known: Mapping[str, int]) -> Exploration:
+    def run(self, start: int, known: Mapping[str, int], begin: State | None = None) -> Exploration:
         position = self.body.position(start)
         if position is not None:
-            self._enter(position, State({name: Value(None, value) for name, value in known.items()}))
+            state = State() if begin is None else begin.copy()
+            state.registers.update({name: Value(None, value) for name, value in known.items()})
+            self._enter(position, state)
         while self.pending:
             sweep, rank, position = heappop(self.pending)
             if self.queued.get(position) == sweep:
@@ -223,6 +237,7 @@ class Explorer:
             self.states,
             {a: tuple(sorted(b)) for a, b in self.successors.items()},
             self.complete,
+            self.final,
         )
 
     def _enter(self, position: int, state: State, *, is_last: bool = True) -> None:
@@ -290,15 +305,16 @@ class Explorer:
             case Branch():
                 return self._branch(instruction, operation, position, state)
             case Return():
-                self.returns = True
-                self.results.add(_settled(state.register(self.convention.result)))
+                result = state.register(self.convention.result)
+                self._return(_settled(result), result, state)
                 return []
             case _:
                 return []
 
     def _effect(self, site: int, state: State) -> CallEffect:
         """What a call (or a tail call) does, in the state before it."""
-        del state
+        if self.changes is not None:
+            self.changes(site, state)
         return self.effects(site)
 
     def _call(self, instruction: Instruction, state: State) -> bool:
@@ -333,8 +349,14 @@ class Explorer:
         self.transfers.add(Transfer(site, True))
         effect = self._effect(site, state)
         if effect.returns:
-            self.returns = True
-            self.results.add(None if effect.result is None else Value(None, effect.result))
+            result = None if effect.result is None else Value(None, effect.result)
+            self._return(result, result, state)
+
+    def _return(self, settled: Value | None, result: Value | None, state: State) -> None:
+        self.returns = True
+        self.results.add(settled)
+        if self.fields:
+            self.final = joined([self.final, State({self.convention.result: result}, state.cells)])
 
     def _branch(self, instruction: Instruction, branch: Branch, position: int, state: State) -> list[int]:
         decided = self._decide(branch, state)
@@ -512,6 +534,7 @@ _TESTS: Final[Mapping[Condition, Callable[[int, int, int], bool]]] = {
     Condition.NEGATIVE: lambda a, b, bits: as_signed(a - b, bits) < 0,
     Condition.NOT_NEGATIVE: lambda a, b, bits: as_signed(a - b, bits) >= 0,
 }
+_NULL: Final = Value(None, 0)
 _UNSIGNED: Final = Condition.BELOW, Condition.ABOVE_EQ, Condition.ABOVE, Condition.BELOW_EQ
 
 
@@ -550,7 +573,8 @@ def _compare(condition: Condition, left: Value | None, right: Value | None, bits
     if isinstance(left.base, Success) and left.offset == 0 and right.base is None:
         return _compare_success(condition, as_signed(right.offset, bits))
     if left.base != right.base:
-        return None
+        is_null = condition in _EQUALITY and right == _NULL and left.offset == 0 and isinstance(left.base, Pointer)
+        return condition is Condition.NE if is_null else None
     if left.base is not None and condition not in _EQUALITY:
         return None
     a, b = as_signed(left.offset, bits), as_signed(right.offset, bits)
@@ -599,6 +623,17 @@ def _entry(name: str) -> Value | None:
     if name not in _ENTRIES:
         _ENTRIES[name] = Value(Entry(name), 0)
     return _ENTRIES[name]
+
+
+def joined(states: Iterable[State | None]) -> State | None:
+    """What all of these agree on; None if there are none."""
+    result: State | None = None
+    for state in states:
+        if result is None:
+            result = state and state.copy()
+        elif state is not None:
+            _absorb(result, state, keep=True)
+    return result
 
 
 def _absorb(old: State, new: State, *, keep: bool) -> bool:

@@ -37,6 +37,12 @@ class Success(NamedTuple):
     site: int
 
 
+class Pointer(NamedTuple):
+    """What the call at a site returned, where something was stored behind it: a pointer that is not null."""
+
+    site: int
+
+
 class Behind(NamedTuple):
     """What memory held behind a pointer that is not known itself: a field of a parameter, of what a call returned."""
 
@@ -44,7 +50,13 @@ class Behind(NamedTuple):
     offset: int
 
 
-Base = Entry | Word | Result | Success | Behind | None
+class Former(NamedTuple):
+    """What a base named before the exploration began: since then the call may be made again, the word be changed."""
+
+    base: Base
+
+
+Base = Entry | Word | Result | Success | Pointer | Behind | Former | None
 
 
 class Value(NamedTuple):

@@ -196,28 +196,24 @@ def bodies_of_child(facts: Facts, window: WindowFacts) -> list[Function]:
     come back, and no loop around the call does anything else.
     """
     flow, found = facts.flow, list[Function]()
-    for number, level in enumerate(window.window.levels):
+    for level in window.window.levels:
         own = [e for e in level.edges if Function(int(flow.graph.target[e])) not in flow.dying]
         if level.returns or not any(flow.ends_on(edge) for edge in own):
             continue
-        body, edges = flow.body(level.function), list(level.edges)
-        position = body.position(level.site)
-        start = level.site if position is None else body.instructions[position].end
-        known = {} if number else {flow.convention.result: 0}
-        run = flow.explore_from(level.function, start, known, flow.execs)
-        while not run.returns:
-            end = _only_end(facts, run, edges)
+        runs, edges = level.runs, list(level.edges)
+        while not any(run.returns for run in runs):
+            end = _only_end(facts, runs, edges)
             if end is None or end in found or end in flow.dying:
                 break
             found.append(end)
-            run, edges = flow.explored(end), flow.outgoing(end)
+            runs, edges = (flow.explored(end),), flow.outgoing(end)
     return found
 
 
-def _only_end(facts: Facts, run: Exploration, edges: Iterable[int]) -> Function | None:
+def _only_end(facts: Facts, runs: Collection[Exploration], edges: Iterable[int]) -> Function | None:
     """The only call of these that does not come back, or execs, but for what is called after a failure."""
     flow, graph = facts.flow, facts.flow.graph
-    visited = {t.site for t in run.transfers}
+    visited = {t.site for run in runs for t in run.transfers}
     ends, others = set[tuple[Function, int]](), set[int]()
     for edge in edges:
         source, target, site = Function(int(graph.source[edge])), Function(int(graph.target[edge])), graph.site[edge]
@@ -227,7 +223,7 @@ def _only_end(facts: Facts, run: Exploration, edges: Iterable[int]) -> Function 
             ends.add((target, int(site)))
         elif flow.program.object_of(target) not in facts.libc.objects:
             others.add(int(site))
-    loops_on = any((block := run.block_of(site)) in run.onward(block) for site in others)
+    loops_on = any((block := run.block_of(site)) in run.onward(block) for run in runs for site in others)
     return None if loops_on or len(ends) != 1 else next(iter(ends))[0]
 
 

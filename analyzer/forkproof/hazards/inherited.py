@@ -248,7 +248,7 @@ class _Window:
             return []
         instructions = self.flow.body(outer.function).instructions
         returns = {i.address for i in instructions if any(isinstance(o, Return) for o in i.operations)}
-        return [(len(self.levels) - 1, site) for site in sorted(returns & self._visited(outer))]
+        return [(len(self.levels) - 1, site) for site in sorted(returns & outer.visited)]
 
     @cached_property
     def exit_handlers(self) -> Mapping[Function, bool]:
@@ -305,25 +305,7 @@ class _Window:
     def _own_sites(self, function: Function) -> frozenset[int]:
         """What the child executes in a function that forked, or that a fork returned to."""
         levels = [level for level in self.levels if level.function == function]
-        return frozenset().union(*(self._visited(level) for level in levels))
-
-    def _visited(self, level: Level) -> frozenset[int]:
-        known = self._visits.get((level.function, level.site))
-        if known is None:
-            body = self.flow.body(level.function)
-            position = body.position(level.site)
-            start = level.site if position is None else body.instructions[position].end
-            known_result = {self.flow.convention.result: 0} if level is self.levels[0] else {}
-            run = self.flow.explore_from(level.function, start, known_result, self.flow.execs)
-            # Calls were followed with every result that the fork can have there, which is more exact.
-            sites = {int(self.graph.site[e]) for e in level.edges}
-            calls = {int(self.graph.site[e]) for e in self.flow.outgoing(level.function)}
-            known = self._visits[level.function, level.site] = (run.visited - calls) | sites
-        return known
-
-    @cached_property
-    def _visits(self) -> dict[tuple[Function, int], frozenset[int]]:
-        return {}
+        return frozenset().union(*(level.visited for level in levels))
 
     # ---- what quiesces a lock --------------------------------------------------------------
 
@@ -399,7 +381,7 @@ class _Window:
         if address.base is None:
             return False
         for depth, level in enumerate(self.levels):
-            visited = self._visited(level)
+            visited = level.visited
             for place, value in self._cleared(level):
                 if place in visited and value == address and (depth, place) < first:
                     return True
@@ -493,7 +475,7 @@ class _Window:
     def _own_requests(self, places: list[Place]) -> Iterator[_Begin]:
         for place in places:
             for depth, level in enumerate(self.levels):
-                if place.function == level.function and place.site in self._visited(level):
+                if place.function == level.function and place.site in level.visited:
                     yield _Begin(0, (depth, place.site), place=place)
 
     def _at_fork(self, reach: Reach) -> Iterator[_Begin]:

@@ -409,6 +409,149 @@ WRAPPED = (
         int @main(void) { pid_t p; if (@spawn(&p)) return 1; if (p == 0) { work(1); _exit(0); } return ask(); }""",
     ),
     Case(
+        "wrapper_field_of_result",
+        "exec",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE struct @child *@start(void) {
+            struct @child *c = malloc(sizeof *c); c->id = ask(); c->pid = fork(); work(c->id); return c;
+        }
+        int @main(char **v) {
+            struct @child *c = @start(); work(c->id);
+            if (c->pid == 0) { execv(v[0], v); _exit(1); }
+            return ask();
+        }""",
+        wrong="a register that still holds the object at a call counts as its argument",
+        wrong_in=("x86_64-O0",),
+    ),
+    Case(
+        "wrapper_field_of_result_twice",
+        "exit",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE struct @child *@start(int id) {
+            struct @child *c = malloc(sizeof *c); c->id = id; c->pid = fork(); work(id); return c;
+        }
+        NOINLINE struct @child *@begin(int id) { struct @child *c = @start(id + 1); work(c->id); return c; }
+        int @main(void) { struct @child *c = @begin(3); if (!c->pid) { work(1); _exit(0); } return ask(); }""",
+        wrong="a register that still holds the object at a call counts as its argument",
+        wrong_in=("x86_64-O0",),
+    ),
+    Case(
+        "wrapper_field_of_argument",
+        "exit",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE void @start(struct @child *c) { c->pid = fork(); work(c->id); }
+        NOINLINE void @begin(int id, struct @child *c) { c->id = id; @start(c); work(c->id); }
+        int @main(struct @child *c) {
+            struct @child mine; @begin(2, &mine); if (mine.pid == 0) { work(1); work(ask()); _exit(0); } return ask();
+        }""",
+        wrong="a register that still holds the object at a call counts as its argument",
+        wrong_in=("x86_64-O0",),
+    ),
+    Case(
+        "wrapper_field_of_argument_passed_on",
+        "exit",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE void @start(struct @child *c) { c->pid = fork(); work(c->id); }
+        NOINLINE void @begin(int id, struct @child *c) { work(id); @start(c); }
+        int @main(struct @child *c) {
+            @begin(2, c); if (c->pid == 0) { work(1); work(ask()); _exit(0); } return ask();
+        }""",
+        wrong="a register that still holds the object at a call counts as its argument",
+        wrong_in=("x86_64-O0",),
+    ),
+    Case(
+        "wrapper_global",
+        "unknown",
+        """
+        static pid_t @pid;
+        NOINLINE void @start(void) { @pid = fork(); work(2); }
+        int @main(void) { @start(); if (@pid == 0) { work(1); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "wrapper_field_parent_exits",
+        "daemonize",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE void @start(struct @child *c) { c->pid = fork(); work(c->id); }
+        int @main(struct @child *c) { @start(c); if (c->pid > 0) _exit(0); work(1); return ask(); }""",
+        wrong="a register that still holds the object at a call counts as its argument",
+        wrong_in=("x86_64-O0",),
+    ),
+    Case(
+        "wrapper_field_set_anew",
+        "unknown",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE void @start(struct @child *c) { c->pid = fork(); work(c->id); c->pid = ask(); }
+        int @main(struct @child *c) { @start(c); if (c->pid == 0) { work(1); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "wrapper_field_passed_to_others",
+        "unknown",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE void @start(struct @child *c) { c->pid = fork(); work(2); }
+        NOINLINE void @set(struct @child *c) { c->pid = ask(); }
+        int @main(struct @child *c) { @start(c); @set(c); if (c->pid == 0) { work(1); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "wrapper_field_of_another_object",
+        "exec",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE struct @child *@start(void) {
+            struct @child *c = malloc(sizeof *c); if (!c) _exit(1); c->pid = fork(); return c;
+        }
+        int @main(char **v) { for (;;) if (@start()->pid > 0) { execv(v[0], v); _exit(1); } else work(1); }""",
+    ),
+    Case(
+        "wrapper_field_of_the_next_object",
+        "exec",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE struct @child *@next(void) { return (struct @child *)(long)ask(); }
+        NOINLINE void @start(struct @child *c) { c->pid = fork(); work(2); }
+        int @main(char **v) {
+            for (struct @child *c, *last = 0;; last = c) {
+                c = @next(); if (c != last && ask()) { execv(v[0], v); _exit(1); } @start(c);
+            }
+        }""",
+    ),
+    Case(
+        "wrapper_field_of_one_of_two",
+        "exec",
+        """
+        struct @child { int id; pid_t pid; };
+        NOINLINE void @start(struct @child *c) { c->pid = fork(); work(2); }
+        NOINLINE void @begin(struct @child *a, struct @child *b) { if (ask()) @start(a); else @start(b); }
+        int @main(struct @child *a, struct @child *b, char **v) {
+            @begin(a, b); if (a->pid) { execv(v[0], v); _exit(1); } for (;;) work(1);
+        }""",
+    ),
+    Case(
+        "wrapper_field_forked_again",
+        "exec",
+        """
+        struct @child { int id; pid_t pid; } *@all;
+        NOINLINE void @start(struct @child *c) { c->pid = fork(); work(2); }
+        NOINLINE void @again(void) { @start(@all); work(3); }
+        int @main(struct @child *c, char **v) {
+            @start(c); @again(); if (c->pid) { execv(v[0], v); _exit(1); } for (;;) work(1);
+        }""",
+    ),
+    Case(
+        "wrapper_two_results",
+        "exec",
+        """
+        NOINLINE pid_t @fork(void) { pid_t p = fork(); work(1); return p; }
+        NOINLINE int @start(void) { if (ask()) return @fork(); return @fork() == 0 ? 7 : 8; }
+        int @main(char **v) { if (@start() == 7) { execv(v[0], v); _exit(1); } for (;;) work(1); }""",
+    ),
+    Case(
         "wrapper_deep",
         "exit",
         """
