@@ -36,6 +36,7 @@ from forkproof.hazards.evidence import (
     threads_sentence,
     too_early,
 )
+from forkproof.hazards.guards import handlers_at
 from forkproof.locks.coverage import prepared_by, surely_lets_go, tried_by
 from forkproof.locks.identity import Match, lock_of
 from forkproof.locks.ordinary import Occasions
@@ -277,20 +278,7 @@ class _Window:
         return self.graph.distances([*self._handlers(0), *self._handlers(2)], blocked=self.dying) >= 0
 
     def _handlers(self, which: int) -> list[Function]:
-        if not self.window.window.handlers_run:
-            return []
-        found = [
-            r.handlers[which].function
-            for r in self.facts.registrations
-            if r.is_effective
-            and self.facts.may_run[r.outermost]
-            and not (r.outermost == self.flow.main and self._is_later(r.chain[0][1]))
-        ]
-        return [f for f in dict.fromkeys(found) if f is not None and self.others.usable[f]]
-
-    def _is_later(self, site: int) -> bool:
-        """Main registers handlers there, when it has forked."""
-        return self.facts.threads.is_later(self.window.window, site)
+        return [f for f in handlers_at(self.facts, self.window, which) if self.others.usable[f]]
 
     def _asked(self, places: Mapping[Value, tuple[Place, ...]]) -> dict[Value, list[Place]]:
         """Those of the child's locks that it waits for, in code that it comes to."""

@@ -34,6 +34,7 @@ from forkproof.hazards.evidence import (
     threads_sentence,
     too_early,
 )
+from forkproof.hazards.guards import Guards
 from forkproof.libc_code import LibcLock
 from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, Verdict, WindowKind
 from forkproof.program import Function
@@ -123,6 +124,8 @@ class _Window:
         self.facts, self.window = facts, window
         self.flow, self.graph, self.locks = facts.flow, facts.flow.graph, facts.libc_locks
         self.core = facts.libc.core if facts.libc.core is not None else -1
+        self.guards = Guards(facts, window)
+        self.guarded: set[int] = set()
         self.dead: set[Function] = set()
         self.failing: set[int] = set(too_early(facts, window.source))
         self.calls = self._calls()
@@ -196,7 +199,10 @@ class _Window:
         return sorted(best.values(), key=lambda r: r.order)
 
     def _holder(self, request: _Request) -> _Holder | None:
-        """A thread that takes the lock as a matter of course; a reader waits for writers only."""
+        """A thread that takes the lock as a matter of course; a reader waits for writers only.
+
+        Not under a lock that a prepare handler takes: then the thread has let both go when the fork comes.
+        """
         lock = request.lock
         only_reads = lock.writers != lock.takers and not self.locks.is_usual(request.function, lock, writing=True)
         unseen = Answer.UNKNOWN if self.window.source else Answer.YES
@@ -204,13 +210,17 @@ class _Window:
         starts = frozenset(f for group, _ in threads for f in group)
         first = frozenset(next((group for group, _ in threads if group), ()))
         while True:
-            ends = frozenset(self.dead), frozenset(self.failing)
+            ends = frozenset(self.dead), frozenset(self.failing | self.guarded)
             reach = self.locks.reaching(lock, starts, *ends, until=first, writing=only_reads)
             found = [(f, answer) for group, answer in threads if (f := nearest(group, reach)) is not None]
             if not found:
                 return None
             start, exists = found[0]
-            edges = self.graph.path(start, reach, without=self.failing) or []
+            edges = self.graph.path(start, reach, without=self.failing | self.guarded) or []
+            guarded = {edge for edge in edges if self.guards.guards(edge)}
+            self.guarded |= guarded
+            if guarded:
+                continue
             end = dead_end(self.facts, edges[:-1])
             failing = self.facts.failures.among(edges) if end is None else []
             self.failing.update(failing)

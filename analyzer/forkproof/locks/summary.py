@@ -307,6 +307,13 @@ class Summaries:
                 self.runs[function] = known
         return known
 
+    def held_at(self, function: Function, site: int) -> Held:
+        """What a function holds whenever it makes a call, whatever is called; its callers' locks are not among it."""
+        body, calls = self.flow.body(function), _AllCalls(self, function)
+        run = interpret(body, self.flow.convention, calls.obj, calls, NOTHING)
+        held = [call.held for call in run.calls if call.site == site]
+        return frozenset.intersection(*held) if held else NOTHING
+
     def interpreted_run(
         self,
         function: Function,
@@ -597,3 +604,11 @@ class Alone(FunctionCalls):
         """None: locks change nothing about what is stored or called."""
         del target, arguments
         return None
+
+
+class _AllCalls(FunctionCalls):
+    """The same, where what is held at each call is asked about."""
+
+    def is_relevant(self, target: int) -> bool:
+        del target
+        return True
