@@ -308,6 +308,50 @@ class TestQemu:
             assert all(record.lock_address in waiter.doing for waiter in record.waiters)
 
 
+Robust = Callable[..., list[Finding]]
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Robust:
+    """Probe a program whose children wait for a lock, in one of its ways."""
+    program = tmp_path_factory.mktemp("waiting") / "waiting"
+    source = Path(__file__).with_name("verdicts.c")
+    subprocess.run([Toolchain(MACHINE).compiler(source), "-O1", "-pthread", "-o", program, source], check=True)
+    report, plan = planfile.load(plan_text(str(program), ScanOptions()), "waiting")
+
+    def run(what: str, seconds: float = 60) -> list[Finding]:
+        prover = Prover(Wanted(Command((str(program), what), dict(os.environ)), seconds, rule="inherited-lock"))
+        return [f for f in prover.prove(plan, list(report.findings)) if f.probe is not None]
+
+    return run
+
+
+@pytest.mark.usefixtures("nothing_left")
+class TestWaits:
+    """What becomes of a child that waits; a scan says the same of all of them."""
+
+    @pytest.mark.parametrize("what", ["plain", "spin", "fifth"])
+    def test_has_no_end(self, waiting: Robust, what: str) -> None:
+        assert Verdict.CONFIRMED in verdicts(waiting(what))
+
+    @pytest.mark.parametrize("what", ["timed", "tried", "timer", "freed", "spin-bounded"])
+    def test_ends(self, waiting: Robust, what: str) -> None:
+        assert verdicts(waiting(what)) == {Verdict.INCONCLUSIVE}
+
+    def test_was_let_go_by_whoever_forks(self, waiting: Robust) -> None:
+        assert verdicts(waiting("all")) == {Verdict.INCONCLUSIVE, Verdict.REFUTED}
+
+    def test_the_lock_beside_it_is_not_blamed(self, waiting: Robust) -> None:
+        found = {f.lock.name for f in waiting("beside") if f.lock is not None and f.verdict is Verdict.CONFIRMED}
+        assert found == {"pair+0x28"}
+
+    def test_another_thread_that_keeps_it_is_blamed(self, waiting: Robust) -> None:
+        (found,) = [f for f in waiting("kept") if f.verdict is Verdict.CONFIRMED]
+        assert found.probe is not None
+        assert found.probe.holder is not None
+        assert (found.probe.holder.name, "had at the fork" in found.probe.why) == ("thread 2 of the parent", True)
+
+
 @pytest.fixture(scope="module")
 def robust(tmp_path_factory: pytest.TempPathFactory, built_x86_64: Result) -> Path:
     program = tmp_path_factory.mktemp("robust") / "robust"
@@ -316,9 +360,6 @@ def robust(tmp_path_factory: pytest.TempPathFactory, built_x86_64: Result) -> Pa
     command: list[str | Path] = [Toolchain("x86_64").compiler(source), "-O1", "-pthread", "-o", program, source]
     subprocess.run([*command, "-Wl,--no-as-needed", library, f"-Wl,-rpath,{library.parent}"], check=True)
     return program
-
-
-Robust = Callable[..., list[Finding]]
 
 
 @pytest.fixture(scope="module")

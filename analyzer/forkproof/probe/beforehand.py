@@ -78,7 +78,8 @@ class _Beforehand(Dance):
         others = [t for t in process.threads.values() if t is not forker and t is not parked.thread]
         self.session.freeze(others)
         if self.cast.holds and not self._takes(parked, others):
-            return Performance(Outcome.NO_HOLDER, reached="no thread could be given the lock before the fork")
+            reached = "no thread could be given the lock before the fork"
+            return Performance(Outcome.NO_HOLDER, reached=reached, is_callers=True)
         doing = "about to take the lock"
         if self.cast.holds:
             doing = "had the lock before the forking thread came to its handlers, and holds it"

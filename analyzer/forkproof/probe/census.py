@@ -21,7 +21,7 @@ from forkproof.probe.sites import AcquireSite
 from forkproof.probe.spin import spins_on
 from forkproof.probe.stack import Address
 from forkproof.probe.stage import Kind, Scene, Stage
-from forkproof.probe.tracee import Process, Thread, where
+from forkproof.probe.tracee import Process, Thread
 
 _ENOUGH: Final = 48
 """Times that a site is met on one side of a fork before it is left alone."""
@@ -79,10 +79,16 @@ class Census:
     seconds: float = 0.0
 
     @property
+    def others(self) -> Counter[int]:
+        """Locks that threads took which do not fork: the leader's too, where another thread forks."""
+        return self.before + self.leader if any(not fork.is_leader for fork in self.forks) else self.before
+
+    @property
     def wanted(self) -> list[int]:
         """Locks that another thread took before a fork and a child asks for: worth holding, the commonest first."""
-        both = self.before.keys() & self.after.keys()
-        return sorted(both, key=lambda lock: (-self.after[lock], -self.before[lock], lock))
+        others = self.others
+        both = others.keys() & self.after.keys()
+        return sorted(both, key=lambda lock: (-self.after[lock], -others[lock], lock))
 
     @property
     def may_have_missed(self) -> bool:
@@ -177,11 +183,11 @@ class _Run:
         fork, by chance. Who looks until a lock is free, and only then tries it, comes to no acquire site."""
         for process in list(self.stage.session.processes.values()):
             for thread in list(process.threads.values()) if process.is_alive and process is not root else ():
-                for lock in self._waited_for(thread, census.before.keys()):
+                for lock in self._waited_for(thread, census.others.keys()):
                     census.after[lock] += 1
 
     def _waited_for(self, thread: Thread, locks: Collection[int]) -> Collection[int]:
-        session, seen = self.stage.session, where(thread.process.pid, thread.tid)
+        session, seen = self.stage.session, self.stage.where(thread)
         if seen is None or seen.state != "R":
             word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments) if seen else None
             return {word} & set(locks) if word is not None else ()

@@ -23,7 +23,7 @@ from typing import Final
 
 from forkproof.model import Finding, Frame, Lock, ProbeRecord, Severity, Verdict
 from forkproof.options import QUIET, Progress
-from forkproof.probe import beforehand, reenter
+from forkproof.probe import beforehand, covered, reenter
 from forkproof.probe import census as counting
 from forkproof.probe.census import Census
 from forkproof.probe.plan import Plan
@@ -44,7 +44,9 @@ _PATIENT: Final = 3.0
 _CONTROLS: Final = 2
 """Control runs that are made either way, with a thread stopped early or late, where the one before showed nothing."""
 _FORKS: Final = 3
-"""Forks of one finding that are steered, one after the other."""
+"""Forks of one finding that are steered, one after the other,"""
+_HELD_FORKS: Final = 12
+"""and where whoever calls has the lock, not handlers that take it at every fork."""
 _STOPPED: Final = "with the thread stopped before the acquire"
 _FREED: Final = "with the lock made free in the child at its start"
 _OFTEN: Final = 4
@@ -121,21 +123,21 @@ class Prover:
         begun = time.monotonic()
         chosen = [f for f in findings if self.wanted.takes(f)]
         target = self.wanted.command.arguments[0]
-        covered = covered_findings(plan, target, findings, self.wanted.lock) if self.wanted.covered else []
-        objects = sorted({f.object for f in (*chosen, *covered)})
+        asked = covered.questions(plan, target, findings, self.wanted.lock) if self.wanted.covered else []
+        objects = sorted({f.object for f in (*chosen, *asked)})
         if objects:
             self._known, self._claims = plan.known, plan.claims
             self._sites = {name: plan.sites.get(name, ()) for name in objects}
             self._asked = {lock for lock in plan.locks if lock.name == self.wanted.lock}
         proven = self._reentries([f for f in chosen if f.rule == _REENTRY])
         forking = [f for f in chosen if f.rule != _REENTRY]
-        if covered or forking:
+        if asked or forking:
             hangs = any(f.verdict is Verdict.CONFIRMED for f in proven.values())
             self.census = self._count(_HUNG_TIMES * (time.monotonic() - begun) if hangs else self.wanted.seconds)
         # Findings of a fork first: those of a whole object are shown by any of its forks.
         proven |= {id(f): self._proven(f) for f in sorted(forking, key=lambda f: f.fork is None)}
         self.seconds = time.monotonic() - begun
-        return [proven.get(id(f), f) for f in findings] + [as_covered(self._proven(f)) for f in covered]
+        return [proven.get(id(f), f) for f in findings] + [covered.answered(self._proven(f)) for f in asked]
 
     # ---- the runs --------------------------------------------------------------------------
 
@@ -180,11 +182,17 @@ class Prover:
         if not numbers:
             return replace(blank, why=_not_reached(census, finding))
         tries = self._known_tries(finding)
-        for number in numbers[:_FORKS]:
-            if not any(t.hung for t in tries):
+        for number in numbers[:_HELD_FORKS]:
+            if not any(t.hung for t in tries) and (number <= _FORKS or _depends_on_caller(tries)):
                 fresh = self._try(finding, number)
                 tries = tries if fresh in tries else [*tries, fresh]
-        return self._verdict(finding, blank, tries)
+        record = self._verdict(finding, blank, tries)
+        if record.verdict is Verdict.REFUTED and _depends_on_caller(tries) and len(tries) < len(numbers):
+            why = (
+                f"{record.why}. But only {len(tries)} of {len(numbers)} forks were tried, and the lock is the caller's"
+            )
+            return replace(record, verdict=Verdict.INCONCLUSIVE, why=why)
+        return record
 
     def _reentries(self, findings: list[Finding]) -> dict[int, Finding]:
         """One run for all of them, which is enough where no thread comes back for any; otherwise one for each."""
@@ -251,7 +259,7 @@ class Prover:
             return found
         cast = Cast(
             number, left, leader_too=any(not f.is_leader for f in matching(self.census, finding.fork)),
-            early=all(self.census.before[lock] < _OFTEN for lock in left),
+            early=all(self.census.others[lock] < _OFTEN for lock in left),
         )  # fmt: skip
         missed = 0
         for _ in range(_ATTEMPTS):
@@ -296,7 +304,7 @@ class Prover:
                 also = "; where a thread had it before the fork began, the forking thread waited for it"
                 return replace(run, reached=run.reached + also)
         missed = f"{run.reached}; whether it waits where a thread has it before was not seen: {_said(found)}"
-        return replace(run, reached=missed)
+        return replace(run, reached=missed, is_callers=found.is_callers)
 
     def _beforehand(self, finding: Finding, cast: Cast, locks: frozenset[int], entry: tuple[str, int]) -> Performance:
         self.progress.stage(f"probe: a thread that has the lock first, fork {cast.number} of {finding.id}", 0, 0)
@@ -358,7 +366,9 @@ class Prover:
         protected = [(n, run) for n, run in runs if run.outcome is Outcome.PROTECTED]
         held = [(n, run) for n, run in runs if run.outcome is Outcome.PASSED]
         kept = [(n, run) for n, run in runs if run.outcome is Outcome.KEPT]
-        if protected and not held and not kept:
+        unseen = [run for run in (t.runs[0] for t in tries if t.runs) if run.outcome is Outcome.NO_HOLDER]
+        is_open = _depends_on_caller(tries) and any(not run.is_alone for run in unseen)
+        if protected and not held and not kept and not is_open:
             number, run = protected[0]
             tried = len({r.lock.address for _, r in protected if r.lock})
             why = (
@@ -372,7 +382,7 @@ class Prover:
                 why = f"nobody was seen to take {name} in a run without steering, which came to the fork"
                 return replace(blank, why=why, scan_severity=finding.severity)
             return replace(blank, why=f"no other thread and child were seen to take {name} in the run without steering")
-        number, run = (kept or held or runs)[-1]
+        number, run = (kept or held or [(n, r) for n, r in runs if is_open and r in unseen] or runs)[-1]
         return replace(self._told(finding, blank, run, number), why=_undecided(run))
 
     def _hung(
@@ -384,7 +394,7 @@ class Prover:
             return replace(record, why=why)
         assert record.lock is not None
         is_kept = run.outcome is Outcome.KEPT
-        whose = "the forking thread itself had at the fork" if is_kept else "a thread of its parent held at the fork"
+        whose = f"{run.keeper} had at the fork" if is_kept else "a thread of its parent held at the fork"
         changed = _FREED if control.is_freed else "with that thread stopped before the acquire"
         why = (
             f"a child waits for {record.lock.name or 'the lock'} at {record.lock_address}, which {whose} and which no "
@@ -409,6 +419,11 @@ class Prover:
         )
 
 
+def _depends_on_caller(tries: Sequence[_Try]) -> bool:
+    """A fork was found protected, but not by handlers, which take the lock at every fork: by who called it there."""
+    return any(run.outcome is Outcome.PROTECTED and run.is_callers for t in tries for run in t.runs)
+
+
 def judged(finding: Finding, record: ProbeRecord) -> Finding:
     """The finding with what its probe said.
 
@@ -428,8 +443,6 @@ def judged(finding: Finding, record: ProbeRecord) -> Finding:
 
 _ARRAY_REACH: Final = 1 << 20
 """Bytes after the start of an array of locks within which its elements lie."""
-_LARGEST: Final = 64
-"""Bytes of the largest lock object."""
 
 
 def is_of(place: Address | None, lock: Lock | None) -> bool:
@@ -438,8 +451,9 @@ def is_of(place: Address | None, lock: Lock | None) -> bool:
         return True
     if place is None or not place.object or Module.of(place.object).name != lock.object:
         return False
-    reach = _LARGEST if lock.form == "global" else _ARRAY_REACH
-    return lock.rva <= place.rva < lock.rva + reach
+    if lock.form == "global":  # the next one may be another lock
+        return place.rva == lock.rva
+    return lock.rva <= place.rva < lock.rva + _ARRAY_REACH
 
 
 def _fork_key(finding: Finding) -> str:
@@ -552,48 +566,3 @@ def place_name(place: Address, lock: int) -> str:
         return f"{lock:#x}"
     module = Module.of(place.object)
     return f"{module.data_name(place.rva)} in {module.name}"
-
-
-# Locks that the scan calls covered.
-
-
-def covered_findings(plan: Plan, target: str, findings: Sequence[Finding], wanted: str | None) -> list[Finding]:
-    """A question for each allocator that is used, takes locks, and has no finding; or for one lock by its name."""
-    known = {f.object for f in findings}
-    spoken_of = {(f.lock.object, f.lock.name) for f in findings if f.lock is not None}
-    if wanted is not None:
-        locks = [k for k in dict.fromkeys(plan.locks) if k.name == wanted and (k.object, k.name) not in spoken_of]
-        return [
-            _covered(target, lock, f"{lock.name} of {lock.object}, which the scan calls covered,") for lock in locks
-        ]
-    return [
-        _covered(
-            target,
-            Lock(name, "a lock of the allocator", None, "allocator"),
-            f"the locks of {name}, which the scan calls covered",
-        )
-        for name in plan.active
-        if name not in known
-    ]
-
-
-def _covered(target: str, lock: Lock, message: str) -> Finding:
-    return Finding(
-        rule="inherited-lock",
-        severity=Severity.NOTE,
-        verdict=Verdict.SUSPECTED,
-        target=target,
-        object=lock.object,
-        message=message,
-        why="",
-        fix="",
-        lock=lock,
-    )
-
-
-def as_covered(finding: Finding) -> Finding:
-    """What the probe of a covered lock says: protection shown, or an error in the scan."""
-    if finding.verdict is Verdict.CONFIRMED:
-        message = f"{finding.message.rstrip(',')}, are not: this is an error in forkproof's analysis; please report it"
-        return replace(finding, message=message)
-    return finding

@@ -82,7 +82,7 @@ _STATUS: Final = re.compile(r"_*(pthread_|sem_|mtx_)")
 """Functions that return 0 when they have got the lock; others return nothing."""
 _OPAQUE_SIZE: Final = {Machine.X86_64: 40, Machine.AARCH64: 48}
 """Bytes of a pthread_mutex_t: any word of it is the lock."""
-_COUNT, _OWNER, _USERS = 4, 8, 12
+_COUNT, OWNER, _USERS = 4, 8, 12
 """Where they are in glibc's pthread_mutex_t."""
 _PAIR_BYTES: Final = 48
 _X86_WIDTHS: Final = {"byte": 1, "word": 2, "dword": 4, "qword": 8}
@@ -247,10 +247,10 @@ def freed(memory: Memory, lock: int, width: int, free: Free | Served, owner: int
             word = 0
     if not memory.set_word(lock, word, width):
         return False
-    if memory.word(lock + _OWNER, 4) == owner:
+    if memory.word(lock + OWNER, 4) == owner:
         users = memory.word(lock + _USERS, 4) or 1
         memory.set_word(lock + _COUNT, 0, 4)
-        memory.set_word(lock + _OWNER, 0, 4)
+        memory.set_word(lock + OWNER, 0, 4)
         memory.set_word(lock + _USERS, users - 1, 4)
     return True
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +24,12 @@ from forkproof.elf.image import load
 from forkproof.model import Frame
 from forkproof.probe import syscalls
 from forkproof.probe.forkcalls import ForkCall, fork_call
-from forkproof.probe.ptrace import Gone
+from forkproof.probe.hurry import Hurry
+from forkproof.probe.ptrace import Gone, SyscallStop
 from forkproof.probe.session import Reason, Session, Stop
 from forkproof.probe.sites import Acquire, AcquireSite, Form, Free, Served, decode_site, is_free
 from forkproof.probe.stack import Address, Module, Modules
-from forkproof.probe.tracee import Process, Thread
+from forkproof.probe.tracee import Process, Thread, Where, where
 
 TICK: Final = 0.012
 """Seconds without a stop after which the stage says that nothing happens: the rhythm of samples."""
@@ -102,6 +103,8 @@ class Actor:
     """System calls that were more than a pause: the process gets on."""
     busy: dict[int, int] = field(default_factory=dict)
     """By thread: how many system calls in a row were nothing but a pause."""
+    called: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    """By thread: number and arguments of its last system call."""
 
 
 class Stage:
@@ -119,6 +122,9 @@ class Stage:
         """Where such functions begin, in every process: addresses repeat."""
         self._free: dict[int, Free | Served] = {}
         """Of the locks that were seen at sites and are not free at 0."""
+        self.is_hurried: Callable[[Thread, SyscallStop], bool] = lambda _thread, _call: False
+        """Whether a thread's wait, which is about to begin, is to be over at once if it has a time limit."""
+        self._hurry = Hurry(self.machine)
         self.output = ""
         self._acquires = decoded(tuple(sites))
         self._output = -1
@@ -188,6 +194,14 @@ class Stage:
     def title(self, thread: Thread) -> str:
         """For example "thread 2"."""
         return f"thread {self._actor(thread).names[thread.tid]}"
+
+    def where(self, thread: Thread) -> Where | None:
+        """What /proc says that a thread is doing; a call that goes on after an interrupt is what it was before."""
+        seen = where(thread.process.pid, thread.tid)
+        if seen is None or not syscalls.is_restart(self.machine, seen.syscall):
+            return seen
+        number, arguments = self._actor(thread).called.get(thread.tid, (seen.syscall, seen.arguments))
+        return replace(seen, syscall=number, arguments=arguments)
 
     # ---- sites -----------------------------------------------------------------------------
 
@@ -317,13 +331,19 @@ class Stage:
         if call is None:
             return None
         if not call.is_entry:
+            self._hurry.restore(thread)
             actor.log.append(
                 f"[{actor.names[thread.tid]}] {syscalls.text(self.machine, call.number, call.arguments, call.result)}"
             )
             return None
+        if syscalls.is_restart(self.machine, call.number):
+            return None
+        actor.called[thread.tid] = call.number, call.arguments
         is_pause = syscalls.is_pause(self.machine, call.number)
         actor.calls += not is_pause
         actor.busy[thread.tid] = actor.busy.get(thread.tid, 0) + 1 if is_pause else 0
+        if self.is_hurried(thread, call):
+            self._hurry.shorten(thread, call)
         made = fork_call(thread)
         if made is None or not made.copies_memory:
             return None

@@ -39,9 +39,10 @@ from typing import Final
 from forkproof.model import Frame, ProbeThread
 from forkproof.probe import syscalls, watch
 from forkproof.probe.attempt import STUCK, attempt, moves
+from forkproof.probe.keeper import keeper_of
 from forkproof.probe.patience import Patience
 from forkproof.probe.session import Reason, Stop
-from forkproof.probe.sites import Acquire, freed
+from forkproof.probe.sites import OWNER, Acquire, freed
 from forkproof.probe.stage import TICK, Kind, Scene, Stage
 from forkproof.probe.tracee import Process, Thread, where
 
@@ -71,6 +72,8 @@ _AFTERWARDS: Final = 3.0
 _WORD: Final = 4
 _SETTLING: Final = 50
 """Ticks after the first hang in which others may come to hang too, or the process that hangs to end."""
+_SETTLING_LONG: Final = 250
+"""The same where a thread of that process pauses, and may let the lock go when it goes on."""
 _TRIES: Final = 25
 """Samples in which a thread must fail to get the lock, all others running, before the forker is said to have it."""
 
@@ -120,6 +123,13 @@ class Performance:
     reached: str = ""
     entry: tuple[str, int] | None = None
     """Object and rva of the function by which the forking thread went to fork, where the fork had the lock itself."""
+    is_callers: bool = False
+    """The lock was taken before the forking thread called the function that forks: not by handlers, which take it at
+    every fork."""
+    is_alone: bool = False
+    """The process had no other thread."""
+    keeper: str = ""
+    """Who had the lock, where no thread was given it (KEPT)."""
     is_freed: bool = False
     """A control run in which the child started with the lock made free."""
     stops: int = 0
@@ -276,7 +286,8 @@ class Dance:
         if self.parked is not None and self.parked.thread.process is not process:
             self._unpark()
         if self.parked is None and not self._park_late(forker):
-            return self._no_holder(forker, stack)
+            missed = self._no_holder(forker, stack)
+            return self._held_already(forker, stack) or missed
         parked = self.parked
         assert parked is not None
         others = [t for t in process.threads.values() if t is not forker and t is not parked.thread]
@@ -294,6 +305,21 @@ class Dance:
             found = replace(found, holder=replace(holder, doing="has just taken the lock, and holds it", stack=inner))
         return self._fork(forker, parked.lock, [parked.thread, *others], found)
 
+    def _held_already(self, forker: Thread, stack: tuple[Frame, ...]) -> Performance | None:
+        """Nobody comes to a wanted lock, for somebody has it, and waits for the forking thread: does the child hang?"""
+        process = forker.process
+        taken = [address for address in sorted(self.cast.locks) if self.stage.is_taken(process, address)]
+        if not self.cast.holds or not taken:
+            return None
+        others = [t for t in process.threads.values() if t is not forker]
+        self.session.freeze(others)
+        lock = watch.Lock(taken[0], _WORD, self.stage.free_of(taken[0]))
+        keeper = keeper_of(self.stage, lock, forker, stack)
+        place = self.stage.modules.address(process, lock.address)
+        found = Performance(Outcome.LOST, lock, None, (place.object, place.rva), fork=stack, holder=keeper.thread)
+        found = self._fork(forker, lock, others, replace(found, keeper=keeper.name))
+        return replace(found, outcome=Outcome.KEPT) if found.outcome is Outcome.HUNG else None
+
     def _described(self, parked: Parked, stack: tuple[Frame, ...], holder: ProbeThread) -> Performance:
         place = self.stage.modules.address(parked.thread.process, parked.lock.address)
         return Performance(
@@ -309,7 +335,7 @@ class Dance:
         else:
             reached = f"none of {others} other threads came to take such a lock"
         entry = self._entry(forker) if others and stack else None
-        return Performance(Outcome.NO_HOLDER, fork=stack, reached=reached, entry=entry)
+        return Performance(Outcome.NO_HOLDER, fork=stack, reached=reached, entry=entry, is_alone=not others)
 
     def _park_late(self, forker: Thread) -> bool:
         """The forker waits; run the others until one comes to a site, or waits for a lock already, or nothing moves."""
@@ -354,7 +380,7 @@ class Dance:
     def _waiter(self, others: list[Thread], spins: dict[int, int]) -> Parked | None:
         """A thread that waits for a wanted lock already: in futex on it, or by spinning in a function that acquires."""
         for thread in others:
-            seen = where(thread.process.pid, thread.tid)
+            seen = self.stage.where(thread)
             word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments) if seen else None
             if word in self.cast.locks and word is not None:
                 return Parked(thread, None, watch.Lock(word, _WORD, self.stage.free_of(word)))
@@ -436,6 +462,7 @@ class Dance:
         """
         found = replace(found, entry=self._entry(forker))
         assert found.holder is not None
+        keeper = keeper_of(self.stage, parked.lock, forker, found.fork)
         thread, back = parked.thread, self._return_address(parked.thread)
         if back is None:
             return replace(found, outcome=Outcome.NO_HOLDER, reached="where the thread would return to is not known")
@@ -450,9 +477,12 @@ class Dance:
         self.session.thaw([thread])
         watched = self._watched_all_the_same(parked.lock)
         if watched is not None:
-            reached = "the forking thread has it, whatever others do, and nobody lets it go in the child"
-            forking = ProbeThread(f"{self.stage.title(forker)} of the parent", "forks, and has the lock", found.fork)
-            return replace(found, outcome=Outcome.KEPT, holder=forking, watched=watched, reached=reached)
+            reached = f"{keeper.name} has it, whatever others do, and nobody lets it go in the child"
+            return replace(
+                found, outcome=Outcome.KEPT, holder=keeper.thread, watched=watched, reached=reached, keeper=keeper.name
+            )
+        if keeper.is_another:
+            return replace(found, outcome=Outcome.NO_HOLDER, reached="another thread has it until the fork is over")
         return replace(
             found, outcome=Outcome.PROTECTED,
             holder=replace(found.holder, doing="could not take the lock: the forking thread had it"),
@@ -562,9 +592,10 @@ class Dance:
                 watched.sample()
                 rests = self.rest.has_come(scene)
                 settling = settling + 1 if watched.hung is not None else 0
-                if watched.hung is not None and (watched.is_final or rests or settling >= _SETTLING):
+                is_settled = settling >= _SETTLING or ((watched.is_final or rests) and watched.hung is not None)
+                if is_settled and (settling >= _SETTLING_LONG or not watched.may_change):
                     return replace(found, outcome=Outcome.HUNG, watched=watched.result(watched.hung))
-                if watched.is_over or (not watched.is_waiting and rests):
+                if watched.is_over or watched.is_timed or (not watched.is_waiting and rests):
                     break
         if watched is None:
             return replace(found, outcome=Outcome.LOST, reached="the fork failed")
@@ -574,4 +605,6 @@ class Dance:
 
     def _made_free(self, lock: watch.Lock, child: Process, forker: Thread) -> bool:
         """In the child, before its first instruction."""
-        return freed(child.memory, lock.address, lock.word_size, lock.free, forker.tid)
+        owner = child.memory.word(lock.address + OWNER, 4) or 0
+        known = owner if owner in forker.process.threads else forker.tid
+        return freed(child.memory, lock.address, lock.word_size, lock.free, known)

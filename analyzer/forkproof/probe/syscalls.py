@@ -24,7 +24,7 @@ _COMMON: Final = {
     231: "exit_group", 232: "epoll_wait", 233: "epoll_ctl", 234: "tgkill", 257: "openat", 262: "newfstatat",
     270: "pselect6", 271: "ppoll", 273: "set_robust_list", 281: "epoll_pwait", 288: "accept4", 290: "eventfd2",
     291: "epoll_create1", 292: "dup3", 293: "pipe2", 302: "prlimit64", 318: "getrandom", 332: "statx", 334: "rseq",
-    435: "clone3", 436: "close_range", 439: "faccessat2",
+    435: "clone3", 436: "close_range", 439: "faccessat2", 223: "timer_settime", 219: "restart_syscall",
 }  # fmt: skip
 _AARCH64: Final = {
     17: "getcwd", 19: "eventfd2", 20: "epoll_create1", 21: "epoll_ctl", 22: "epoll_pwait", 23: "dup", 24: "dup3",
@@ -39,7 +39,7 @@ _AARCH64: Final = {
     201: "listen", 202: "accept", 203: "connect", 206: "sendto", 207: "recvfrom", 211: "sendmsg", 212: "recvmsg",
     214: "brk", 215: "munmap", 216: "mremap", 220: "clone", 221: "execve", 222: "mmap", 226: "mprotect",
     233: "madvise", 260: "wait4", 261: "prlimit64", 278: "getrandom", 291: "statx", 293: "rseq", 435: "clone3",
-    436: "close_range", 439: "faccessat2",
+    436: "close_range", 439: "faccessat2", 103: "setitimer", 110: "timer_settime", 128: "restart_syscall",
 }  # fmt: skip
 NAMES: Final = {"x86_64": dict(enumerate(_X86_64)) | _COMMON, "aarch64": _AARCH64}
 
@@ -66,6 +66,25 @@ def name_of(machine: str, number: int) -> str:
 def is_pause(machine: str, number: int | None) -> bool:
     """What a spinning thread does between two looks."""
     return number is not None and name_of(machine, number) in _PAUSES
+
+
+def is_restart(machine: str, number: int | None) -> bool:
+    """The call is one that was interrupted, and goes on: which, and with what arguments, only its entry told."""
+    return number is not None and name_of(machine, number) == "restart_syscall"
+
+
+_TIMES: Final = {"futex": 3, "nanosleep": 0, "clock_nanosleep": 2}
+_TIMERS: Final = frozenset({"alarm", "setitimer", "timer_settime"})
+
+
+def time_argument(machine: str, number: int) -> int | None:
+    """Which argument points to the time after which the call gives up or returns."""
+    return _TIMES.get(name_of(machine, number))
+
+
+def sets_timer(machine: str, number: int, arguments: tuple[int, ...]) -> bool:
+    """The call asks for a signal at a later time, which may end whatever the thread waits for."""
+    return name_of(machine, number) in _TIMERS and any(arguments[:3])
 
 
 def futex_wait(machine: str, number: int | None, arguments: tuple[int, ...]) -> int | None:

@@ -5,7 +5,9 @@ Takes: a `Stage`, the lock's address in the child. Gives: `Watched`.
 Must never: call something a hang because time passed. A thread hangs here if it asked for the lock while it was taken,
       in a process in which nobody had got it since the fork, and has not come back from asking in sample after sample,
       while the word stayed taken.
-Wrong where: the program gives up waiting after longer than the samples last, or another process frees a shared lock.
+Wrong where: a thread that spins gives up after longer than the samples last, by a count or a clock; or another process
+      frees a shared lock. A time limit of a wait is no such case: it is made to be over at once (`hurry`), and who then
+      goes on does not hang; nor is a signal that the child asks for at a later time: who has a timer is not judged.
 
 How a thread is known to wait, the strongest first:
 1. it is in futex(FUTEX_WAIT) on a word of the lock;
@@ -22,7 +24,7 @@ from typing import Final
 
 from forkproof.model import ProbeThread
 from forkproof.probe import syscalls
-from forkproof.probe.ptrace import Gone, named
+from forkproof.probe.ptrace import Gone, SyscallStop, named
 from forkproof.probe.sites import Free, Served, is_free
 from forkproof.probe.spin import spins_on
 from forkproof.probe.stage import TICK, Kind, Scene, Stage
@@ -30,6 +32,10 @@ from forkproof.probe.tracee import Process, Thread, Where, where
 
 SAMPLES: Final = 25
 """In a row, before a wait is called one without end."""
+_ROUNDS: Final = 1000
+"""Waits with a time limit, each made to be over at once, or pauses, before a thread is said to come back for ever;"""
+_PATIENT: Final = 250
+"""or samples: it may do more than wait on its way."""
 _MOVING: Final = frozenset("Rt")
 """Running, or stopped because the tracer has not come to it yet: on a slow machine that is often so."""
 _SETTLED: Final = 12
@@ -91,6 +97,10 @@ class _Child:
     call: dict[int, str] = field(default_factory=dict)
     """By thread: that system call, as it was last seen."""
     since: dict[int, float] = field(default_factory=dict)
+    rounds: dict[int, int] = field(default_factory=dict)
+    """By thread: waits with a time limit that were made to be over, and pauses while it asked."""
+    has_timer: bool = False
+    """It asked for a signal at a later time, which may end what it waits for."""
     got: bool = False
     """Somebody found the lock free there: what was inherited is over."""
     is_foreign: bool = False
@@ -105,6 +115,7 @@ class Watch:
         self.children: dict[int, _Child] = {}
         self.was_asked = False
         self.add(child.process)
+        stage.is_hurried = self._is_hurried
 
     def add(self, process: Process) -> None:
         """Watch a process, just forked: its acquire sites stay armed until somebody asks for the lock."""
@@ -143,6 +154,20 @@ class Watch:
     def _is_free(self, child: _Child) -> bool:
         return is_free(child.process.memory, self.lock.address, self.lock.word_size, self.lock.free)
 
+    def _is_hurried(self, thread: Thread, call: SyscallStop) -> bool:
+        """A watched thread is about to wait for the lock, or to pause while it asks for it."""
+        child, machine = self.children.get(thread.process.pid), self.stage.machine
+        if child is None or child.got or child.is_foreign:
+            return False
+        child.has_timer = child.has_timer or syscalls.sets_timer(machine, call.number, call.arguments)
+        waits = self.lock.contains(syscalls.futex_wait(machine, call.number, call.arguments)) and bool(
+            call.arguments[3]
+        )
+        if not waits and not (thread.tid in child.asked and syscalls.is_pause(machine, call.number)):
+            return False
+        child.rounds[thread.tid] = child.rounds.get(thread.tid, 0) + 1
+        return True
+
     # ---- samples ---------------------------------------------------------------------------
 
     def sample(self) -> None:
@@ -162,14 +187,15 @@ class Watch:
 
         A daemon's first child may have a thread that waits, and be gone a moment later.
         """
-        hanging = [c for c in self.children.values() if c.process.is_alive and not c.is_foreign and self._hangs(c)]
+        living = [c for c in self.children.values() if c.process.is_alive and not c.is_foreign]
+        hanging = [c for c in living if not c.has_timer and self._hangs(c)]
         best = max(hanging, key=lambda c: (len(c.futex.keys() | c.asked.keys()), c.process.pid), default=None)
         return best.process if best is not None else None
 
     def _sample(self, child: _Child) -> None:
         process = child.process
         for thread in list(process.threads.values()):
-            seen = where(process.pid, thread.tid)
+            seen = self.stage.where(thread)
             word = syscalls.futex_wait(self.stage.machine, seen.syscall, seen.arguments) if seen else None
             if self.lock.contains(word):
                 self.was_asked = True
@@ -213,7 +239,7 @@ class Watch:
 
     def _still_asks(self, thread: Thread, asked: _Asked) -> bool:
         """The thread has not returned from the function that asked, and does not wait for anything else."""
-        seen = where(thread.process.pid, thread.tid)
+        seen = self.stage.where(thread)
         if seen is None:
             return False
         if asked.looks:
@@ -242,13 +268,33 @@ class Watch:
     def _waits(self, child: _Child, tid: int) -> bool:
         """A thread has waited for long enough to say so."""
         asked = child.asked.get(tid)
-        return child.futex.get(tid, 0) >= SAMPLES or (asked is not None and asked.in_row >= SAMPLES)
+        seen = max(child.futex.get(tid, 0), asked.in_row if asked is not None else 0)
+        return seen >= (SAMPLES if child.rounds.get(tid, _ROUNDS) >= _ROUNDS else _PATIENT)
 
     @property
     def is_final(self) -> bool:
         """Nothing can come any more: every thread that could get the lock, or fork, waits for it."""
         left = [c for c in self.children.values() if c.process.is_alive and not c.is_foreign and not c.got]
         return bool(left) and all(self._waits(c, tid) for c in left for tid in c.process.threads)
+
+    @property
+    def is_timed(self) -> bool:
+        """Somebody waits, and has a timer that may end that: what would come then is not waited for for ever."""
+        timed = [c for c in self.children.values() if c.process.is_alive and c.has_timer and not c.got]
+        return any(
+            max([*c.futex.values(), *(a.in_row for a in c.asked.values())], default=0) >= _PATIENT for c in timed
+        )
+
+    @property
+    def may_change(self) -> bool:
+        """A thread of the process that hangs pauses, and does something else after that."""
+        process = self.hung
+        child = self.children[process.pid] if process is not None else None
+        if process is None or child is None:
+            return False
+        others = [t for t in process.threads.values() if not self._waits(child, t.tid)]
+        seen = [self.stage.where(thread) for thread in others]
+        return any(w is not None and syscalls.is_pause(self.stage.machine, w.syscall) for w in seen)
 
     @property
     def is_waiting(self) -> bool:
@@ -292,7 +338,8 @@ class Watch:
         # A lock that waits with a time limit may be between two waits just now; what was seen of it is the waits.
         if tid in child.futex:
             return child.call[tid]
-        return _text(self.stage, where(child.process.pid, tid))
+        thread = child.process.threads.get(tid)
+        return _text(self.stage, self.stage.where(thread) if thread is not None else None)
 
     def story(self) -> str:
         """What the children did, each in a few words."""
@@ -305,6 +352,8 @@ class Watch:
             return f"a child {fate(child.process)}"
         if child.got:
             return "a child found the lock free"
+        if (child.futex or child.asked) and child.has_timer:
+            return "a child waited for the lock, with a timer set that may end that"
         if child.futex or child.asked:
             return "a child waited for the lock"
         return "a child went on living without asking for the lock"

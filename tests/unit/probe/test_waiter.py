@@ -28,6 +28,9 @@ class Machinery:
     def is_in_acquirer(self, _thread: object) -> bool:
         return True
 
+    def where(self, _thread: object) -> object:
+        return SimpleNamespace(state="R", syscall=None, arguments=())
+
     def free_of(self, _lock: int) -> None:
         return None
 
@@ -40,8 +43,6 @@ class Machinery:
 def test_a_thread_that_lets_the_lock_go_is_at_work(
     monkeypatch: pytest.MonkeyPatch, free: int | None, is_waiter: bool
 ) -> None:
-    running = SimpleNamespace(state="R", syscall=None, arguments=())
-    monkeypatch.setattr(steer, "where", lambda _pid, _tid: running)
     monkeypatch.setattr("forkproof.probe.steer.time.sleep", lambda _: None)
     stage: Any = Machinery(free)
     dance = steer.Dance(stage, steer.Cast(1, frozenset({LOCK})), 0.0)
