@@ -23,6 +23,7 @@ from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Reach
 from forkproof.code.operations import Return
 from forkproof.facts import Facts, WindowFacts
 from forkproof.forks import Level
+from forkproof.hazards.anew import Anew
 from forkproof.hazards.evidence import (
     FOLLOWED,
     bodies_of_child,
@@ -139,6 +140,7 @@ class _Window:
         self.dying = {*self.flow.dying, *facts.failures.texts}  # they lock nothing in ordinary running
         self.ends = [*self.dying, *self.flow.execs, *self.flow.forkers]
         self.same = self.others.summaries.arrays.same
+        self.anew = Anew(self.flow, self.levels)
 
     def findings(self) -> Iterator[Finding]:
         """One for each lock that a thread and the child both take, and that nothing quiesces."""
@@ -373,6 +375,8 @@ class _Window:
             for place, value in self._cleared(level):
                 if place in visited and value == address and (depth, place) < first:
                     return True
+            if address in self.others.remade_in(level.function, {s for s in visited if (depth, s) < first}):
+                return True
         makers = [Function(f) for f in np.flatnonzero(self.by_child & self.others.makers).tolist()]
         making = [f for f in makers if f not in self._level_functions() and address in self.others.made_by(f)]
         if making and (position := self._first(making)) is not None and position <= first:
@@ -423,7 +427,7 @@ class _Window:
 
     # ---- ways --------------------------------------------------------------------------------
 
-    def _request(self, places: list[Place]) -> tuple[_Request, _Position] | None:
+    def _request(self, address: Value, places: list[Place]) -> tuple[_Request, _Position] | None:
         """Of the ways that are about the shortest, the one that the child comes to first; and where any first asks.
 
         Ways that need no failure come before others.
@@ -432,8 +436,9 @@ class _Window:
         for _ in range(_TRIES):
             by_function = {p.function: p for p in reversed(places)}
             reach = self.graph.distances(by_function, backward=True, blocked=[*self.ends, *self.dead], without=failing)
-            calls = self._calls(reach, failing)
-            found = [*self._own_requests(places), *calls, *self._at_exit(reach), *self._at_fork(reach)]
+            own = [*self._own_requests(places), *self._calls(reach, failing)]
+            own = [begin for begin in own if not self._is_of_new_object(address, begin)]
+            found = [*own, *self._at_exit(reach), *self._at_fork(reach)]
             if not found:
                 break
             shortest = min(begin.distance for begin in found)
@@ -459,6 +464,10 @@ class _Window:
             seldom = seldom or request
             failing.update(after)
         return seldom
+
+    def _is_of_new_object(self, address: Value, begin: _Begin) -> bool:
+        """What the child asks for there lies in an object that it has made itself."""
+        return self.anew.is_new(address, *begin.position, is_own=begin.place is not None)
 
     def _own_requests(self, places: list[Place]) -> Iterator[_Begin]:
         for place in places:
@@ -549,7 +558,7 @@ class _Window:
         open_holders = [p for p in holders if not self._is_gated(p)]
         if all(p.is_shared for p in open_holders):  # readers wait for writers only
             asked = [p for p in asked if not p.is_shared]
-        found = self._request(asked) if asked and open_holders else None
+        found = self._request(address, asked) if asked and open_holders else None
         if found is None:
             return None
         request, first = found

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from forkproof.ahead import Ahead
 from forkproof.callgraph import CERTAIN, EdgeKind, Reach
 from forkproof.facts import Facts, WindowFacts
 from forkproof.hazards.evidence import (
@@ -40,6 +41,9 @@ _LIVES: Final = 4
 """The same for one that lives on,"""
 _RUNS: Final = 5
 """and at which a thread signals."""
+_BARRIER: Final = "pthread_barrier_init"
+_PARTIES: Final = 2
+"""Which argument of that says how many it waits for."""
 
 
 class _Reliance(NamedTuple):
@@ -129,6 +133,8 @@ def _reliance(
         mine = [w for w in wakes if w.kind == wait.kind]
         if any(_is_same(wait, w) for w in mine) and not wait.cells & facts.signals.counted:
             rivals = [o for o in others if o.kind == wait.kind and (_is_same(wait, o) or not o.cells)]
+            if wait.kind == "barrier" and _is_for_one(facts, window, child, ChildCall(wait.edge, depth)):
+                continue
             own = [o for o in rivals if _is_childs(facts, child, o)]
             if wait.kind == "sem" and any(_is_same(wait, o) for o in own):
                 continue  # it posts what it waits for: a lock, or a signal of its own
@@ -168,6 +174,23 @@ def _may_be_same(facts: Facts, wait: Call, wake: Call, below: Reach) -> bool:
 
 def _is_childs(facts: Facts, child: ChildCalls, call: Call) -> bool:
     return call.edge in child.own or child.ahead[facts.flow.graph.source[call.edge]] >= 0
+
+
+def _is_for_one(facts: Facts, window: WindowFacts, child: ChildCalls, wait: ChildCall) -> bool:
+    """Every way of the child's to a barrier makes it anew first, for one: who waits there waits for nobody."""
+    flow, graph, begin = facts.flow, facts.flow.graph, child.way(wait)[0]
+    making, cells = flow.program.called([_BARRIER]), facts.signals.cells(wait.edge)
+    made = {e for e in child.own if graph.target[e] in making and len(cells) == 1 and facts.signals.cells(e) == cells}
+    for number, level in enumerate(window.window.levels):
+        calls = {int(graph.site[e]) for e in made if e in level.edges}
+        states = flow.states(level.function, calls)
+        alone = {s for s in calls if s in states and flow.passed(level.function, states[s], _PARTIES).constant == 1}
+        if begin in level.edges and alone:
+            body = flow.body(level.function)
+            start = body.instructions[body.index[level.site]].end
+            run = flow.explore_from(level.function, start, {} if number else {flow.convention.result: 0}, flow.execs)
+            return not Ahead(body, start, run).comes_to({int(graph.site[begin])}, alone)
+    return False
 
 
 def _finding(facts: Facts, window: WindowFacts, child: ChildCalls, entry: Function, reliance: _Reliance) -> Finding:

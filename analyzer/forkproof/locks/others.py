@@ -442,7 +442,29 @@ class OtherLocks:
 
     def cleared_by(self, function: Function) -> set[Value]:
         """The locks that a function makes new in one way or another, and does not take itself."""
-        return {value for _, value in self.cleared_in(function)}
+        every = frozenset(int(self.graph.site[e]) for e in self.flow.outgoing(function))
+        return {value for _, value in self.cleared_in(function)} | self.remade_in(function, every)
+
+    def remade_in(self, function: Function, sites: Collection[int]) -> Held:
+        """The elements of lists that a function makes new in turns, at these sites only; the first stands for all."""
+        graph, flow = self.graph, self.flow
+        calls = [(int(graph.site[e]), Function(int(graph.target[e]))) for e in flow.outgoing(function)]
+        known = {site: self._inits[target].argument for site, target in calls if target in self._inits}
+        known |= {
+            s: lock.argument for s, t in calls if (lock := self.summaries.library.get(t)) and lock.op == "release"
+        }
+        if not any(site in sites and flow.loops(function, site) for site in known):
+            return frozenset()
+        states = flow.states(function, known)
+        passed = {s: state.register(flow.convention.arguments[known[s]]) for s, state in states.items()}
+        if not any(value is None for value in passed.values()):
+            return frozenset()
+        if any(value is None and s not in sites for s, value in passed.items()) or self._guarded(function):
+            return frozenset()
+        named = {address for value in passed.values() for address in self._addresses(function, value)}
+        self.summaries.add(function)
+        run = self.summaries.run(function)
+        return run.releases - named - {a.address for a in run.acquires}
 
     def _made(self, function: Function) -> list[tuple[int, Value]]:
         return [(site, value) for site, values in self._made_at(function) for value in values]

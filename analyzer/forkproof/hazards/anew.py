@@ -1,0 +1,174 @@
+"""Objects that a child has made anew before it asks for their locks: `logger = new Logger`, then `logger->log()`.
+
+Owns: whether the pointer by which a lock is reached holds an object of the child's own when the child asks.
+Takes: `Flow` and the child's levels. Gives: yes or no for a place in the child's own code.
+Must never: say yes where some way to the place leaves the pointer as it was: what is made only if there is none is no
+      new object, for the parent has made it when a thread of it has the lock.
+Wrong where: a call between changes the pointer again; where the memory of the old object is used again as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Final
+
+from forkproof.ahead import Ahead
+from forkproof.callgraph import CERTAIN, Reach
+from forkproof.code.explore import State, explore
+from forkproof.code.operations import Return
+from forkproof.code.values import Result, Word
+from forkproof.code.values import Value as KnownValue
+from forkproof.flow import Flow
+from forkproof.forks import Level
+from forkproof.locks.values import Content, Object, Value
+from forkproof.program import Function
+
+_NEAR: Final = 2
+"""Calls between a function and the allocation, or the store, that it is there for, at most."""
+_BY_POINTER: Final = frozenset({"posix_memalign", "__posix_memalign"})
+"""What gives memory in another way than by its result."""
+
+
+class Anew:
+    """Answers for one fork window."""
+
+    def __init__(self, flow: Flow, levels: Sequence[Level]) -> None:
+        self.flow, self.graph, self.levels = flow, flow.graph, levels
+        self._replacing: dict[tuple[Function, int], bool] = {}
+        self._fresh: dict[Function, bool] = {}
+
+    def is_new(self, address: Value, depth: int, site: int, *, is_own: bool) -> bool:
+        """When the child comes to a site of a level, the pointer that leads to a lock holds an object of its own.
+
+        `is_own`: that is where the function itself names the lock, perhaps by what it has loaded before.
+        """
+        word = _pointer(address)
+        level = self.levels[depth]
+        if word is None or self.flow.program.object_of(level.function) != word[0] or not self._stores(level):
+            return False
+        state = self._states(level).get(site)
+        if state is not None and self._holds_new(level.function, state, word[1]):
+            return not is_own or self._passes_new(level.function, state, word[1])
+        return not is_own and self._is_replaced_below(level, site, word[1])
+
+    def _stores(self, level: Level) -> bool:
+        """The child may allocate there at all: most do not."""
+        return any(0 <= int(self._to_memory[self.graph.target[e]]) <= _NEAR for e in level.edges)
+
+    @cached_property
+    def _allocating(self) -> frozenset[Function]:
+        roles = self.flow.signatures.malloc_family
+        names = sorted(n for n, role in roles.items() if role == "allocate" and n not in _BY_POINTER)
+        return frozenset(self.flow.program.called(names))
+
+    @cached_property
+    def _to_memory(self) -> Reach:
+        return self.graph.distances(self._allocating, backward=True)
+
+    @cached_property
+    def _known(self) -> dict[tuple[Function, int], Mapping[int, State]]:
+        return {}
+
+    def _states(self, level: Level) -> Mapping[int, State]:
+        """What is known before each call that the child makes in a level."""
+        key = level.function, level.site
+        if key not in self._known:
+            sites = frozenset(int(self.graph.site[e]) for e in self.flow.outgoing(level.function))
+            self._known[key] = explore(
+                self.flow.body(level.function),
+                self.flow.machine,
+                self._start(level),
+                known=self._result(level),
+                effects=self.flow.effects(level.function, ending=self.flow.execs),
+                watch=sites,
+            ).states
+        return self._known[key]
+
+    def _start(self, level: Level) -> int:
+        body = self.flow.body(level.function)
+        position = body.position(level.site)
+        return level.site if position is None else body.instructions[position].end
+
+    def _result(self, level: Level) -> Mapping[str, int]:
+        return {self.flow.convention.result: 0} if level is self.levels[0] else {}
+
+    # ---- in one function ---------------------------------------------------------------------
+
+    def _holds_new(self, function: Function, state: State, word: int) -> bool:
+        held = state.cells.get((None, word))
+        return held is not None and held.bits == 64 and self._is_fresh_value(function, held.value)
+
+    def _passes_new(self, function: Function, state: State, word: int) -> bool:
+        """Of what is passed, something lies in the new object, and nothing in the old one."""
+        passed = [value for name in self.flow.convention.arguments if (value := state.register(name)) is not None]
+        is_old = any(isinstance(v.base, Word) and v.base.address == word for v in passed)
+        return not is_old and any(self._is_fresh_value(function, KnownValue(v.base, 0)) for v in passed)
+
+    def _is_fresh_value(self, function: Function, value: KnownValue) -> bool:
+        """It is the memory that a call of the function has just got."""
+        if not isinstance(value.base, Result):
+            return False
+        targets = [Function(int(self.graph.target[e])) for e in self.flow.edges_at(function, value.base.site)]
+        return bool(targets) and all(self._gives_memory(t) for t in targets)
+
+    def _gives_memory(self, function: Function) -> bool:
+        """Every way through a function returns memory that it has got: `new_logger()`."""
+        function = self.flow.whole(function)
+        if function in self._allocating:
+            return True
+        if function not in self._fresh:
+            self._fresh[function] = False  # of what calls itself
+            if 0 <= int(self._to_memory[function]) <= _NEAR:
+                states = self._at_returns(function).values()
+                results = [state.register(self.flow.convention.result) for state in states]
+                self._fresh[function] = bool(results) and all(
+                    r is not None and r.offset == 0 and self._is_fresh_value(function, r) for r in results
+                )
+        return self._fresh[function]
+
+    # ---- by what it calls --------------------------------------------------------------------
+
+    def _is_replaced_below(self, level: Level, site: int, word: int) -> bool:
+        """Every way of the child's to a site comes to a call of what surely puts a new object there."""
+        calls = {
+            int(self.graph.site[e])
+            for e in level.edges
+            if int(self.graph.kind[e]) in CERTAIN and self._replaces(Function(int(self.graph.target[e])), word)
+        } - {site}
+        if not calls:
+            return False
+        start = self._start(level)
+        run = self.flow.explore_from(level.function, start, self._result(level), self.flow.execs)
+        return run.complete and not Ahead(self.flow.body(level.function), start, run).comes_to({site}, calls)
+
+    def _replaces(self, function: Function, word: int) -> bool:
+        function = self.flow.whole(function)
+        key = function, word
+        if key not in self._replacing:
+            near = 0 < int(self._to_memory[function]) <= _NEAR
+            states = [*self._at_returns(function).values()] if near else []
+            self._replacing[key] = bool(states) and all(self._holds_new(function, s, word) for s in states)
+        return self._replacing[key]
+
+    def _at_returns(self, function: Function) -> Mapping[int, State]:
+        """What is known where a function returns; nothing of one that ends in a call."""
+        body = self.flow.body(function)
+        returns = {i.address for i in body.instructions for o in i.operations if isinstance(o, Return)}
+        run = self.flow.explored(function)
+        if any(transfer.is_jump for transfer in run.transfers) or not run.complete:
+            return {}
+        return explore(
+            body, self.flow.machine, self.flow.program.rva_of(function), effects=self.flow.effects(function),
+            watch=returns,
+        ).states  # fmt: skip
+
+
+def _pointer(address: Value) -> tuple[int, int] | None:
+    """The word of an object's data that leads to a lock, by way of fields or not."""
+    base = address.base
+    while isinstance(base, Content) and isinstance(base.base, Content):
+        base = base.base
+    if isinstance(base, Content) and isinstance(base.base, Object):
+        return base.base.number, base.offset
+    return None
