@@ -23,7 +23,7 @@ import numpy as np
 
 from forkproof import golang
 from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Reach
-from forkproof.code.certain import Constants, comes_back
+from forkproof.code.certain import Constants, comes_back, never
 from forkproof.code.conventions import CONVENTIONS, Convention
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import CallEffect, Changes, Effects, Exploration, State, explore
@@ -35,6 +35,7 @@ from forkproof.elf.demangle import demangle
 from forkproof.elf.image import I64, Machine
 from forkproof.model import Frame
 from forkproof.program import Function, Program
+from forkproof.settled import Settled
 from forkproof.signature_values import Forker, NameSet
 from forkproof.signatures import Signatures
 
@@ -94,6 +95,8 @@ class Flow:
         self._ends: dict[tuple[Function, frozenset[Function]], dict[int, bool]] = {}
         self._taken: dict[int, I64] = {}
         self.constant_calls = ConstantCalls(self)
+        self.settled = Settled(self)
+        self._dead: dict[Function, frozenset[int]] = {}
 
     @cached_property
     def main(self) -> Function | None:
@@ -396,6 +399,7 @@ class Flow:
             watch=watch,
             within=body.leading_to(watch),
             fields=fields,
+            words=self.settled.of(function),
         ).states
 
     def state_before(self, function: Function, site: int) -> State | None:
@@ -520,10 +524,26 @@ class Flow:
         changes: Changes | None = None,
     ) -> Exploration:
         """Run a function from an instruction on, with registers that hold constants there, or all that is known."""
-        effects, body = self.effects(function, ending=ending), self.body(function)
         return explore(
-            body, self.machine, start, known=known, effects=effects, fields=fields, begin=begin, changes=changes
-        )
+            self.body(function), self.machine, start, known=known, effects=self.effects(function, ending=ending),
+            fields=fields, begin=begin, changes=changes, words=self.settled.of(function),
+        )  # fmt: skip
+
+    def dead(self, function: Function) -> frozenset[int]:
+        """Instructions of a function that no input leads to, for what variables hold that nothing writes."""
+        found = self._dead.get(function)
+        if found is None:
+            words = self.settled.of(function)
+            found = frozenset() if words is None else never(self.body(function), self.machine, words)
+            self._dead[function] = found
+        return found
+
+    def is_dead(self, edge: int) -> bool:
+        """The call that an edge stands for is never made."""
+        source = Function(int(self.graph.source[edge]))
+        if self.settled.of(source) is None:
+            return False
+        return int(self.graph.site[edge]) in self.dead(self.whole(source))
 
 
 def _holds_ret(code: bytes) -> bool:

@@ -145,7 +145,9 @@ class Threads:
     @cached_property
     def harmless(self) -> frozenset[int]:
         """Calls of functions that start a thread only if asked to, and are not shown to be: most timers."""
-        return frozenset(edge for edge, answer in self._asked.items() if answer is not Answer.YES)
+        unasked = frozenset(edge for edge, answer in self._asked.items() if answer is not Answer.YES)
+        starts = [e for f in self.primitive_starters for e in self.graph.edges_to(f)]
+        return unasked.union(e for e in starts if int(self.graph.kind[e]) in CERTAIN and self.flow.is_dead(e))
 
     @cached_property
     def may_ask(self) -> bool:
@@ -295,6 +297,8 @@ class Threads:
         """Edges that start a thread, with the function that does and what the thread begins in."""
         graph = self.graph
         for edge in np.flatnonzero((graph.kind == EdgeKind.THREAD) & among[graph.source]).tolist():
+            if self.flow.is_dead(edge):
+                continue
             yield edge, int(graph.source[edge]), Function(int(graph.target[edge]))
 
     def _reached(
@@ -415,7 +419,7 @@ class Threads:
 
     def _is_before(self, run: Exploration, edge: int, sites: Iterable[int]) -> bool:
         """Control can go from a call to one of these sites."""
-        return any(run.leads(int(self.graph.site[edge]), site) for site in sites)
+        return not self.flow.is_dead(edge) and any(run.leads(int(self.graph.site[edge]), site) for site in sites)
 
     def _is_after(self, run: Exploration, edge: int, sites: Iterable[int]) -> bool:
         """Control can come to a call from one of these sites."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, Instruction
-from forkproof.code.explore import CallEffect, Explorer, FlagKind, Flags, State
+from forkproof.code.explore import CallEffect, Explorer, FlagKind, Flags, State, Words
 from forkproof.code.operations import Memory, Operand
 from forkproof.code.values import Cell, Value
 from forkproof.elf.image import Machine
@@ -43,6 +43,14 @@ def constants_before(body: Body, machine: Machine, site: int) -> Constants:
     return _arguments(machine, state)
 
 
+def never(body: Body, machine: Machine, words: Words) -> frozenset[int]:
+    """Instructions that control would come to if it were not for what these words hold for good."""
+    told, untold = (_Certain(body, machine, lambda _, __: True) for _ in range(2))
+    told.words = words
+    first = told.run(body.entry, {})
+    return untold.run(body.entry, {}).visited - first.visited if told.has_read and first.complete else frozenset()
+
+
 def _arguments(machine: Machine, state: State) -> Constants:
     values = ((name, state.registers.get(name)) for name in CONVENTIONS[machine].arguments)
     return {name: value.offset for name, value in values if value is not None and value.base is None}
@@ -54,6 +62,7 @@ class _Certain(Explorer):
     def __init__(self, body: Body, machine: Machine, judge: Judge) -> None:
         super().__init__(body, machine, lambda _: CallEffect(), frozenset())
         self.machine, self.judge = machine, judge
+        self.has_read = False
 
     def _effect(self, site: int, state: State) -> CallEffect:
         return CallEffect(returns=self.judge(site, _arguments(self.machine, state)))
@@ -61,6 +70,14 @@ class _Certain(Explorer):
     def _cell(self, instruction: Instruction, memory: Memory, state: State) -> Cell | None:
         del instruction, memory, state
         return None
+
+    def _read(self, instruction: Instruction, operand: Operand, bits: int, state: State) -> Value | None:
+        if isinstance(operand, Memory) and self.words is not None:
+            cell = super()._cell(instruction, operand, state)
+            known = self.words(cell[1], bits) if cell is not None and cell[0] is None else None
+            self.has_read |= known is not None
+            return None if known is None else Value(None, known)
+        return super()._read(instruction, operand, bits, state)
 
     def _flags(
         self, kind: FlagKind, instruction: Instruction, operands: tuple[Operand, Operand], bits: int, state: State

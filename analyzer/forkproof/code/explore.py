@@ -71,6 +71,10 @@ Effects = Callable[[int], CallEffect]
 """Gives the effect of the call (or tail call) at a site."""
 
 
+Words = Callable[[int, int], int | None]
+"""What so many bits at an address hold for good, where nothing writes them."""
+
+
 class FlagKind(NamedTuple):
     """What the flags were made by, and whether the carry tells unsigned order."""
 
@@ -176,17 +180,18 @@ def explore(
     fields: bool = False,
     begin: State | None = None,
     changes: Changes | None = None,
+    words: Words | None = None,
 ) -> Exploration:
     """Run all feasible paths from the instruction at `start`.
 
     `known` gives registers that hold a constant there, `begin` all that is known. O(blocks · _RUNS). `within`: only
     these blocks are run, by position; the states before watched instructions are the same if they are all that
-    `Body.leading_to` names.
+    `Body.leading_to` names. `words`: what is not written at all.
     `fields`: loads behind pointers have values too (`Behind`), which costs time and decides no branch.
     `changes`: what calls change in memory; without it, cells are kept over all of them.
     """
     explorer = Explorer(body, machine, effects or (lambda _: CallEffect()), frozenset(watch))
-    explorer.within, explorer.fields, explorer.changes = within, fields, changes
+    explorer.within, explorer.fields, explorer.changes, explorer.words = within, fields, changes, words
     return explorer.run(start, known or {}, begin)
 
 
@@ -211,6 +216,7 @@ class Explorer:
         self.fields = False
         self.changes: Changes | None = None
         self.final: State | None = None
+        self.words: Words | None = None
         self.pending: list[tuple[int, int, int]] = []
         self.queued: dict[int, int] = {}
         self.ranks = body.ranks
@@ -453,7 +459,8 @@ class Explorer:
             held = state.cells[cell]
             return held.value if held is not None and held.bits >= bits else None
         if cell[0] is None:
-            return Value(Word(cell[1]), 0)
+            known = None if self.words is None else self.words(cell[1], bits)
+            return Value(Word(cell[1]), 0) if known is None else Value(None, known)
         is_followed = self.fields and bits == _POINTER and depth(cell[0]) < _DEEPEST
         return Value(Behind(*cell), 0) if is_followed else None
 

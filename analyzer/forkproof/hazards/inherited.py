@@ -147,13 +147,21 @@ class _Window:
         if not self._is_worth_a_look():
             return
         self.others.follow(self.by_threads, self.by_child, self.by_handlers)
-        held = self.others.places(self.by_threads)
-        asked = self._asked(self.others.places(self.by_child))
+        held = self._alive(self.others.places(self.by_threads))
+        asked = self._asked(self._alive(self.others.places(self.by_child)))
         for address in sorted(asked, key=repr):
             holders = [p for other, places in held.items() if self._is_one(address, other) for p in places]
             finding = self._finding(address, asked[address], holders) if holders else None
             if finding is not None:
                 yield finding
+
+    def _alive(self, places: Mapping[Value, tuple[Place, ...]]) -> Mapping[Value, tuple[Place, ...]]:
+        """Those that some input leads to."""
+        dead = self.flow.dead
+        return {
+            a: tuple(p for p in each if all(s.site not in dead(s.function) for s in p.steps))
+            for a, each in places.items()
+        }
 
     def _is_one(self, address: Value, other: Value) -> bool:
         """Two locks are one, or elements of one table."""
@@ -452,6 +460,9 @@ class _Window:
             if end is not None and end not in self.dead:
                 self.dead.add(end)
                 continue
+            if unmade := {e for e in edges if self.flow.is_dead(e)}:
+                failing.update(unmade)
+                continue
             assert place is not None
             way = self._way(edges, place, end)
             if best.edge is None and best.function is not None and best.position[0] >= 0:
@@ -519,6 +530,9 @@ class _Window:
                     end = dead_end(self.facts, edges)
                     if end is not None and end not in self.dead:
                         self.dead.add(end)
+                        continue
+                    if unmade := {e for e in edges if self.flow.is_dead(e)}:
+                        failing.update(unmade)
                         continue
                     last = Function(int(self.graph.target[edges[-1]])) if edges else start
                     holder = self._way(edges, by_function[last], end), start, answer

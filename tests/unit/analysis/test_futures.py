@@ -19,7 +19,7 @@ int {_WAIT}(unsigned *w, unsigned v, int b, long s, long n) {{ return 1; }}
 """
 _COMMON = f"""
 extern void {_TELL}(unsigned *); extern int {_WAIT}(unsigned *, unsigned, int, long, long);
-static unsigned state; static volatile int more;
+static unsigned state; static volatile int more; NOINLINE void go_on(int n) {{ more = n; }}
 static inline int ready(void) {{ return __atomic_load_n(&state, __ATOMIC_ACQUIRE) == 1; }}
 static inline void tell(void) {{ if (__atomic_exchange_n(&state, 1, __ATOMIC_RELEASE) & 2) {_TELL}(&state); }}
 NOINLINE static void *last(void *p) {{ work(1); tell(); return p; }}

@@ -125,6 +125,12 @@ CASES = (
     Case(
         "from_writable_data",
         "? ? ?",
+        "static void (*volatile @hook)(void); void @set(void (*f)(void)) { @hook = f; }"
+        " void @main(void) { pthread_atfork(@hook, @hook, @hook); work(4); }",
+    ),
+    Case(
+        "from_data_that_nothing_writes",
+        "none none none",
         "static void (*volatile @hook)(void); void @main(void) { pthread_atfork(@hook, @hook, @hook); work(4); }",
     ),
     Case(

@@ -9,7 +9,7 @@ from tests.unit.analysis.snippets import MACHINES, Build, Case, parameters, prog
 pytestmark = pytest.mark.together("build")
 
 _COMMON = """
-static sem_t done; static volatile int more;
+static sem_t done; static volatile int more; NOINLINE void go_on(int n) { more = n; }
 struct job { int n; sem_t done; };
 NOINLINE static void *last(void *p) { work(1); sem_post(&done); return p; }
 NOINLINE static void *first(void *p) { sem_post(&done); work(2); return p; }
