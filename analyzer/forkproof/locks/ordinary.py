@@ -206,7 +206,7 @@ class Occasions:
             reason = next((r for turn in turns if (r := self._reason(step, turn))), "")
             if not reason and self._is_once(step):
                 reason = "only once"
-            if not reason and self._is_kept(step) and run.blocks.asks_again(run.block_of(step.site), turns):
+            if not reason and zero_words(turns) and self._is_kept(step) and self._asks_again(step, turns):
                 reason = "only where something is first set up"
             if not reason and self._is_out_of_memory(step):
                 reason = "only when an allocation has failed"
@@ -234,6 +234,32 @@ class Occasions:
         return any(a.site == step.site for a in run.acquires) or any(
             e.held for callee in called for e in summaries.of(callee).exits
         )
+
+    def _asks_again(self, step: Step, turns: Iterable[Turn]) -> bool:
+        blocks = self.summaries.run(step.function).blocks
+        block = self.summaries.run(step.function).block_of(step.site)
+        return blocks.asks_again(block, turns) and blocks.asks_again(block, turns, self._letting_go(step))
+
+    def _letting_go(self, step: Step) -> set[int]:
+        """The blocks of a function at the end of which it has let a lock go that a step takes."""
+        summaries, flow, function = self.summaries, self.summaries.flow, step.function
+        run, calls = summaries.run(function), summaries.run(function).calls
+        taken = {*self._passed_locks(step), *(a.address for a in run.acquires if a.site == step.site)}
+        sites = {step.site: True}
+        for call in calls:
+            callee = Function(call.target)
+            released = {summaries.replaced(callee, call.arguments, r) for r in summaries.of(callee).releases}
+            if not released.isdisjoint(taken):
+                sites[call.site] = False
+        rows = [(site, summaries.library.get(Function(t))) for _, t, site, _ in flow.outgoing_rows(function)]
+        passed = {site: lock for site, lock in rows if lock is not None and lock.op in ("acquire", "release")}
+        if step.site in passed:
+            states = flow.states(function, passed, fields=True)
+            values = {s: state.register(flow.convention.arguments[passed[s].argument]) for s, state in states.items()}
+            own = values.get(step.site)
+            sites |= {s: passed[s].op == "acquire" for s, value in values.items() if value is not None and value == own}
+        last = {run.block_of(site): is_taken for site, is_taken in sorted(sites.items())}
+        return {block for block, is_taken in last.items() if not is_taken}
 
     def _passed_locks(self, step: Step) -> Iterator[Value]:
         """The locks that a function takes by a call there, in its own terms."""

@@ -289,20 +289,23 @@ class Blocks:
                     frontier.append(after)
         return False
 
-    def asks_again(self, block: int, required: Iterable[Turn]) -> bool:
+    def asks_again(self, block: int, required: Iterable[Turn], until: Collection[int] = ()) -> bool:
         """Beyond a block, a word is looked at that had to be 0 on the way to it: double-checked initialisation.
 
         Under the lock another thread may have come first. A list that is filled up when it is empty is just filled.
+        `until`: blocks that let the lock go; a loop looks there whether it is to go on.
         """
         words = zero_words(required)
-        return bool(words) and not words.isdisjoint(self.asked_beyond(block))
+        return bool(words) and not words.isdisjoint(self.asked_beyond(block, until))
 
-    def asked_beyond(self, block: int) -> frozenset[Value]:
-        """The words that are compared with 0 from a block on."""
+    def asked_beyond(self, block: int, until: Collection[int] = ()) -> frozenset[Value]:
+        """The words that are compared with 0 from a block on, as far as some others."""
+        if block in until:
+            return frozenset()
         seen, frontier = {block}, [block]
         while frontier:
             for after in self.successors.get(frontier.pop(), ()):
-                if after not in seen:
+                if after not in seen and after not in until:
                     seen.add(after)
                     frontier.append(after)
         return frozenset(t.value for b in seen for t in self.turns.get(b, ()) if t.other == ZERO and _is_word(t.value))
