@@ -454,10 +454,12 @@ class _Interpreter:
         if library.kind == "sem":
             return [(self._semaphore(site, library, address, held), None)]
         match library.op:
+            case "acquire" if library.bounded:  # who does so again and again, without an end, waits
+                self.attempts.note(site, Attempt(address, library.kind), self.block)
+                return [(held, "try")]
             case "acquire":
                 self.waiting.add(self.block)
-                blocking = not library.bounded
-                taken = self.ledger.acquired(site, address, library.kind, held, blocking=blocking)
+                taken = self.ledger.acquired(site, address, library.kind, held, blocking=True)
                 # Who waits for a guard gets it only if what it guards is still to be made.
                 return [(taken, "nonzero"), (held, "zero")] if library.kind == "guard" else [(taken, None)]
             case "try":
