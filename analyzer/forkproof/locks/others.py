@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, CERTAIN, EdgeKind
 from forkproof.code.explore import State
-from forkproof.code.operations import Atomic, AtomicKind, Const, Memory, Register, Set
+from forkproof.code.operations import Atomic, AtomicKind, Const, Memory, Operand, Register, Set
 from forkproof.code.values import Entry as KnownEntry
 from forkproof.code.values import Result, Word
 from forkproof.code.values import Value as KnownValue
@@ -52,7 +52,9 @@ _FEW: Final = 40
 """Functions that are sooner interpreted than compared with others first."""
 _LARGE: Final = 1000
 """Instructions of a function beyond which its plain stores are not looked at: what makes a lock new is small."""
-_LETTING_GO: Final = frozenset({AtomicKind.ADD, AtomicKind.CLEAR_BITS, AtomicKind.OTHER, AtomicKind.EXCLUSIVE})
+_LETTING_GO: Final = frozenset(
+    {AtomicKind.ADD, AtomicKind.CLEAR_BITS, AtomicKind.OTHER, AtomicKind.EXCLUSIVE, AtomicKind.SWAP}
+)
 _SHARED_INITS: Final = frozenset({"sem_init", "pthread_spin_init"})
 _SHARING: Final = (
     "pthread_mutexattr_setpshared",
@@ -516,7 +518,8 @@ class OtherLocks:
         if len(body.instructions) > _LARGE:
             return []
         own = {address for address, _ in self.taken_in(function)} if self.summaries.relevant[function] else set()
-        stores: dict[int, list[Memory]] = dict(self._let_go_at(function))
+        atomics = dict(self._let_go_at(function))
+        stores: dict[int, list[Memory]] = {site: [atomic.cell] for site, atomic in atomics.items()}
         ones = {
             i.address for i in body.instructions for o in i.operations if isinstance(o, Set) and o.source == _IS_ONE
         }
@@ -532,6 +535,9 @@ class OtherLocks:
                         )
         found = []
         for site, state in flow.states(function, stores).items():
+            atomic = atomics.get(site)
+            if atomic is not None and atomic.kind is AtomicKind.SWAP and not _may_be_zero(atomic.stores, state):
+                continue
             for cell in stores[site]:
                 value = address_of(cell, state, body.instructions[body.index[site]].end)
                 addresses = [address for address in self._addresses(function, value) if address not in own]
@@ -544,13 +550,14 @@ class OtherLocks:
     def _filled(self) -> Filled:
         return Filled(self.flow)
 
-    def _let_go_at(self, function: Function) -> Iterator[tuple[int, list[Memory]]]:
-        """Atomic operations that may let go a bit or a ticket: those that add, clear bits, or that nothing tells."""
+    def _let_go_at(self, function: Function) -> Iterator[tuple[int, Atomic]]:
+        """Atomic operations that may let go a bit or a ticket: those that add, clear bits, or that nothing tells; and
+        exchanges, whose value is looked at later."""
         helpers = self.summaries.evidence[self.flow.program.object_of(function)].helper_sites(function)
         found = [(i.address, o) for i in self.flow.body(function).instructions for o in i.operations]
         for site, operation in (*found, *helpers):
             if isinstance(operation, Atomic) and operation.kind in _LETTING_GO and not operation.cell.indexed:
-                yield site, [operation.cell]
+                yield site, operation
 
     def _addresses(self, function: Function, value: KnownValue | None) -> list[Value]:
         """A value of `explore` as an address: through a pointer that the loader fills, both ways to write it."""
@@ -581,6 +588,17 @@ class OtherLocks:
     def keeps(self, function: Function) -> bool:
         """The function returns with a lock."""
         return any(e.held for e in self.summaries.of(function).exits)
+
+
+def _may_be_zero(operand: Operand | None, state: State) -> bool:
+    """What is exchanged for may be 0: an atomic store on x86-64, which makes the word new as a plain one does.
+
+    Compilers take fork's result for the 0, which nothing but the branch before tells.
+    """
+    if not isinstance(operand, Register):
+        return operand == Const(0)
+    value = state.register(operand.name)
+    return value is None or value.base is not None or value.offset == 0
 
 
 def _is_asked(constant: int | None) -> bool:
