@@ -69,6 +69,8 @@ _AGAIN: Final = 20
 before (qemu-system 7.2 does, when a page is written while it is being translated)."""
 _AFTERWARDS: Final = 3.0
 """Seconds for which a child is watched when the fork itself had the lock."""
+_HELD_ALREADY: Final = 10.0
+"""The same where somebody has it, and nobody was seen to come to it: a child may wait for another lock all the time."""
 _WORD: Final = 4
 _SETTLING: Final = 50
 """Ticks after the first hang in which others may come to hang too, or the process that hangs to end."""
@@ -317,6 +319,7 @@ class Dance:
         keeper = keeper_of(self.stage, lock, forker, stack)
         place = self.stage.modules.address(process, lock.address)
         found = Performance(Outcome.LOST, lock, None, (place.object, place.rva), fork=stack, holder=keeper.thread)
+        self.deadline = min(self.deadline, time.monotonic() + _HELD_ALREADY)
         found = self._fork(forker, lock, others, replace(found, keeper=keeper.name))
         return replace(found, outcome=Outcome.KEPT) if found.outcome is Outcome.HUNG else None
 
