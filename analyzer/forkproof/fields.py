@@ -25,7 +25,7 @@ import numpy.typing as npt
 from forkproof.arguments import address_arguments, followed_arguments
 from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, known_edges
 from forkproof.code.decode import Body, decode
-from forkproof.code.explore import State, explore
+from forkproof.code.explore import explore
 from forkproof.code.index import find_stores
 from forkproof.code.operations import (
     Add,
@@ -42,6 +42,7 @@ from forkproof.code.operations import (
     Sum,
 )
 from forkproof.code.sites import Stores
+from forkproof.code.state import State
 from forkproof.code.values import Base, Entry, Value
 from forkproof.columns import among, unique
 from forkproof.elf.image import Machine

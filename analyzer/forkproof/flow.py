@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -22,12 +22,13 @@ from typing import Final
 import numpy as np
 
 from forkproof import golang
-from forkproof.callgraph import CALLS, CERTAIN, CallGraph, EdgeKind, Reach
+from forkproof.callgraph import CALLS, CallGraph, EdgeKind, Reach
 from forkproof.code.certain import Constants, comes_back, never
 from forkproof.code.conventions import CONVENTIONS, Convention
 from forkproof.code.decode import Body, decode
-from forkproof.code.explore import CallEffect, Changes, Effects, Exploration, State, explore
+from forkproof.code.explore import CallEffect, Changes, Effects, Exploration, explore
 from forkproof.code.operations import Call, Const, Operation, Register, Set
+from forkproof.code.state import State
 from forkproof.code.values import constant
 from forkproof.columns import unique
 from forkproof.constant_calls import ConstantCalls
@@ -491,19 +492,6 @@ class Flow:
             for e in edges
         ]
         return (*result, self.frame(last, None, ""))
-
-    def witness(
-        self,
-        start: Function,
-        distance: Reach,
-        kinds: Collection[EdgeKind] = CERTAIN,
-    ) -> tuple[Frame, ...]:
-        """Frames of a shortest path from a function to where `distance` is zero; empty without one."""
-        edges = self.graph.path(start, distance, kinds)
-        if edges is None:
-            return ()
-        last = Function(int(self.graph.target[edges[-1]])) if edges else start
-        return self.frames(edges, last)
 
     def explored(self, function: Function) -> Exploration:
         """A function from its entry on, with what each call does."""

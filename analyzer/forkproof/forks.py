@@ -27,8 +27,9 @@ import numpy.typing as npt
 
 from forkproof import golang
 from forkproof.callgraph import CALLS, Reach
-from forkproof.code.explore import Changes, Exploration, State, joined
+from forkproof.code.explore import Changes, Exploration
 from forkproof.code.index import SCANNERS
+from forkproof.code.state import State, joined
 from forkproof.code.values import Value, constant
 from forkproof.columns import among
 from forkproof.elf.image import Machine
@@ -109,6 +110,8 @@ class Level:
     function: Function
     site: int
     """The call after which it begins."""
+    start: int
+    """The instruction at which it begins: behind that call, or where a function does that is given to a clone."""
     edges: tuple[int, ...]
     """Call edges that the child can run here."""
     outcomes: frozenset[str]
@@ -405,7 +408,9 @@ class _Follower:
         """
         flow, convention, (function, site, _, left) = self.flow, self.flow.convention, place
         if flow.body(function).position(site) is None:
-            return Level(function, site, (), frozenset({"unknown"}), False, False, _Left(), 0, frozenset(), left.parent)
+            return Level(
+                function, site, site, (), frozenset({"unknown"}), False, False, _Left(), 0, frozenset(), left.parent
+            )
         before = self._all_before(function, site) if left.marks else None
         marks = marks_seen(left.marks, before, site)
         if marks:
@@ -439,6 +444,7 @@ class _Follower:
 
         knows = bool(left.child) or any(constant(value) is not None for value in known.registers.values())
         return _Sides(
+            start,
             _Merged([explored(value, child_words(marks)) for value in left.child or (None,)]),
             _Merged([explored(value, parent_words(marks)) for value in left.parent or (None,) * bool(marks)]),
             told_apart=bool(marks) or (bool(left.parent) and knows),
@@ -463,11 +469,12 @@ class _Follower:
 
     def level(self, function: Function, site: int, sides: _Sides, parent_values: Results = ()) -> Level:
         """A part of the child's life, as it was followed."""
-        run, other, told_apart = sides
+        start, run, other, told_apart = sides
         edges = tuple(dict.fromkeys(e for t in run.sites for e in self.flow.edges_at(function, t)))
         return Level(
             function,
             site,
+            start,
             edges,
             self._outcomes(run.returns, edges),
             run.returns,
@@ -486,8 +493,9 @@ class _Follower:
 
     def body_of(self, function: Function, site: int) -> Level:
         """All of a function that a call at a site makes a child run."""
-        run = _Merged([self._explored(function, self.flow.program.rva_of(function), State())])
-        return self.level(function, site, _Sides(run, _Merged([]), told_apart=False))
+        start = self.flow.program.rva_of(function)
+        run = _Merged([self._explored(function, start, State())])
+        return self.level(function, site, _Sides(start, run, _Merged([]), told_apart=False))
 
     def _outcomes(self, returns: bool, edges: tuple[int, ...]) -> frozenset[str]:
         flow, graph = self.flow, self.flow.graph
@@ -526,8 +534,9 @@ class _Follower:
 
 
 class _Sides(NamedTuple):
-    """What the child and its parent can do in the same code."""
+    """What the child and its parent can do in the same code, from where it begins."""
 
+    start: int
     child: _Merged
     parent: _Merged
     told_apart: bool

@@ -23,7 +23,6 @@ import numpy as np
 
 from forkproof.code.conventions import CONVENTIONS, Convention
 from forkproof.code.decode import Body, decode
-from forkproof.code.explore import State
 from forkproof.code.operations import (
     Add,
     Address,
@@ -39,6 +38,7 @@ from forkproof.code.operations import (
     Set,
     Test,
 )
+from forkproof.code.state import State
 from forkproof.columns import position_in, unique
 from forkproof.elf.image import Image, Machine
 from forkproof.program import Function, Program

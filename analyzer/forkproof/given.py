@@ -18,7 +18,7 @@ import numpy as np
 
 from forkproof.arguments import address_arguments, data_arguments
 from forkproof.callgraph import CALLS, EdgeKind, Start
-from forkproof.code.explore import State
+from forkproof.code.state import State
 from forkproof.code.values import Entry, Result, Word
 from forkproof.code.values import Value as KnownValue
 from forkproof.flow import Flow

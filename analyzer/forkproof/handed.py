@@ -36,9 +36,10 @@ from forkproof.callgraph import (
 )
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, decode
-from forkproof.code.explore import State, explore
+from forkproof.code.explore import explore
 from forkproof.code.members import virtual_ways, without_addends
 from forkproof.code.operations import Call, Jump, JumpUnknown, Memory, Operand, Register
+from forkproof.code.state import State
 from forkproof.code.values import Behind, Cell, Entry, Value, Word
 from forkproof.elf.image import Image
 from forkproof.functors import Part, is_manager

@@ -27,9 +27,9 @@ import numpy as np
 from forkproof.arguments import data_arguments
 from forkproof.callgraph import CALLS, CERTAIN
 from forkproof.code.decode import Body
-from forkproof.code.explore import State
 from forkproof.code.index import SCANNERS
 from forkproof.code.operations import Memory, Register, Set
+from forkproof.code.state import State
 from forkproof.code.values import Entry, Value, Word
 from forkproof.elf.names import plainness
 from forkproof.program import Function

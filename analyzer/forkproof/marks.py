@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from forkproof.code.conventions import Convention
-from forkproof.code.explore import Changes, State
+from forkproof.code.explore import Changes
+from forkproof.code.state import State
 from forkproof.code.values import Cell, Entry, Former, Held, Pointer, Value, Word, constant
 
 _RETURNED: Final = Pointer(-1)

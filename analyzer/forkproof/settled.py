@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from forkproof.code.decode import Body, Instruction
-from forkproof.code.explore import CallEffect, Explorer, State, Words
+from forkproof.code.explore import CallEffect, Explorer, Words
 from forkproof.code.index import SCANNERS
 from forkproof.code.operations import (
     Add,
@@ -40,6 +40,7 @@ from forkproof.code.operations import (
     Set,
     Test,
 )
+from forkproof.code.state import State
 from forkproof.columns import unique
 from forkproof.elf.headers import ObjectKind
 from forkproof.elf.image import Machine

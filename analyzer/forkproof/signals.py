@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from forkproof.callgraph import CALLS, Reach
-from forkproof.code.explore import State
+from forkproof.code.state import State
 from forkproof.code.values import Behind, Entry, Result, Word
 from forkproof.code.values import Value as KnownValue
 from forkproof.flow import Flow

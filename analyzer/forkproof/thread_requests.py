@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from forkproof.callgraph import CERTAIN
-from forkproof.code.explore import State
+from forkproof.code.state import State
 from forkproof.code.values import Cell, Value, Word
 from forkproof.elf.image import Image
 from forkproof.flow import Flow

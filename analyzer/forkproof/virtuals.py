@@ -22,8 +22,8 @@ import numpy as np
 
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body
-from forkproof.code.explore import State
 from forkproof.code.operations import Memory, Register, Set
+from forkproof.code.state import State
 from forkproof.code.values import Behind, Value
 from forkproof.columns import position_in, unique
 from forkproof.elf.image import Machine

@@ -378,6 +378,18 @@ def robustly(robust: Path) -> Robust:
 @pytest.mark.usefixtures("nothing_left")
 class TestHardCases:
     @pytest.mark.parametrize("what", ["crash", "exec", "execs", "vfork", "seccomp", "killed", "orphans"])
+    def test_a_program_that_may_not_be_executed(self, tmp_path: Path) -> None:
+        program = tmp_path / "program"
+        shutil.copy("/bin/true", program)
+        program.chmod(0o644)
+        done = subprocess.run(
+            [sys.executable, "-m", "forkproof", "observe", "--", program], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 3
+        assert "Permission denied" in done.stderr
+        assert "chmod +x" in done.stderr
+
+    @pytest.mark.parametrize("what", ["crash", "exec", "execs", "vfork", "seccomp", "killed", "orphans"])
     def test_ends_with_a_reason(self, robustly: Robust, what: str) -> None:
         found = robustly(what, seconds=5 if what == "seccomp" else 60)
         assert found

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import Body, Instruction
-from forkproof.code.explore import CallEffect, Explorer, FlagKind, Flags, State, Words
+from forkproof.code.explore import CallEffect, Explorer, Words
 from forkproof.code.operations import Memory, Operand
+from forkproof.code.state import FlagKind, Flags, State
 from forkproof.code.values import Cell, Value
 from forkproof.elf.image import Machine
 

@@ -11,7 +11,7 @@ Wrong where: a callee or a pointer changes a cell that is followed here (cells a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import heappop, heappush
@@ -28,7 +28,6 @@ from forkproof.code.operations import (
     Call,
     Compare,
     CompareIf,
-    Condition,
     Const,
     Forget,
     ForgetFlags,
@@ -48,7 +47,8 @@ from forkproof.code.operations import (
     Syscall,
     Test,
 )
-from forkproof.code.values import Behind, Cell, Entry, Held, Pointer, Result, Success, Value, Word, as_signed, depth
+from forkproof.code.state import FlagKind, Flags, State, absorb, compared, holds, joined
+from forkproof.code.values import Behind, Cell, Entry, Held, Result, Success, Value, Word, as_signed, depth
 from forkproof.elf.image import Machine
 
 _POINTER: Final = 64
@@ -73,35 +73,6 @@ Effects = Callable[[int], CallEffect]
 
 Words = Callable[[int, int], int | None]
 """What so many bits at an address hold for good, where nothing writes them."""
-
-
-class FlagKind(NamedTuple):
-    """What the flags were made by, and whether the carry tells unsigned order."""
-
-    is_test: bool
-    carry: bool
-
-
-Flags = tuple[FlagKind, Value | None, Value | None, int]
-
-
-@dataclass(slots=True)
-class State:
-    """What is known before an instruction. An absent register or cell has an unknown value of its own."""
-
-    registers: dict[str, Value | None] = field(default_factory=dict)
-    cells: dict[Cell, Held | None] = field(default_factory=dict)
-    flags: Flags | None = None
-
-    def copy(self) -> State:
-        """An independent copy."""
-        return State(dict(self.registers), dict(self.cells), self.flags)
-
-    def register(self, name: str) -> Value | None:
-        """The value of a register; untouched ones hold their entry value (vectors: none that is known)."""
-        if name == "?":
-            return None
-        return self.registers[name] if name in self.registers else _entry(name)
 
 
 Changes = Callable[[int, State], None]
@@ -253,7 +224,7 @@ class Explorer:
         old = self.inputs.get(position)
         if old is None:
             self.inputs[position] = state if is_last else state.copy()
-        elif not _absorb(old, state, keep=self.runs.get(position, 0) < _RUNS):
+        elif not absorb(old, state, keep=self.runs.get(position, 0) < _RUNS):
             return
         # In sweeps over the blocks in order: what leads back waits for the next, so that the head of a loop is run once
         # for all that lead back to it (Cooper, Harvey, Kennedy, "Iterative data-flow analysis, revisited", 2004).
@@ -289,7 +260,7 @@ class Explorer:
         if seen is None:
             self.states[address] = state.copy()
         else:
-            _absorb(seen, state, keep=True)
+            absorb(seen, state, keep=True)
 
     def _instruction(self, instruction: Instruction, position: int, state: State) -> list[int] | None:
         """Apply an instruction; the positions that follow it, or None for simply the next one."""
@@ -379,8 +350,8 @@ class Explorer:
 
     def _decide(self, branch: Branch, state: State) -> bool | None:
         if branch.operand is not None:
-            return _compare(branch.condition, state.register(branch.operand.name), Value(None, 0), branch.bits)
-        return _holds(branch.condition, state)
+            return compared(branch.condition, state.register(branch.operand.name), Value(None, 0), branch.bits)
+        return holds(branch.condition, state)
 
     # ---- data ------------------------------------------------------------------------------
 
@@ -408,8 +379,8 @@ class Explorer:
         state.registers[operation.destination.name] = _narrow(known, operation.bits)
 
     def set_if(self, _: Instruction, operation: SetIf, state: State) -> None:
-        holds = _holds(operation.condition, state)
-        state.registers[operation.destination.name] = None if holds is None else Value(None, int(holds))
+        known = holds(operation.condition, state)
+        state.registers[operation.destination.name] = None if known is None else Value(None, int(known))
 
     def compare(self, instruction: Instruction, operation: Compare, state: State) -> None:
         left, right, bits, carry = operation
@@ -525,159 +496,8 @@ def _overwrite(cells: dict[Cell, Held | None], cell: Cell, bits: int) -> None:
             cells[base, near] = None
 
 
-# Tuples: hashing a member of an enumeration takes longer than comparing it with four.
-_EQUALITY: Final = Condition.EQ, Condition.NE
-_TESTS: Final[Mapping[Condition, Callable[[int, int, int], bool]]] = {
-    Condition.EQ: lambda a, b, _: a == b,
-    Condition.NE: lambda a, b, _: a != b,
-    Condition.LT: lambda a, b, _: a < b,
-    Condition.GE: lambda a, b, _: a >= b,
-    Condition.GT: lambda a, b, _: a > b,
-    Condition.LE: lambda a, b, _: a <= b,
-    Condition.BELOW: lambda a, b, _: a < b,
-    Condition.ABOVE_EQ: lambda a, b, _: a >= b,
-    Condition.ABOVE: lambda a, b, _: a > b,
-    Condition.BELOW_EQ: lambda a, b, _: a <= b,
-    Condition.NEGATIVE: lambda a, b, bits: as_signed(a - b, bits) < 0,
-    Condition.NOT_NEGATIVE: lambda a, b, bits: as_signed(a - b, bits) >= 0,
-}
-_NULL: Final = Value(None, 0)
-_UNSIGNED: Final = Condition.BELOW, Condition.ABOVE_EQ, Condition.ABOVE, Condition.BELOW_EQ
-
-
-def _masked(left: Value | None, right: Value | None) -> Value | None:
-    """left & right, when that is known."""
-    if left is not None and left == right:
-        return left
-    if left is not None and right is not None and left.base is None and right.base is None:
-        return Value(None, left.offset & right.offset)
-    return None
-
-
 def _inserted(old: Value | None, value: int, shift: int) -> Value | None:
     """A constant with 16 of its bits replaced."""
     if old is None or old.base is not None:
         return None
     return Value(None, old.offset & ~(0xFFFF << shift) | value << shift)
-
-
-def _holds(condition: Condition, state: State) -> bool | None:
-    """Whether a condition holds for the flags, or None when the values do not decide it."""
-    if state.flags is None:
-        return None
-    kind, left, right, bits = state.flags
-    if not kind.carry and condition in _UNSIGNED:
-        return None
-    if kind.is_test:
-        left, right = _masked(left, right), Value(None, 0)
-    return _compare(condition, left, right, bits)
-
-
-def _compare(condition: Condition, left: Value | None, right: Value | None, bits: int) -> bool | None:
-    """The outcome of a comparison, or None when the values do not decide it."""
-    if left is None or right is None or condition not in _TESTS or isinstance(left.base, Behind):
-        return None
-    if isinstance(left.base, Success) and left.offset == 0 and right.base is None:
-        return _compare_success(condition, as_signed(right.offset, bits))
-    if left.base != right.base:
-        is_null = condition in _EQUALITY and right == _NULL and left.offset == 0 and isinstance(left.base, Pointer)
-        return condition is Condition.NE if is_null else None
-    if left.base is not None and condition not in _EQUALITY:
-        return None
-    a, b = as_signed(left.offset, bits), as_signed(right.offset, bits)
-    if condition in _UNSIGNED:
-        mask = (1 << bits) - 1
-        a, b = a & mask, b & mask
-    return _TESTS[condition](a, b, bits)
-
-
-_NOT_BELOW_ZERO: Final[Mapping[Condition, bool]] = {
-    Condition.LT: False,
-    Condition.GE: True,
-    Condition.NEGATIVE: False,
-    Condition.NOT_NEGATIVE: True,
-}
-_ABOVE_NEGATIVE: Final[Mapping[Condition, bool]] = {
-    Condition.EQ: False,
-    Condition.NE: True,
-    Condition.LT: False,
-    Condition.GE: True,
-    Condition.GT: True,
-    Condition.LE: False,
-    # As unsigned numbers the negative ones are the largest: `cmp $-4096, %rax; ja error`.
-    Condition.BELOW: True,
-    Condition.ABOVE_EQ: False,
-    Condition.ABOVE: False,
-    Condition.BELOW_EQ: True,
-}
-
-
-def _compare_success(condition: Condition, constant: int) -> bool | None:
-    """The outcome of comparing a number that is not negative with a constant."""
-    if constant > 0:
-        return None
-    return (_NOT_BELOW_ZERO if constant == 0 else _ABOVE_NEGATIVE).get(condition)
-
-
-_UNREAD: Final = Held(Value(None, 0), 0)
-"""Stands for a cell that was never written: it agrees with nothing that was."""
-_ENTRIES: Final[dict[str, Value | None]] = dict.fromkeys(vectors.NAMES)
-"""What registers held at entry: of vectors, nothing that is followed."""
-
-
-def _entry(name: str) -> Value | None:
-    """What a register held at entry."""
-    if name not in _ENTRIES:
-        _ENTRIES[name] = Value(Entry(name), 0)
-    return _ENTRIES[name]
-
-
-def joined(states: Iterable[State | None]) -> State | None:
-    """What all of these agree on; None if there are none."""
-    result: State | None = None
-    for state in states:
-        if result is None:
-            result = state and state.copy()
-        elif state is not None:
-            _absorb(result, state, keep=True)
-    return result
-
-
-def _absorb(old: State, new: State, *, keep: bool) -> bool:
-    """Join `new` into `old`, which keeps only what both agree on; nothing that either mentions unless `keep`.
-
-    A register absent from one holds its entry value there. True when `old` changed. This is the inner
-    loop of every exploration.
-    """
-    changed = False
-    mine, theirs = old.registers, new.registers
-    cells, others = old.cells, new.cells
-    if old.flags is None or old.flags == new.flags:  # most arrivals teach nothing: these tests run in C
-        if keep:
-            if mine == theirs and cells == others:
-                return False
-        elif not (any(mine.values()) or any(cells.values())) and (
-            theirs.keys() <= mine.keys() and others.keys() <= cells.keys()
-        ):
-            return False
-    # One object on both sides is what most places hold, and comprehensions tell it quickest.
-    for name in [n for n, value in mine.items() if value is not None and (theirs.get(n) is not value or not keep)]:
-        after = theirs[name] if name in theirs else _entry(name)
-        if not keep or mine[name] != after:
-            mine[name] = None
-            changed = True
-    for name in [n for n in theirs if n not in mine]:
-        if not (keep and theirs[name] == _entry(name)):
-            mine[name] = None
-            changed = True
-    for cell in [c for c, held in cells.items() if held is not None and (others.get(c) is not held or not keep)]:
-        if not (keep and cells[cell] == others.get(cell, _UNREAD)):
-            cells[cell] = None
-            changed = True
-    for cell in [c for c in others if c not in cells]:
-        cells[cell] = None
-        changed = True
-    if old.flags is not None and old.flags != new.flags:
-        old.flags = None
-        changed = True
-    return changed

@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
-from forkproof.ahead import Ahead
 from forkproof.callgraph import CERTAIN, Reach
-from forkproof.code.explore import State, explore
+from forkproof.code.explore import explore
 from forkproof.code.operations import Return
+from forkproof.code.state import State
 from forkproof.code.values import Result, Word
 from forkproof.code.values import Value as KnownValue
 from forkproof.flow import Flow
 from forkproof.forks import Level
+from forkproof.hazards.evidence import comes_first
 from forkproof.locks.values import Content, Object, Value
 from forkproof.program import Function
 
@@ -78,20 +79,12 @@ class Anew:
             self._known[key] = explore(
                 self.flow.body(level.function),
                 self.flow.machine,
-                self._start(level),
-                known=self._result(level),
+                level.start,
+                known={self.flow.convention.result: 0} if level is self.levels[0] else {},
                 effects=self.flow.effects(level.function, ending=self.flow.execs),
                 watch=sites,
             ).states
         return self._known[key]
-
-    def _start(self, level: Level) -> int:
-        body = self.flow.body(level.function)
-        position = body.position(level.site)
-        return level.site if position is None else body.instructions[position].end
-
-    def _result(self, level: Level) -> Mapping[str, int]:
-        return {self.flow.convention.result: 0} if level is self.levels[0] else {}
 
     # ---- in one function ---------------------------------------------------------------------
 
@@ -136,11 +129,7 @@ class Anew:
             for e in level.edges
             if int(self.graph.kind[e]) in CERTAIN and self._replaces(Function(int(self.graph.target[e])), word)
         } - {site}
-        if not calls:
-            return False
-        start = self._start(level)
-        run = self.flow.explore_from(level.function, start, self._result(level), self.flow.execs)
-        return run.complete and not Ahead(self.flow.body(level.function), start, run).comes_to({site}, calls)
+        return bool(calls) and comes_first(self.flow, level, calls, site)
 
     def _replaces(self, function: Function, word: int) -> bool:
         function = self.flow.whole(function)

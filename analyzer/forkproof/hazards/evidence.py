@@ -14,10 +14,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from forkproof.ahead import Ahead
 from forkproof.callgraph import CALLS, CERTAIN, Reach
 from forkproof.code.explore import Exploration
 from forkproof.columns import among
 from forkproof.facts import Facts, WindowFacts
+from forkproof.flow import Flow
+from forkproof.forks import Level
 from forkproof.model import Answer, Finding, Frame, Severity, Verdict, WindowKind
 from forkproof.program import Function
 from forkproof.threads import JOINED, ThreadSource
@@ -225,6 +228,14 @@ def _only_end(facts: Facts, runs: Collection[Exploration], edges: Iterable[int])
             others.add(int(site))
     loops_on = any((block := run.block_of(site)) in run.onward(block) for run in runs for site in others)
     return None if loops_on or len(ends) != 1 else next(iter(ends))[0]
+
+
+def comes_first(flow: Flow, level: Level, first: Collection[int], site: int) -> bool:
+    """Every way of the child's in a level to an instruction meets one of some others before it."""
+    body = flow.body(level.function)
+    return bool(level.runs) and all(
+        run.complete and not Ahead(body, level.start, run).comes_to({site}, first) for run in level.runs
+    )
 
 
 def frames_along(facts: Facts, edges: Iterable[int], start: Function) -> tuple[Frame, ...]:

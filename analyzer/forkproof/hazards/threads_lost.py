@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from forkproof.ahead import Ahead
 from forkproof.callgraph import CERTAIN, EdgeKind, Reach
 from forkproof.facts import Facts, WindowFacts
 from forkproof.hazards.evidence import (
     FOLLOWED,
     ChildCall,
     ChildCalls,
+    comes_first,
     dead_end,
     existing_threads,
     folded,
@@ -181,15 +181,12 @@ def _is_for_one(facts: Facts, window: WindowFacts, child: ChildCalls, wait: Chil
     flow, graph, begin = facts.flow, facts.flow.graph, child.way(wait)[0]
     making, cells = flow.program.called([_BARRIER]), facts.signals.cells(wait.edge)
     made = {e for e in child.own if graph.target[e] in making and len(cells) == 1 and facts.signals.cells(e) == cells}
-    for number, level in enumerate(window.window.levels):
+    for level in window.window.levels:
         calls = {int(graph.site[e]) for e in made if e in level.edges}
         states = flow.states(level.function, calls)
         alone = {s for s in calls if s in states and flow.passed(level.function, states[s], _PARTIES).constant == 1}
         if begin in level.edges and alone:
-            body = flow.body(level.function)
-            start = body.instructions[body.index[level.site]].end
-            run = flow.explore_from(level.function, start, {} if number else {flow.convention.result: 0}, flow.execs)
-            return not Ahead(body, start, run).comes_to({int(graph.site[begin])}, alone)
+            return comes_first(flow, level, alone, int(graph.site[begin]))
     return False
 
 

@@ -33,7 +33,7 @@ from forkproof.callgraph import CALLS
 from forkproof.code import aarch64, x86_64
 from forkproof.code.decode import Body, Instruction
 from forkproof.code.disassembler import starts
-from forkproof.code.explore import Exploration, State, explore
+from forkproof.code.explore import Exploration, explore
 from forkproof.code.index import SCANNERS
 from forkproof.code.operations import (
     Add,
@@ -55,6 +55,7 @@ from forkproof.code.operations import (
     Sum,
     Test,
 )
+from forkproof.code.state import State
 from forkproof.code.values import Entry, Value, Word
 from forkproof.elf.image import I64, Machine
 from forkproof.flow import Flow

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forkproof.callgraph import CALLS, CERTAIN, EdgeKind
-from forkproof.code.explore import State
 from forkproof.code.operations import Atomic, AtomicKind, Const, Memory, Operand, Register, Set
+from forkproof.code.state import State
 from forkproof.code.values import Entry as KnownEntry
 from forkproof.code.values import Result, Word
 from forkproof.code.values import Value as KnownValue

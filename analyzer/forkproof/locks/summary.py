@@ -158,7 +158,6 @@ class Summaries:
         self.known: dict[Function, Summary] = {}
         self.runs: dict[Function, Run] = {}
         self._stores: dict[Function, Mapping[Value, frozenset[Value]]] = {}
-        self.interpreted = 0
         self._places: dict[Value, dict[Function, tuple[Step, ...]]] = {}
         self._indexed = 0
         self._descriptors: dict[int, frozenset[int]] = {}
@@ -325,7 +324,6 @@ class Summaries:
         flagged: bool = False,
     ) -> Run:
         """The function followed with locks held on entry, and with `calls` of another kind; `flagged`: `interpret`."""
-        self.interpreted += 1
         calls = calls or FunctionCalls(self, function)
         body = self.flow.body(function)
         return interpret(body, self.flow.convention, calls.obj, calls, held, watched, joined=joined, flagged=flagged)

@@ -18,6 +18,7 @@ running, or to stop when it can.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -217,11 +218,10 @@ class Session:
             ptrace.resume(pid, Request.CONT, status.code if status.kind is Kind.SIGNAL else 0)
             status = ptrace.wait(pid, block=True)
         if status is not None and status.is_end and (code := os.read(failed, 16)):
-            raise InputError(
-                path,
-                f"cannot be started: {os.strerror(int(code))}",
-                next_step="Give the command as you would to a shell: the program's path, then its arguments.",
-            )
+            step = "Give the command as you would to a shell: the program's path, then its arguments."
+            if int(code) == errno.EACCES:
+                step = "Make it executable: chmod +x; nothing runs from a file system that is mounted noexec."
+            raise InputError(path, f"cannot be started: {os.strerror(int(code))}", next_step=step)
         process = self.processes[pid] = Process(pid, None, Memory(pid, self.machine))
         thread = self._add(process, pid)
         if status is not None and status.is_end:  # somebody killed it; execve had not failed

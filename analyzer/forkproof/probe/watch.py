@@ -123,10 +123,6 @@ class Watch:
         self.stage.disarm(process)
         self.stage.arm(process)
 
-    def watches(self, process: Process) -> bool:
-        """It is one of them."""
-        return process.pid in self.children
-
     def note(self, scene: Scene) -> None:
         """What a scene says of the watched processes."""
         thread = scene.thread
