@@ -377,7 +377,6 @@ def robustly(robust: Path) -> Robust:
 @pytest.mark.skipif(MACHINE != "x86_64", reason="built for this machine only")
 @pytest.mark.usefixtures("nothing_left")
 class TestHardCases:
-    @pytest.mark.parametrize("what", ["crash", "exec", "execs", "vfork", "seccomp", "killed", "orphans"])
     def test_a_program_that_may_not_be_executed(self, tmp_path: Path) -> None:
         program = tmp_path / "program"
         shutil.copy("/bin/true", program)
