@@ -283,14 +283,20 @@ class Watch:
 
     @property
     def may_change(self) -> bool:
-        """A thread of the process that hangs pauses, and does something else after that."""
+        """A thread of the process that hangs pauses, or runs, and may let the lock go after that.
+
+        On a loaded machine one that is to pause has not always come to it.
+        """
         process = self.hung
         child = self.children[process.pid] if process is not None else None
         if process is None or child is None:
             return False
         others = [t for t in process.threads.values() if not self._waits(child, t.tid)]
         seen = [self.stage.where(thread) for thread in others]
-        return any(w is not None and syscalls.is_pause(self.stage.machine, w.syscall) for w in seen)
+        return any(
+            w is not None and (w.syscall is None or w.state == "R" or syscalls.is_pause(self.stage.machine, w.syscall))
+            for w in seen
+        )
 
     @property
     def is_waiting(self) -> bool:
