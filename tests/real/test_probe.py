@@ -330,11 +330,13 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Robust:
 class TestWaits:
     """What becomes of a child that waits; a scan says the same of all of them."""
 
-    @pytest.mark.parametrize("what", ["plain", "spin", "fifth"])
+    @pytest.mark.parametrize("what", ["plain", "spin", "spin-bare", "fifth"])
     def test_has_no_end(self, waiting: Robust, what: str) -> None:
         assert Verdict.CONFIRMED in verdicts(waiting(what))
 
-    @pytest.mark.parametrize("what", ["timed", "tried", "timer", "freed", "spin-bounded"])
+    @pytest.mark.parametrize(
+        "what", ["timed", "tried", "timer", "freed", "spin-bounded", "spin-counted", "spin-clocked"]
+    )
     def test_ends(self, waiting: Robust, what: str) -> None:
         assert verdicts(waiting(what)) == {Verdict.INCONCLUSIVE}
 

@@ -55,6 +55,19 @@ OWN void give(void)
     pthread_mutex_unlock(&lock);
 }
 
+/* Without a pause: for ever, until it has counted to what takes about a second, or until a clock says so. */
+OWN int spin_busily(void)
+{
+    time_t end = time(NULL) + 2;
+    if (is("spin-bare"))
+        while (atomic_exchange(&word, 1))
+            ;
+    for (long i = 0; atomic_exchange(&word, 1); i++)
+        if (is("spin-counted") ? i == 100000000 : time(NULL) > end)
+            return 1;
+    return 0;
+}
+
 OWN int spin(int is_bounded)
 {
     for (int i = 0; atomic_exchange(&word, 1); i++, nap(10))
@@ -85,11 +98,11 @@ OWN pid_t fork_locking(void)
     return child;
 }
 
-OWN pid_t fork_spinning(void)
+OWN pid_t fork_spinning(int is_busy)
 {
     pid_t child = fork();
     if (child == 0) {
-        if (spin(is("spin-bounded")))
+        if (is_busy ? spin_busily() : spin(is("spin-bounded")))
             _exit(1);
         word = 0;
         _exit(0);
@@ -187,8 +200,8 @@ int main(int count, char **arguments)
             await(fork_holding(is("all") || i < 5));
     else if (is("beside"))
         await(fork_beside());
-    else if (is("spin") || is("spin-bounded"))
-        await(fork_spinning());
+    else if (strncmp(way, "spin", 4) == 0)
+        await(fork_spinning(strcmp(way, "spin") != 0 && !is("spin-bounded")));
     else
         await(fork_locking());
     return 0;

@@ -1,10 +1,12 @@
-"""Does a thread spin on a lock by looking at its word? One round of its loop, instruction by instruction.
+"""Does a thread spin on a lock by looking at its word, and for ever? One round of its loop, instruction by instruction.
 
-Owns: that claim. Many locks are looked at until they are free and only then tried: who waits comes to no acquire site.
+Owns: both claims. Many locks are looked at until they are free and only then tried: who waits comes to no acquire site.
 Takes: a stopped thread, which addresses are the lock's. Gives: yes or no; the thread has gone on by some instructions.
-Must never: take a loop that does something for one that waits. A round that writes to memory other than the stack,
-      that enters the kernel for anything but a pause, or does an atomic operation, is none.
-Wrong where: a round is longer than `_ROUND` instructions.
+Must never: take a loop that does something for one that waits: a round that writes to memory other than the stack,
+      that enters the kernel for anything but a pause, or does an atomic operation, is none. Nor one that counts its
+      rounds, or reads a clock, for one that goes round for ever.
+Wrong where: a round is longer than `_ROUND` instructions, or counts in a vector register. A loop that writes with
+      a store-exclusive, which fails when it is stepped through, is not said to go round for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from forkproof.probe.ptrace import Registers
 from forkproof.probe.stage import Stage
 from forkproof.probe.tracee import Thread
 
-_ROUND: Final = 64
+_ROUND: Final = 128
 _LONGEST: Final = 15
 """Bytes of an instruction."""
 _STRINGS: Final = frozenset({"movs", "stos", "ins"})
@@ -51,6 +53,45 @@ def spins_on(stage: Stage, thread: Thread, is_lock: Callable[[int], bool]) -> bo
         if (thread.registers.pc, thread.registers.sp) == (begin.pc, begin.sp):
             return has_looked
     return False
+
+
+def repeats(stage: Stage, thread: Thread) -> bool:
+    """The thread comes back to where it is, with everything as it was: it goes round for ever, if nobody changes it."""
+    process = thread.process
+    begin, frame = thread.registers, _frame(thread)
+    for _ in range(_ROUND):
+        here = thread.registers
+        step = _decoded(stage, thread, here)
+        if step is None or not stage.modules.address(process, here.pc).object.startswith("/"):
+            return False  # the kernel's own code, [vdso], reads clocks where no instruction shows it
+        size, operations = step
+        cells = [_address(o.cell, here, here.pc + size) for o in operations if isinstance(o, Atomic)]
+        if any(isinstance(o, Reserve) or _changes(stage, o, here, here.pc + size) for o in operations):
+            return False
+        before = [process.memory.word(cell, 4) if cell is not None else None for cell in cells]
+        if None in before or not stage.session.step(thread):
+            return False
+        if [process.memory.word(cell, 4) for cell in cells if cell is not None] != before:
+            return False
+        if (thread.registers.pc, thread.registers.sp) == (begin.pc, begin.sp):
+            return _general(thread.registers) == _general(begin) and _frame(thread) == frame
+    return False
+
+
+def _changes(stage: Stage, operation: Operation, here: Registers, end: int) -> bool:
+    """A system call, a pause too, tells something of the time; an atomic operation may change nothing."""
+    return isinstance(operation, Syscall) or (
+        not isinstance(operation, Atomic) and _does_something(stage, operation, here, end)
+    )
+
+
+def _frame(thread: Thread) -> bytes:
+    return thread.process.memory.read(thread.registers.sp - _RED_ZONE, _RED_ZONE + _FRAME)
+
+
+def _general(registers: Registers) -> list[int]:
+    """Without the flags, which single steps change, and what only the kernel keeps."""
+    return [registers[name] for name in registers.machine.dwarf]
 
 
 def _decoded(stage: Stage, thread: Thread, here: Registers) -> tuple[int, tuple[Operation, ...]] | None:

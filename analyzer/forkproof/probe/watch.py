@@ -5,20 +5,23 @@ Takes: a `Stage`, the lock's address in the child. Gives: `Watched`.
 Must never: call something a hang because time passed. A thread hangs here if it asked for the lock while it was taken,
       in a process in which nobody had got it since the fork, and has not come back from asking in sample after sample,
       while the word stayed taken.
-Wrong where: a thread that spins gives up after longer than the samples last, by a count or a clock; or another process
-      frees a shared lock. A time limit of a wait is no such case: it is made to be over at once (`hurry`), and who then
-      goes on does not hang; nor is a signal that the child asks for at a later time: who has a timer is not judged.
+Wrong where: a thread that spins without a pause gives up by a count or a clock after more than three seconds (one that
+      does neither is seen at once to go round for ever); or another process frees a shared lock. A time limit of
+      a wait is no such case: it is made to be over at once (`hurry`), and who then goes on does not hang; nor is
+      a signal that the child asks for at a later time: who has a timer is not judged.
 
 How a thread is known to wait, the strongest first:
 1. it is in futex(FUTEX_WAIT) on a word of the lock;
 2. it was refused at an acquire site, and in every sample its stack is at least as deep as there, and it does nothing
    but run or pause: it spins;
 3. in every sample it goes round a loop that does nothing but look at the lock (`forkproof.probe.spin`).
+Who spins without a pause is watched for longer, unless a round of its loop leaves everything as it was.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,7 +29,7 @@ from forkproof.model import ProbeThread
 from forkproof.probe import syscalls
 from forkproof.probe.ptrace import Gone, SyscallStop, named
 from forkproof.probe.sites import Free, Served, is_free
-from forkproof.probe.spin import spins_on
+from forkproof.probe.spin import repeats, spins_on
 from forkproof.probe.stage import TICK, Kind, Scene, Stage
 from forkproof.probe.tracee import Process, Thread, Where, where
 
@@ -35,7 +38,9 @@ SAMPLES: Final = 25
 _ROUNDS: Final = 1000
 """Waits with a time limit, each made to be over at once, or pauses, before a thread is said to come back for ever;"""
 _PATIENT: Final = 250
-"""or samples: it may do more than wait on its way."""
+"""or samples: it may do more than wait on its way. The same for who spins, and may count that."""
+_WHEN_TO_STEP: Final = frozenset({SAMPLES - 4, SAMPLES - 2, SAMPLES, 2 * SAMPLES})
+"""Samples after which a round of a spinning thread's loop is looked at: more than once, since it may be on its way."""
 _MOVING: Final = frozenset("Rt")
 """Running, or stopped because the tracer has not come to it yet: on a slow machine that is often so."""
 _SETTLED: Final = 12
@@ -84,6 +89,8 @@ class _Asked:
     since: float = 0.0
     looks: bool = False
     """It was not at an acquire site, but spins on the lock's word."""
+    is_endless: bool = False
+    """A round of its loop leaves everything as it was."""
 
 
 @dataclass(slots=True)
@@ -205,6 +212,8 @@ class Watch:
                 asked.in_row = asked.in_row + 1 if self._still_asks(thread, asked) else 0
                 if not asked.in_row:
                     del child.asked[thread.tid]
+                elif asked.in_row in _WHEN_TO_STEP and not {thread.tid} & (child.futex.keys() | child.rounds.keys()):
+                    asked.is_endless = asked.is_endless or self._with_stopped(thread, repeats)
             elif thread.tid not in child.futex and self._spins(thread, seen):
                 self.was_asked = True
                 child.asked[thread.tid] = _Asked(0, 1, time.monotonic(), looks=True)
@@ -213,14 +222,17 @@ class Watch:
         """It runs, in a function that takes locks, and looks at this one again and again."""
         if seen is None or seen.state != "R" or not self._is_running(seen):
             return False
+        return self._with_stopped(thread, self._goes_round)
+
+    def _goes_round(self, stage: Stage, thread: Thread) -> bool:
+        return stage.is_in_acquirer(thread) and spins_on(stage, thread, self.lock.contains)
+
+    def _with_stopped(self, thread: Thread, claim: Callable[[Stage, Thread], bool]) -> bool:
+        """What holds of a thread that is stopped for a moment."""
         session = self.stage.session
         session.freeze([thread])
         try:
-            return (
-                thread.is_stopped
-                and self.stage.is_in_acquirer(thread)
-                and spins_on(self.stage, thread, self.lock.contains)
-            )
+            return thread.is_stopped and claim(self.stage, thread)
         except Gone:
             return False
         finally:
@@ -265,7 +277,9 @@ class Watch:
         """A thread has waited for long enough to say so."""
         asked = child.asked.get(tid)
         seen = max(child.futex.get(tid, 0), asked.in_row if asked is not None else 0)
-        return seen >= (SAMPLES if child.rounds.get(tid, _ROUNDS) >= _ROUNDS else _PATIENT)
+        if tid in child.rounds:
+            return seen >= (SAMPLES if child.rounds[tid] >= _ROUNDS else _PATIENT)
+        return seen >= (SAMPLES if tid in child.futex or asked is None or asked.is_endless else _PATIENT)
 
     @property
     def is_final(self) -> bool:
