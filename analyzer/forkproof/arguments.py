@@ -18,6 +18,7 @@ import numpy.typing as npt
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import decode, keep_register
 from forkproof.code.index import SCANNERS, CodeIndex
+from forkproof.code.operations import Register
 from forkproof.code.register_calls import arguments_at
 from forkproof.columns import position_in, unique
 from forkproof.elf.image import Image
@@ -29,13 +30,18 @@ _FOLLOWED_BYTES: Final = 1 << 15
 """Bytes of a function that is followed for what it passes."""
 _CALLBACK_REACH: Final = 160
 """Bytes before a call in which its function argument is looked for."""
+_SMALL: Final = 1 << 10
+"""Bytes of a function that may leave an argument's register alone,"""
+_FEW: Final = 8
+"""and such functions that one call leads to."""
 
 
 def address_arguments(program: Program, obj: int, sites: Columns, argument: int) -> Columns:
     """Function numbers whose address the nearest earlier instruction puts into an argument register.
 
-    The instruction must lie in the same function, within `_CALLBACK_REACH` bytes, and no other call may
-    come in between (calls destroy argument registers). -1 where none is found.
+    The instruction must lie in the same function, within `_CALLBACK_REACH` bytes, and no other call may come in between
+    that may change the register: calls of small functions of the same object often do not, and compilers know.
+    -1 where none is found.
     """
     result = np.full(len(sites), -1, np.int64)
     passed = _addresses_passed(program, obj, sites, argument)
@@ -128,13 +134,46 @@ def _addresses_passed(program: Program, obj: int, sites: Columns, argument: int)
     position = place.searchsorted(sites) - 1
     row = np.flatnonzero(position >= 0)
     position, call = position[row], sites[row]
-    at, calls = place[position], code.all_calls
-    before = calls.searchsorted(call) - 1
-    previous_call = np.where(before >= 0, calls[before], -1) if len(calls) else np.full(len(row), -1)
-    good = (at > previous_call) & (call - at <= _CALLBACK_REACH) & (code.owners(at) == code.owners(call))
+    at, name = place[position], names[argument] if argument < len(names) else ""
+    good = (at > _last(code.calls_outside, call)) & (call - at <= _CALLBACK_REACH)
+    good &= code.owners(at) == code.owners(call)
+    for crossing in np.flatnonzero(good & (at < _last(code.all_calls, call))).tolist():
+        good[crossing] = _survives(image, code, int(at[crossing]), int(call[crossing]), name)
     row, call, position = row[good], call[good], position[good]
-    name = names[argument] if argument < len(names) else ""
     return _Passed(image, name, row, call, at[good], address[position], is_load[position])
+
+
+def _last(sites: Columns, call: Columns) -> Columns:
+    """The last of these sites before each call; -1 where there is none."""
+    before = sites.searchsorted(call) - 1
+    return np.where(before >= 0, sites[before], -1) if len(sites) else np.full(len(call), -1)
+
+
+def _survives(image: Image, code: CodeIndex, at: int, call: int, register: str) -> bool:
+    """No function that is called between two places changes a register: GCC's -fipa-ra relies on that.
+
+    Such functions call nothing but their like; what leaves the object, or calls through a register, may change it.
+    """
+    sites = code.sites
+    written = Register(register)
+    pending = sites.direct_target[(sites.direct_site > at) & (sites.direct_site < call)].tolist()
+    seen = set(pending)
+    while pending:
+        start = pending.pop()
+        place = int(code.start.searchsorted(start))
+        if len(seen) > _FEW or place == len(code.start) or code.start[place] != start:
+            return False
+        size = int(code.size[place])
+        outside = code.calls_outside[code.calls_outside.searchsorted(start) :]
+        if size > _SMALL or (len(outside) and outside[0] < start + size):
+            return False
+        body = decode(image, [(start, size)])
+        if any(getattr(o, "destination", None) == written for i in body.instructions for o in i.operations):
+            return False
+        inner = sites.direct_target[(sites.direct_site >= start) & (sites.direct_site < start + size)].tolist()
+        pending += [target for target in inner if target not in seen]
+        seen.update(inner)
+    return True
 
 
 _WRITES: Final[WeakKeyDictionary[CodeIndex, dict[int, _Writes]]] = WeakKeyDictionary()

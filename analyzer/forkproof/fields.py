@@ -47,7 +47,7 @@ from forkproof.code.values import Base, Entry, Value
 from forkproof.columns import among, unique
 from forkproof.elf.image import Machine
 from forkproof.functors import Load, Part, functor_part, invokers, load_of
-from forkproof.handed import Search
+from forkproof.handed import Search, is_fixed
 from forkproof.program import Columns, Function
 from forkproof.signatures import Signatures
 from forkproof.tables import table_targets
@@ -170,7 +170,7 @@ class _Fields(Search):
     def calls(self, begin: Columns, inside: Collection[int]) -> list[tuple[Function, int, Field]]:
         """(function, site, field) of the calls through fields that threads make and nothing has explained."""
         reach = self.graph.distances(begin, blocked=inside)
-        may_call = self._calls_unknown | self._are_tiny
+        may_call = self._calls_unknown | self._are_tiny | self._call_variables
         near = np.flatnonzero((reach >= 0) & (reach <= _DEPTH) & may_call)
         order = [Function(f) for f in near[np.lexsort((near, reach[near]))].tolist()]
         chosen = [f for f in order if f not in self.looked and self._size(f) <= _LARGEST][:_MOST_CALLERS]
@@ -181,6 +181,17 @@ class _Fields(Search):
     def _are_tiny(self) -> npt.NDArray[np.bool_]:
         """Functions that may be no more than a tail call through a register, which the sites do not tell."""
         return np.concatenate([code.size for code in self.program.codes]) <= _TINY
+
+    @cached_property
+    def _call_variables(self) -> npt.NDArray[np.bool_]:
+        """Functions with calls through words at known addresses that the program may change."""
+        found = []
+        for obj, code in enumerate(self.program.codes):
+            image, slots = self.program.image(obj), code.sites.slot_address
+            changing = [a for a in unique(slots).tolist() if a not in image.slot_symbols and not is_fixed(image, a)]
+            owner = code.slot_owner[np.isin(slots, changing)]
+            found.append(np.bincount(owner[owner >= 0], minlength=len(code.start)) > 0)
+        return np.concatenate(found)
 
     def _through_fields(self, function: Function) -> Iterator[tuple[int, Field]]:
         obj, rva = self.program.object_of(function), self.program.rva_of(function)
@@ -204,7 +215,7 @@ class _Fields(Search):
         states = explore(body, machine, rva, watch=watch, within=body.leading_to(watch), fields=True).states
         parts = {site: functor_part(body, site, load, machine, states) for site, load in loads.items()}
         self.called += [(function, site) for site, part in parts.items() if part is Part.INVOKER]
-        others = {site: load for site, load in loads.items() if parts[site] is None}
+        others = {site: load for site, load in loads.items() if parts[site] is None and load.cell.base != "pc"}
         slots = {site: virtual_slot(body, site, load, machine, states) for site, load in others.items()}
         self.virtual += [(function, site, slot) for site, slot in slots.items() if slot is not None]
         for site, (target, data) in found.items():

@@ -68,7 +68,7 @@ class Load(NamedTuple):
 
 
 def load_of(body: Body, position: int, through: Operand) -> Load | None:
-    """The load of a call's target from behind a pointer."""
+    """The load of a call's target from behind a pointer, or from a variable."""
     for here in before(body, position) if isinstance(through, Register) else ():
         for o in reversed(body.instructions[here].operations):
             if getattr(o, "destination", None) == through:
@@ -78,7 +78,7 @@ def load_of(body: Body, position: int, through: Operand) -> Load | None:
         if not isinstance(through, Register):
             position = here
             break
-    is_cell = isinstance(through, Memory) and not through.indexed and through.base not in (None, "pc")
+    is_cell = isinstance(through, Memory) and not through.indexed and through.base is not None
     return Load(position, through) if is_cell and isinstance(through, Memory) else None
 
 
@@ -108,7 +108,8 @@ def functor_part(body: Body, site: int, load: Load, machine: Machine, states: Ma
     first, second = (_apart(body, position, argument, load, convention, states) for argument in arguments[:2])
     if first == Part.MANAGER.value and (second == first or _is_operation(body, position, arguments[2])):
         return Part.MANAGER
-    manager = load.cell._replace(displacement=load.cell.displacement - _WORD)
+    manager = _absolute(load.cell, body.instructions[load.position].end)
+    manager = manager._replace(displacement=manager.displacement - _WORD)
     objects = (first, second) if machine is Machine.X86_64 else (first,)  # large results have a register of their own
     is_invoker = Part.INVOKER.value in objects and _mentions(body, manager)
     return Part.INVOKER if is_invoker else None
@@ -125,13 +126,19 @@ def _is_operation(body: Body, position: int, third: str) -> bool:
 
 
 def _mentions(body: Body, cell: Memory) -> bool:
-    """Some instruction loads, stores or compares a cell, told by its register's name."""
+    """Some instruction loads, stores or compares a cell, told by its register's name or its address."""
     return any(
-        cell in (getattr(o, "source", None), getattr(o, "left", None), getattr(o, "destination", None))
+        isinstance(place, Memory) and _absolute(place, instruction.end) == cell
         for instruction in body.instructions
         for o in instruction.operations
         if isinstance(o, Set | Compare | Test)
+        for place in (getattr(o, "source", None), getattr(o, "left", None), getattr(o, "destination", None))
     )
+
+
+def _absolute(cell: Memory, end: int) -> Memory:
+    """A variable by its address, not by its distance from the instruction that ends there."""
+    return cell._replace(base=None, displacement=end + cell.displacement) if cell.base == "pc" else cell
 
 
 def _apart(
@@ -139,6 +146,11 @@ def _apart(
 ) -> int | None:
     """How far behind what an argument points to the call's target lies."""
     assert load.cell.base is not None
+    if load.cell.base == "pc":
+        state = states.get(body.instructions[position].address)
+        known = state.register(argument) if state is not None else None
+        address = _absolute(load.cell, body.instructions[load.position].end).displacement
+        return address - known.offset if known is not None and known.base is None else None
     mine = root(body, position, argument, convention)
     other = root(body, load.position, load.cell.base, convention)
     if mine[0] == other[0]:

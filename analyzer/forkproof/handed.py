@@ -363,7 +363,7 @@ class Search:
     def _fixed(self, place: Place) -> Place | None:
         """What the loader puts into a word that nothing changes afterwards."""
         image = self.program.image(place.object)
-        if not _is_fixed(image, place.address):
+        if not is_fixed(image, place.address):
             return None
         symbol = image.slot_symbols.get(place.address)
         if symbol is not None:
@@ -494,7 +494,7 @@ def _moved(value: Known, by: int) -> Known:
     return Value(value.base, value.offset + by)
 
 
-def _is_fixed(image: Image, address: int) -> bool:
+def is_fixed(image: Image, address: int) -> bool:
     """Nothing can write there once the program runs."""
     if any(start <= address < start + size for start, size in image.relro):
         return True

@@ -100,6 +100,13 @@ class CodeIndex:
         return np.sort(np.concatenate([self.sites.direct_site, self.sites.slot_site, self.sites.indirect]))
 
     @cached_property
+    def calls_outside(self) -> I64:
+        """Those of them that do not call a function of this object by name, sorted."""
+        sites = self.sites
+        is_outside = sites.direct_jump | np.isin(sites.direct_target, self.stubs.start)
+        return np.sort(np.concatenate([sites.direct_site[is_outside], sites.slot_site, sites.indirect]))
+
+    @cached_property
     def unknown_calls(self) -> npt.NDArray[np.int64]:
         """Number of calls with unknown targets, by function."""
         owner = self.owners(self.sites.indirect)

@@ -21,6 +21,7 @@ import numpy as np
 from forkproof.allocators import looks_up_registrar
 from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Reach
 from forkproof.code.operations import Return
+from forkproof.columns import among
 from forkproof.facts import Facts, WindowFacts
 from forkproof.forks import Level
 from forkproof.hazards.anew import Anew
@@ -57,8 +58,8 @@ _LIVES: Final = 4, 8
 _HELD: Final = 5, 8
 """The same for a thread, from where it begins."""
 _SUSPECTED: Final = frozenset({EdgeKind.FIELD, EdgeKind.DYNAMIC})
-_IN_THREADS: Final = CERTAIN | _SUSPECTED
-"""What leads a thread to a lock; some of it is suspected."""
+_FOLLOWED: Final = CERTAIN | _SUSPECTED
+"""What leads a thread, or the child, to a lock; some of it is suspected."""
 _MUTEX: Final = ("pthread_mutex_lock", "__pthread_mutex_lock")
 _EXITS: Final = ("exit",)
 """What runs exit handlers before it ends the process. quick_exit runs others."""
@@ -169,7 +170,7 @@ class _Window:
 
     def _is_worth_a_look(self) -> bool:
         """The child takes locks, and threads exist that do. Which of them exist at the fork is asked last."""
-        reach = self.graph.distances(self.facts.threads.entries, _IN_THREADS, blocked=self.dying)
+        reach = self.graph.distances(self.facts.threads.entries, _FOLLOWED, blocked=self.dying)
         main = self.flow.main
         any_thread = (reach >= 0) & (reach <= _HELD[1])
         if main is not None and self.window.source is not None and self.window.source.why == "forks from a thread":
@@ -211,7 +212,7 @@ class _Window:
     @cached_property
     def by_threads(self) -> Functions:
         """What those threads can run, on ways that are not too long."""
-        reach = self.graph.distances(self.threads, _IN_THREADS, blocked=self.dying)
+        reach = self.graph.distances(self.threads, _FOLLOWED, blocked=self.dying)
         found: Functions = (reach >= 0) & (reach <= _HELD[1])
         if Answer.YES not in self.threads.values():
             # Most of what libraries could do does not happen; of threads that may not exist, that would be a guess.
@@ -226,19 +227,32 @@ class _Window:
     @cached_property
     def by_child(self) -> Functions:
         """What the child can run before it execs or exits, its own part of the functions that fork included."""
-        starts = [int(self.graph.target[e]) for level in self.levels for e in level.edges]
-        reach = self.graph.distances(starts, blocked=self.ends)
+        starts = [int(self.graph.target[e]) for level in self.levels for e in self._edges(level)]
+        reach = self.graph.distances(starts, _FOLLOWED, blocked=self.ends)
         found: Functions = (reach >= 0) & (reach < self._limits[1])
         found[self._level_functions()] = True
         if self.bodies:
-            edges = [e for f in self.bodies for e in self.flow.outgoing(f) if self.graph.kind[e] in CERTAIN]
-            reach = self.graph.distances([int(self.graph.target[e]) for e in edges], blocked=self.ends)
+            edges = [e for f in self.bodies for e in self.flow.outgoing(f) if self.graph.kind[e] in _FOLLOWED]
+            reach = self.graph.distances([int(self.graph.target[e]) for e in edges], _FOLLOWED, blocked=self.ends)
             found |= (reach >= 0) & (reach < self._limits[1])
         if self.exits:
             at_exit = self.graph.distances(self.exit_handlers, blocked=self.ends)
             found |= (at_exit >= 0) & (at_exit <= _LIVES[0])
         handlers = self.graph.distances(self._handlers(2), blocked=self.ends)
         return found | ((handlers >= 0) & (handlers <= _HANDLER_ASKS))
+
+    def _edges(self, level: Level, kinds: Collection[EdgeKind] = _FOLLOWED) -> list[int]:
+        """What the child calls itself there; with the suspected kinds, by way of fields too."""
+        more = _SUSPECTED.intersection(kinds)
+        if not more or not self._suspects.intersection([level.function, *self.flow.cold_parts(level.function)]):
+            return list(level.edges)
+        rows = self.flow.outgoing_rows(level.function)
+        return [*level.edges, *(e for e, _, site, kind in rows if kind in more and site in level.visited)]
+
+    @cached_property
+    def _suspects(self) -> frozenset[int]:
+        """Functions that call through fields."""
+        return frozenset(self.graph.source[among(self.graph.kind, _SUSPECTED)].tolist())
 
     @cached_property
     def exits(self) -> list[_Position]:
@@ -438,42 +452,44 @@ class _Window:
     def _request(self, address: Value, places: list[Place]) -> tuple[_Request, _Position] | None:
         """Of the ways that are about the shortest, the one that the child comes to first; and where any first asks.
 
-        Ways that need no failure come before others.
+        Ways that need no failure come before others, and sure calls before suspected ones.
         """
         failing, seldom = set[int](), None
-        for _ in range(_TRIES):
-            by_function = {p.function: p for p in reversed(places)}
-            reach = self.graph.distances(by_function, backward=True, blocked=[*self.ends, *self.dead], without=failing)
-            own = [*self._own_requests(places), *self._calls(reach, failing)]
-            own = [begin for begin in own if not self._is_of_new_object(address, begin)]
-            found = [*own, *self._at_exit(reach), *self._at_fork(reach)]
-            if not found:
-                break
-            shortest = min(begin.distance for begin in found)
-            best = min((b for b in found if b.distance <= shortest + _ABOUT), key=lambda begin: begin.position)
-            edges = [] if best.edge is None else [best.edge]
-            if best.function is not None:
-                edges += self.graph.path(best.function, reach, without=failing) or []
-            last = Function(int(self.graph.target[edges[-1]])) if edges else best.function
-            place = best.place or by_function[last] if last is not None else best.place
-            end = dead_end(self.facts, edges, self.bodies)
-            if end is not None and end not in self.dead:
-                self.dead.add(end)
-                continue
-            if unmade := {e for e in edges if self.flow.is_dead(e)}:
-                failing.update(unmade)
-                continue
-            assert place is not None
-            way = self._way(edges, place, end)
-            if best.edge is None and best.function is not None and best.position[0] >= 0:
-                is_sure = self.exit_handlers[best.function]
-                way = replace(way, depth=way.depth + 1, exit_site=best.position, is_sure=is_sure)
-            request = _Request(way, best.position[0], best.position), min(b.position for b in found)
-            after = self.facts.failures.among(edges)
-            if not after:
-                return request
-            seldom = seldom or request
-            failing.update(after)
+        for kinds in self._ways:
+            for _ in range(_TRIES):
+                by_function = {p.function: p for p in reversed(places)}
+                blocked = [*self.ends, *self.dead]
+                reach = self.graph.distances(by_function, kinds, backward=True, blocked=blocked, without=failing)
+                own = [*self._own_requests(places), *self._calls(reach, failing, kinds)]
+                own = [begin for begin in own if not self._is_of_new_object(address, begin)]
+                found = [*own, *self._at_exit(reach), *self._at_fork(reach)]
+                if not found:
+                    break
+                shortest = min(begin.distance for begin in found)
+                best = min((b for b in found if b.distance <= shortest + _ABOUT), key=lambda begin: begin.position)
+                edges = [] if best.edge is None else [best.edge]
+                if best.function is not None:
+                    edges += self.graph.path(best.function, reach, kinds, without=failing) or []
+                last = Function(int(self.graph.target[edges[-1]])) if edges else best.function
+                place = best.place or by_function[last] if last is not None else best.place
+                end = dead_end(self.facts, edges, self.bodies)
+                if end is not None and end not in self.dead:
+                    self.dead.add(end)
+                    continue
+                if unmade := {e for e in edges if self.flow.is_dead(e)}:
+                    failing.update(unmade)
+                    continue
+                assert place is not None
+                way = self._way(edges, place, end)
+                if best.edge is None and best.function is not None and best.position[0] >= 0:
+                    is_sure = self.exit_handlers[best.function]
+                    way = replace(way, depth=way.depth + 1, exit_site=best.position, is_sure=is_sure)
+                request = _Request(way, best.position[0], best.position), min(b.position for b in found)
+                after = self.facts.failures.among(edges)
+                if not after:
+                    return request
+                seldom = seldom or request
+                failing.update(after)
         return seldom
 
     def _is_of_new_object(self, address: Value, begin: _Begin) -> bool:
@@ -492,10 +508,10 @@ class _Window:
             if 0 <= reach[handler] <= _HANDLER_ASKS:
                 yield _Begin(int(reach[handler]), (-1, number), function=handler)
 
-    def _calls(self, reach: Reach, failing: Collection[int]) -> Iterator[_Begin]:
+    def _calls(self, reach: Reach, failing: Collection[int], kinds: Collection[EdgeKind]) -> Iterator[_Begin]:
         own = set(self._level_functions())
         for depth, level in enumerate(self.levels):
-            for edge in level.edges:
+            for edge in self._edges(level, kinds):
                 target = Function(int(self.graph.target[edge]))
                 if reach[target] < 0 or edge in failing:
                     continue
@@ -514,14 +530,14 @@ class _Window:
         failing, seldom = set[int](), None
         for answer in (Answer.YES, Answer.UNKNOWN):
             starts = [f for f, a in self.threads.items() if a is answer]
-            for kinds in self._ways_of_threads if starts else ():
+            for kinds in self._ways if starts else ():
                 for _ in range(_TRIES):
                     by_function = {p.function: p for p in reversed(places)}
                     without = early | failing
                     reach = self.graph.distances(
                         by_function, kinds, backward=True, blocked=[*self.dying, *self.dead], without=without
                     )
-                    farthest = _HELD[1] if kinds is not self._ways_of_threads[-1] else self.graph.size
+                    farthest = _HELD[1] if kinds is not self._ways[-1] else self.graph.size
                     found = [(int(reach[f]), f) for f in starts if 0 <= reach[f] <= farthest]
                     if not found:
                         break
@@ -544,8 +560,8 @@ class _Window:
         return seldom
 
     @cached_property
-    def _ways_of_threads(self) -> list[frozenset[EdgeKind]]:
-        """Kinds of edges by which a thread may come to a lock, the surest first; what no edge is of adds nothing."""
+    def _ways(self) -> list[frozenset[EdgeKind]]:
+        """Kinds of edges by which somebody may come to a lock, the surest first; what no edge is of adds nothing."""
         more = [kind for kind in (EdgeKind.FIELD, EdgeKind.DYNAMIC) if np.any(self.graph.kind == kind)]
         return [CERTAIN.union(more[:count]) for count in range(len(more) + 1)]
 
@@ -609,11 +625,14 @@ class _Window:
         if kept := self._kept(way):
             verdict, answers = Verdict.SUSPECTED, (answers[0], Answer.UNKNOWN, *answers[2:])
             doubt += f"; {kept}"
+        if asks_if := self._kept(request.way):
+            verdict, answers = Verdict.SUSPECTED, (*answers[:2], Answer.UNKNOWN, answers[3])
+            asks_if = f"; {asks_if}"
         verb = "lives on and" if self.window.window.kind is WindowKind.DAEMONIZE else "before it ends or execs"
         quiesced = self._not_quiesced(lock)
         if self.prepared and self._is_left_owned(address, request):
             quiesced = f"only its owner may let {lock.name} go, which the child's thread is not, whoever holds it there"
-        asks = f"the child {verb} asks for it in {child[-1].function}, {self._whence(request.way, child)}"
+        asks = f"the child {verb} asks for it in {child[-1].function}, {self._whence(request.way, child)}{asks_if}"
         if request.level < 0:
             quiesced = f"no prepare handler takes {lock.name}"
             asks = f"the child handler {child[0].function} asks for it before fork returns"
@@ -669,10 +688,15 @@ class _Window:
         is_doubtful = rare or Answer.UNKNOWN in answers or not starts_near(self.window)
         is_doubtful |= any(self.graph.kind[e] == EdgeKind.DYNAMIC for e in edges)
         # What is found in a field is a guess, and what that comes to far below it is another.
-        is_doubtful |= thread.depth > _HELD[0] and any(self.graph.kind[e] == EdgeKind.FIELD for e in edges)
+        far = thread.depth > _HELD[0] or child.depth > self._limits[1]
+        guesses = {(int(self.graph.target[e]), int(self.graph.site[e])) for e in edges if self._is_field(e)}
+        is_doubtful |= bool(guesses) and (far or len(guesses) > 1)
         if is_doubtful and severity.rank < Severity.LOW.rank:
             severity = Severity.LOW
         return severity, verdict
+
+    def _is_field(self, edge: int) -> bool:
+        return bool(self.graph.kind[edge] == EdgeKind.FIELD)
 
     def _not_quiesced(self, lock: Lock) -> str:
         if not self.window.window.handlers_run:
