@@ -17,16 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.arguments import address_arguments, followed_arguments
+from forkproof.arguments import address_arguments, data_arguments, followed_arguments
 from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, known_edges
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import explore
-from forkproof.code.index import find_stores
+from forkproof.code.index import CodeIndex, find_stores
 from forkproof.code.operations import (
     Add,
     Address,
@@ -43,11 +44,11 @@ from forkproof.code.operations import (
 )
 from forkproof.code.sites import Stores
 from forkproof.code.state import State
-from forkproof.code.values import Base, Entry, Value
+from forkproof.code.values import Base, Behind, Entry, Value, Word
 from forkproof.columns import among, unique
 from forkproof.elf.image import Machine
 from forkproof.functors import Load, Part, functor_part, invokers, load_of
-from forkproof.handed import Search, is_fixed
+from forkproof.handed import Place, Search, is_fixed
 from forkproof.program import Columns, Function
 from forkproof.signatures import Signatures
 from forkproof.tables import table_targets
@@ -63,7 +64,7 @@ _LARGEST: Final = 1 << 14
 """Bytes of such a function,"""
 _SMALL: Final = 1 << 10
 """and of one that puts its parameter into a field."""
-_TINY: Final = 24
+_TINY: Final = 64
 """Bytes of a function that may be no more than a tail call."""
 _BLOCKS: Final = 4
 """Blocks, each with one before it, in which it is looked for where a call's target was loaded."""
@@ -73,6 +74,9 @@ _BEFORE: Final = 160
 """Bytes before a call in which an address that it passes is formed."""
 _AFTER: Final = 64
 """Bytes after a function's address is formed in which it is stored."""
+_WORD: Final = 8
+_TABLE: Final = 1 << 10
+"""Bytes of a table of functions: operations of a driver, of a kind of file."""
 _FAR: Final = 1 << 12
 """Where an offset is no field's any more."""
 _WRAPPER: Final = 256
@@ -98,6 +102,8 @@ class Field(NamedTuple):
     """A variable of that address, not a field behind a pointer."""
     data: int | None
     """The offset of what is passed along; None where that is the thing itself, or anything for a variable."""
+    slot: int | None = None
+    """Where the function is in the table to which the field points; None: the field holds the function itself."""
 
 
 class _Kept(NamedTuple):
@@ -173,7 +179,8 @@ class _Fields(Search):
         may_call = self._calls_unknown | self._are_tiny | self._call_variables
         near = np.flatnonzero((reach >= 0) & (reach <= _DEPTH) & may_call)
         order = [Function(f) for f in near[np.lexsort((near, reach[near]))].tolist()]
-        chosen = [f for f in order if f not in self.looked and self._size(f) <= _LARGEST][:_MOST_CALLERS]
+        asked = (f for f in order if f not in self.looked and self._size(f) <= _LARGEST and self._may_jump(f))
+        chosen = list(islice(asked, _MOST_CALLERS))
         self.looked.update(chosen)
         return [(f, site, field) for f in chosen for site, field in self._through_fields(f)]
 
@@ -181,6 +188,17 @@ class _Fields(Search):
     def _are_tiny(self) -> npt.NDArray[np.bool_]:
         """Functions that may be no more than a tail call through a register, which the sites do not tell."""
         return np.concatenate([code.size for code in self.program.codes]) <= _TINY
+
+    def _may_jump(self, function: Function) -> bool:
+        """It has calls through what is not known, or what may be a jump through a register or memory."""
+        if self._calls_unknown[function] or self._call_variables[function]:
+            return True
+        obj, rva = self.program.object_of(function), self.program.rva_of(function)
+        raw = self.program.image(obj).read(rva, self._size(function))
+        if self.program.image(obj).machine is Machine.AARCH64:
+            words = np.frombuffer(raw[: len(raw) // 4 * 4].tobytes(), "<u4")
+            return bool(np.any(words & 0xFFFFFC1F == 0xD61F0000))  # br
+        return bool(np.any((raw[:-1] == 0xFF) & (raw[1:] >> 3 & 7 == 4)))  # jmp r/m64
 
     @cached_property
     def _call_variables(self) -> npt.NDArray[np.bool_]:
@@ -226,6 +244,8 @@ class _Fields(Search):
                 held = table_targets(self.program, function)
                 self.chosen |= {(int(function), int(f), site) for f in held if len(held) <= _MANY}
             place = self._place(body, target, states)
+            if place is not None and (field := self._table_field(obj, *place, states.get(site))) is not None:
+                yield site, field
             if place is not None and place[0] is None:
                 yield site, Field(obj, place[1], True, None)
             elif place is not None and 0 <= place[1] < _FAR:
@@ -234,6 +254,19 @@ class _Fields(Search):
                     yield site, Field(obj, place[1], False, passed[1])
                 elif self._is_itself(body, target, data):
                     yield site, Field(obj, place[1], False, None)
+
+    def _table_field(self, obj: int, table: Base | str, slot: int, state: State | None) -> Field | None:
+        """The field that holds a table of functions: a variable's, or one of an object that is passed along."""
+        if state is None or not 0 <= slot < _TABLE or slot % _WORD:
+            return None
+        if isinstance(table, Word):
+            return Field(obj, table.address, True, None, slot)
+        if not isinstance(table, Behind) or not 0 <= table.offset < _FAR:
+            return None
+        passed = [state.register(name) for name in self.convention.arguments]
+        objects = [p.offset for p in passed if p is not None and p.base == table.base and p.offset <= table.offset]
+        is_virtual = table.offset in objects and self.tables.has_classes(obj)
+        return Field(obj, table.offset, False, None, slot) if objects and not is_virtual else None
 
     def _place(self, body: Body, origin: Origin, states: Mapping[int, State]) -> tuple[Base | str, int] | None:
         """The cell that a value is loaded from."""
@@ -346,40 +379,61 @@ class _Fields(Search):
     def held(self, fields: Collection[Field]) -> dict[Field, set[int]]:
         """The functions that are put into these fields; of those that hold more than `_MANY`, not all."""
         found: dict[Field, set[int]] = {field: set() for field in fields}
-        passed: dict[tuple[Function, int], set[int]] = {}
+        passed: dict[tuple[Function, int, bool], set[Place]] = {}
         for obj in sorted({field.object for field in fields}):
-            self._stored(obj, {field: found[field] for field in fields if field.object == obj})
+            mine = [field for field in fields if field.object == obj]
+            for field in mine:
+                found[field].update(self._at_first(field))
+            for is_table in {field.slot is not None for field in mine}:
+                self._stored(
+                    obj, {field: found[field] for field in mine if is_table == (field.slot is not None)}, is_table
+                )
             telling = [f for f in fields if f.object == obj and len(found[f]) <= _MANY]
             for function, filled in self._receivers(obj, telling):
                 few = [field for field in filled if len(found[field]) <= _MANY]
                 for kept in self._keeps(function, few) if few else ():
-                    key = kept.function, kept.parameter
+                    key = kept.function, kept.parameter, kept.field.slot is not None
                     if key not in passed:
                         passed[key] = self._passed_to(kept)
-                    found[kept.field] |= passed[key]
+                    told = (f for place in passed[key] for f in self._functions_at(place, kept.field.slot))
+                    found[kept.field].update(told)
         return found
 
-    def _stored(self, obj: int, held: Mapping[Field, set[int]]) -> None:
-        """Add functions whose addresses an object's code stores there, in the instructions after it has formed them."""
+    def _at_first(self, field: Field) -> Iterator[int]:
+        """What a variable holds when the program begins."""
+        target = self.program.image(field.object).pointer_at(field.offset) if field.is_global else None
+        if target is not None:
+            yield from self._functions_at(Place(field.object, target), field.slot)
+
+    def _functions_at(self, place: Place, slot: int | None) -> Iterator[int]:
+        """The function at an address that is put into a field, or that of the table there."""
+        held = place if slot is None else self._fixed(Place(place.object, place.address + slot))
+        function = None if held is None else self._function(held)
+        if function is not None:
+            yield int(function)
+
+    def _stored(self, obj: int, held: Mapping[Field, set[int]], is_table: bool) -> None:
+        """Add functions whose addresses an object's code stores there, or those of their tables, in the instructions
+        after it has formed them."""
         code, image = self.program.codes[obj], self.program.image(obj)
-        order = np.argsort(code.sites.taken_site, kind="stable")
-        site, taken = code.sites.taken_site[order], code.sites.taken_target[order]
+        site, taken = _formed(code, is_table)
         end = site + _AFTER
         stores = self._stores(obj, held, site, np.minimum(end, np.append(site[1:], end[-1:])))
         for is_global, offset in sorted({(field.is_global, field.offset) for field in held}):
+            mine = [field for field in held if (field.is_global, field.offset) == (is_global, offset)]
             found = set[int]()
             chosen = stores.between(site, end, offset, is_global)
             for at, target in zip(site[chosen].tolist(), taken[chosen].tolist(), strict=True):
-                function = self.program.function(obj, target)
-                if function is not None and len(found) <= _MANY:
+                if len(found) <= _MANY and any(
+                    True for field in mine for _ in self._functions_at(Place(obj, target), field.slot)
+                ):
                     for cell, after in _stores_of(decode(image, [(at, _AFTER)], vectors=True), target):
                         is_variable = cell.base == "pc"
                         place = is_variable, cell.displacement + (after if is_variable else 0)
                         if place == (is_global, offset) and cell.base not in (None, self.convention.stack):
-                            found.add(function)
-            for field in held:
-                if (field.is_global, field.offset) == (is_global, offset):
-                    held[field].update(found)
+                            found.add(target)
+            for field in mine:
+                held[field].update(f for target in found for f in self._functions_at(Place(obj, target), field.slot))
 
     def _receivers(self, obj: int, fields: Collection[Field]) -> list[tuple[Function, list[Field]]]:
         """Functions that may be passed the address of a function, with those fields of an object that they may fill."""
@@ -410,7 +464,7 @@ class _Fields(Search):
         graph, program = self.graph, self.program
         found = np.zeros(graph.size, bool)
         for obj, code in enumerate(program.codes):
-            taken = np.sort(code.sites.taken_site)
+            taken = np.sort(np.concatenate([_formed(code, is_table)[0] for is_table in (False, True)]))
             if len(taken):
                 first, last = np.searchsorted(graph.source, program.base[obj : obj + 2])
                 site = graph.site[first:last]
@@ -449,9 +503,9 @@ class _Fields(Search):
                     if value is not None and isinstance(value.base, Entry) and self._is_given(value):
                         yield _Kept(function, arguments.index(value.base.register), field)
 
-    def _passed_to(self, kept: _Kept) -> set[int]:
-        """The functions that are passed to one that keeps them, by way of others that pass them on."""
-        found, pending = set[int](), [(kept.function, kept.parameter, 0)]
+    def _passed_to(self, kept: _Kept) -> set[Place]:
+        """The functions, or tables, that are passed to one that keeps them, by way of others that pass them on."""
+        found, pending = set[Place](), [(kept.function, kept.parameter, 0)]
         seen = {(kept.function, kept.parameter)}
         while pending:
             function, parameter, depth = pending.pop()
@@ -459,16 +513,29 @@ class _Fields(Search):
             for obj in sorted({self.program.object_of(caller) for caller, _ in calls}):
                 mine = [(caller, site) for caller, site in calls if self.program.object_of(caller) == obj]
                 sites = np.array([site for _, site in mine], np.int64)
-                passed = address_arguments(self.program, obj, sites, parameter)
-                if len(sites) <= _FEW and np.all(passed < 0):
-                    passed = followed_arguments(self.program, obj, sites, parameter, passed)
-                found.update(passed[passed >= 0].tolist())
-                for (caller, site), target in zip(mine, passed.tolist(), strict=True):
-                    if target < 0 and depth < _WRAPPERS and self._size(caller) <= _WRAPPER and self._receiving[caller]:
+                passed = self._passed_at(obj, sites, parameter, is_table=kept.field.slot is not None)
+                found.update(place for place in passed if place is not None)
+                for (caller, site), place in zip(mine, passed, strict=True):
+                    is_known = place is not None or depth >= _WRAPPERS
+                    if not is_known and self._size(caller) <= _WRAPPER and self._receiving[caller]:
                         new = [(caller, p) for p in self._passes_on(caller, site, parameter)]
                         pending += [(*pair, depth + 1) for pair in new if pair not in seen]
                         seen.update(new)
         return found
+
+    def _passed_at(self, obj: int, sites: Columns, parameter: int, *, is_table: bool) -> list[Place | None]:
+        """The address of a function, or of a table, that each of these calls passes."""
+        program = self.program
+        if is_table:
+            tables = data_arguments(program, obj, sites, parameter)
+            found = ((tables.get(site)) for site in sites.tolist())
+            places = (None if f is None else (Place(obj, f[0]), f[1]) for f in found)
+            return [None if p is None else self._fixed(p[0]) if p[1] else p[0] for p in places]
+        passed = address_arguments(program, obj, sites, parameter)
+        if len(sites) <= _FEW and np.all(passed < 0):
+            passed = followed_arguments(program, obj, sites, parameter, passed)
+        functions = (Function(f) for f in passed.tolist())
+        return [Place(program.object_of(f), program.rva_of(f)) if f >= 0 else None for f in functions]
 
     def _passes_on(self, caller: Function, site: int, parameter: int) -> Iterator[int]:
         """Which of its own parameters a function passes along."""
@@ -485,6 +552,14 @@ def _unknown_calls(body: Body) -> Iterator[tuple[int, Operand]]:
             is_call = isinstance(o, Call) or (isinstance(o, JumpUnknown) and not body.orphans)
             if is_call and isinstance(o, Call | JumpUnknown) and o.through is not None:
                 yield position, o.through
+
+
+def _formed(code: CodeIndex, is_table: bool) -> tuple[Columns, Columns]:
+    """(site, address) where an object's code forms the addresses of functions, or those of data, by site."""
+    sites = code.sites
+    site, target = (sites.data_site, sites.data_target) if is_table else (sites.taken_site, sites.taken_target)
+    order = np.argsort(site, kind="stable")
+    return site[order], target[order]
 
 
 def _stores(body: Body) -> dict[int, list[tuple[Memory, Register]]]:

@@ -108,10 +108,8 @@ def functor_part(body: Body, site: int, load: Load, machine: Machine, states: Ma
     first, second = (_apart(body, position, argument, load, convention, states) for argument in arguments[:2])
     if first == Part.MANAGER.value and (second == first or _is_operation(body, position, arguments[2])):
         return Part.MANAGER
-    manager = _absolute(load.cell, body.instructions[load.position].end)
-    manager = manager._replace(displacement=manager.displacement - _WORD)
     objects = (first, second) if machine is Machine.X86_64 else (first,)  # large results have a register of their own
-    is_invoker = Part.INVOKER.value in objects and _mentions(body, manager)
+    is_invoker = Part.INVOKER.value in objects and _mentions(body, load, convention)
     return Part.INVOKER if is_invoker else None
 
 
@@ -125,15 +123,25 @@ def _is_operation(body: Body, position: int, third: str) -> bool:
     return False
 
 
-def _mentions(body: Body, cell: Memory) -> bool:
-    """Some instruction loads, stores or compares a cell, told by its register's name or its address."""
+def _mentions(body: Body, load: Load, convention: Convention) -> bool:
+    """Some instruction loads, stores or compares the manager, the word before the call's target."""
+    name, offset = _place(body, load.position, load.cell, convention)
     return any(
-        isinstance(place, Memory) and _absolute(place, instruction.end) == cell
-        for instruction in body.instructions
+        isinstance(cell, Memory) and not cell.indexed and _place(body, here, cell, convention) == (name, offset - _WORD)
+        for here, instruction in enumerate(body.instructions)
         for o in instruction.operations
         if isinstance(o, Set | Compare | Test)
-        for place in (getattr(o, "source", None), getattr(o, "left", None), getattr(o, "destination", None))
+        for cell in (getattr(o, "source", None), getattr(o, "left", None), getattr(o, "destination", None))
     )
+
+
+def _place(body: Body, position: int, cell: Memory, convention: Convention) -> tuple[str, int]:
+    """A cell as what a register held before, and how far behind that it is; a variable by its address."""
+    cell = _absolute(cell, body.instructions[position].end)
+    if cell.base is None:
+        return "", cell.displacement
+    name, offset = root(body, position, cell.base, convention)
+    return name, offset + cell.displacement
 
 
 def _absolute(cell: Memory, end: int) -> Memory:

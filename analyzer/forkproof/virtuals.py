@@ -101,11 +101,11 @@ class VirtualTables:
 
     def held(self, obj: int, slot: int) -> frozenset[Function]:
         """What a virtual call in an object may come to."""
-        every = range(len(self.program.codes)) if self._has_classes(obj) else ()
-        tables = [t for o in every if self._has_classes(o) for t in self._of(o) if t.home == obj]
+        every = range(len(self.program.codes)) if self.has_classes(obj) else ()
+        tables = [t for o in every if self.has_classes(o) for t in self._of(o) if t.home == obj]
         return frozenset(t.functions[slot // _WORD] for t in tables if slot // _WORD < len(t.functions))
 
-    def _has_classes(self, obj: int) -> bool:
+    def has_classes(self, obj: int) -> bool:
         """Objects in other languages have none, and are not searched."""
         image = self.program.image(obj)
         return image.is_static or any(name in image.dynamic_symbols.by_name for name in (*_KINDS, *_DELETE))
