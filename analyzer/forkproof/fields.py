@@ -27,7 +27,7 @@ from forkproof.arguments import address_arguments, data_arguments, followed_argu
 from forkproof.callgraph import CALLS, CallGraph, EdgeColumns, EdgeKind, known_edges
 from forkproof.code.decode import Body, decode
 from forkproof.code.explore import explore
-from forkproof.code.index import CodeIndex, find_stores
+from forkproof.code.index import find_stores
 from forkproof.code.operations import (
     Add,
     Address,
@@ -45,13 +45,13 @@ from forkproof.code.operations import (
 from forkproof.code.sites import Stores
 from forkproof.code.state import State
 from forkproof.code.values import Base, Behind, Entry, Value, Word
-from forkproof.columns import among, unique
+from forkproof.columns import among, position_in, unique
 from forkproof.elf.image import Machine
 from forkproof.functors import Load, Part, functor_part, invokers, load_of
 from forkproof.handed import Place, Search, is_fixed
 from forkproof.program import Columns, Function
 from forkproof.signatures import Signatures
-from forkproof.tables import table_targets
+from forkproof.tables import function_pointers, table_targets
 from forkproof.virtuals import VirtualTables, virtual_slot
 
 _PRIMITIVE: Final = ("pthread_create",)
@@ -75,6 +75,7 @@ _BEFORE: Final = 160
 _AFTER: Final = 64
 """Bytes after a function's address is formed in which it is stored."""
 _WORD: Final = 8
+_NO_TABLE: Final = -1
 _TABLE: Final = 1 << 10
 """Bytes of a table of functions: operations of a driver, of a kind of file."""
 _FAR: Final = 1 << 12
@@ -148,6 +149,8 @@ class _Fields(Search):
         self.looked: set[Function] = set()
         """Functions whose calls are known."""
         self.tables = VirtualTables(self.program)
+        self._words: dict[int, Columns] = {}
+        self._receive: dict[int | None, npt.NDArray[np.bool_]] = {}
 
     def edges(self) -> list[EdgeColumns]:
         """All edges: what objects are called for may call others."""
@@ -379,24 +382,20 @@ class _Fields(Search):
     def held(self, fields: Collection[Field]) -> dict[Field, set[int]]:
         """The functions that are put into these fields; of those that hold more than `_MANY`, not all."""
         found: dict[Field, set[int]] = {field: set() for field in fields}
-        passed: dict[tuple[Function, int, bool], set[Place]] = {}
-        for obj in sorted({field.object for field in fields}):
-            mine = [field for field in fields if field.object == obj]
+        for obj, slot in sorted({(field.object, _NO_TABLE if field.slot is None else field.slot) for field in fields}):
+            what = None if slot == _NO_TABLE else slot
+            mine = [field for field in fields if (field.object, field.slot) == (obj, what)]
             for field in mine:
                 found[field].update(self._at_first(field))
-            for is_table in {field.slot is not None for field in mine}:
-                self._stored(
-                    obj, {field: found[field] for field in mine if is_table == (field.slot is not None)}, is_table
-                )
-            telling = [f for f in fields if f.object == obj and len(found[f]) <= _MANY]
-            for function, filled in self._receivers(obj, telling):
+            self._stored(obj, {field: found[field] for field in mine}, what)
+            passed: dict[tuple[Function, int], set[int]] = {}
+            for function, filled in self._receivers(obj, [f for f in mine if len(found[f]) <= _MANY], what):
                 few = [field for field in filled if len(found[field]) <= _MANY]
                 for kept in self._keeps(function, few) if few else ():
-                    key = kept.function, kept.parameter, kept.field.slot is not None
+                    key = kept.function, kept.parameter
                     if key not in passed:
-                        passed[key] = self._passed_to(kept)
-                    told = (f for place in passed[key] for f in self._functions_at(place, kept.field.slot))
-                    found[kept.field].update(told)
+                        passed[key] = {f for place in self._passed_to(kept) for f in self._functions_at(place, what)}
+                    found[kept.field] |= passed[key]
         return found
 
     def _at_first(self, field: Field) -> Iterator[int]:
@@ -412,11 +411,27 @@ class _Fields(Search):
         if function is not None:
             yield int(function)
 
-    def _stored(self, obj: int, held: Mapping[Field, set[int]], is_table: bool) -> None:
+    def _formed(self, obj: int, slot: int | None) -> tuple[Columns, Columns]:
+        """(site, address) where an object's code forms addresses of functions, or of tables with one there, by site."""
+        sites = self.program.codes[obj].sites
+        site, target = sites.taken_site, sites.taken_target
+        if slot is not None:
+            held = np.flatnonzero(position_in(self._function_words(obj), sites.data_target + slot) >= 0)
+            site, target = sites.data_site[held], sites.data_target[held]
+        order = np.argsort(site, kind="stable")
+        return site[order], target[order]
+
+    def _function_words(self, obj: int) -> Columns:
+        """Where an object's data holds addresses of functions."""
+        if obj not in self._words:
+            self._words[obj] = function_pointers(self.program, obj)[0]
+        return self._words[obj]
+
+    def _stored(self, obj: int, held: Mapping[Field, set[int]], slot: int | None) -> None:
         """Add functions whose addresses an object's code stores there, or those of their tables, in the instructions
         after it has formed them."""
-        code, image = self.program.codes[obj], self.program.image(obj)
-        site, taken = _formed(code, is_table)
+        image = self.program.image(obj)
+        site, taken = self._formed(obj, slot)
         end = site + _AFTER
         stores = self._stores(obj, held, site, np.minimum(end, np.append(site[1:], end[-1:])))
         for is_global, offset in sorted({(field.is_global, field.offset) for field in held}):
@@ -424,21 +439,19 @@ class _Fields(Search):
             found = set[int]()
             chosen = stores.between(site, end, offset, is_global)
             for at, target in zip(site[chosen].tolist(), taken[chosen].tolist(), strict=True):
-                if len(found) <= _MANY and any(
-                    True for field in mine for _ in self._functions_at(Place(obj, target), field.slot)
-                ):
+                if len(found) <= _MANY and any(True for _ in self._functions_at(Place(obj, target), slot)):
                     for cell, after in _stores_of(decode(image, [(at, _AFTER)], vectors=True), target):
                         is_variable = cell.base == "pc"
                         place = is_variable, cell.displacement + (after if is_variable else 0)
                         if place == (is_global, offset) and cell.base not in (None, self.convention.stack):
                             found.add(target)
             for field in mine:
-                held[field].update(f for target in found for f in self._functions_at(Place(obj, target), field.slot))
+                held[field].update(f for target in found for f in self._functions_at(Place(obj, target), slot))
 
-    def _receivers(self, obj: int, fields: Collection[Field]) -> list[tuple[Function, list[Field]]]:
+    def _receivers(self, obj: int, fields: Collection[Field], slot: int | None) -> list[tuple[Function, list[Field]]]:
         """Functions that may be passed the address of a function, with those fields of an object that they may fill."""
         base, code = self.program.base, self.program.codes[obj]
-        mine = np.flatnonzero(self._receiving[base[obj] : base[obj + 1]] & (code.size <= _SMALL))
+        mine = np.flatnonzero(self._receiving(slot)[base[obj] : base[obj + 1]] & (code.size <= _SMALL))
         first, last = code.start[mine], code.start[mine] + code.size[mine]
         stores = self._stores(obj, fields, first, last)
         found: dict[Function, list[Field]] = {}
@@ -458,13 +471,14 @@ class _Fields(Search):
         local = [p for f in fields if not f.is_global for p in (f.offset, f.data) if p is not None]
         return find_stores(image, first, last, unique(np.array(local, np.int64)), addresses)
 
-    @cached_property
-    def _receiving(self) -> npt.NDArray[np.bool_]:
-        """Functions that are called where a function's address has just been formed, or by small ones that are."""
+    def _receiving(self, slot: int | None) -> npt.NDArray[np.bool_]:
+        """Functions that are called where such an address has just been formed, or by small ones that are."""
+        if slot in self._receive:
+            return self._receive[slot]
         graph, program = self.graph, self.program
-        found = np.zeros(graph.size, bool)
-        for obj, code in enumerate(program.codes):
-            taken = np.sort(np.concatenate([_formed(code, is_table)[0] for is_table in (False, True)]))
+        found = self._receive[slot] = np.zeros(graph.size, bool)
+        for obj in range(len(program.codes)):
+            taken, _ = self._formed(obj, slot)
             if len(taken):
                 first, last = np.searchsorted(graph.source, program.base[obj : obj + 2])
                 site = graph.site[first:last]
@@ -517,7 +531,7 @@ class _Fields(Search):
                 found.update(place for place in passed if place is not None)
                 for (caller, site), place in zip(mine, passed, strict=True):
                     is_known = place is not None or depth >= _WRAPPERS
-                    if not is_known and self._size(caller) <= _WRAPPER and self._receiving[caller]:
+                    if not is_known and self._size(caller) <= _WRAPPER and self._receiving(kept.field.slot)[caller]:
                         new = [(caller, p) for p in self._passes_on(caller, site, parameter)]
                         pending += [(*pair, depth + 1) for pair in new if pair not in seen]
                         seen.update(new)
@@ -552,14 +566,6 @@ def _unknown_calls(body: Body) -> Iterator[tuple[int, Operand]]:
             is_call = isinstance(o, Call) or (isinstance(o, JumpUnknown) and not body.orphans)
             if is_call and isinstance(o, Call | JumpUnknown) and o.through is not None:
                 yield position, o.through
-
-
-def _formed(code: CodeIndex, is_table: bool) -> tuple[Columns, Columns]:
-    """(site, address) where an object's code forms the addresses of functions, or those of data, by site."""
-    sites = code.sites
-    site, target = (sites.data_site, sites.data_target) if is_table else (sites.taken_site, sites.taken_target)
-    order = np.argsort(site, kind="stable")
-    return site[order], target[order]
 
 
 def _stores(body: Body) -> dict[int, list[tuple[Memory, Register]]]:

@@ -50,7 +50,7 @@ from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, 
 from forkproof.program import Function
 from forkproof.threads import constructor_functions
 
-_LEAVES: Final = 1, 2
+_LEAVES: Final = 1, 4
 """Calls below a child's own code at which it asks for a lock as a matter of course, and beyond which hardly anybody
 goes, so that nobody looks: for a child that execs or exits soon,"""
 _LIVES: Final = 4, 8
