@@ -33,17 +33,15 @@ from forkproof.code.operations import (
     Address,
     Call,
     Const,
-    Jump,
-    JumpUnknown,
     Memory,
     Operand,
     Register,
-    Return,
     Set,
     Sum,
 )
 from forkproof.code.sites import Stores
 from forkproof.code.state import State
+from forkproof.code.stored import registers_stored, stores_of, unknown_calls
 from forkproof.code.values import Base, Behind, Entry, Value, Word
 from forkproof.columns import among, position_in, unique
 from forkproof.elf.image import Machine
@@ -57,9 +55,11 @@ from forkproof.virtuals import VirtualTables, virtual_slot
 _PRIMITIVE: Final = ("pthread_create",)
 """What shows which object is the libc."""
 _DEPTH: Final = 5
-"""Calls between where a thread begins and the call through a field."""
+"""Calls between where a thread begins and the call through a field,"""
+_DEPTH_OF_CHILDREN: Final = 2
+"""and between the function that forks and such a call."""
 _MOST_CALLERS: Final = 40
-"""Functions that call through fields, the nearest to a thread's begin first."""
+"""Functions that call through fields, the nearest to where it begins first; fewer where less deep is looked."""
 _LARGEST: Final = 1 << 14
 """Bytes of such a function,"""
 _SMALL: Final = 1 << 10
@@ -87,7 +87,7 @@ _FEW: Final = 24
 _WRAPPERS: Final = 3
 """Functions that pass on what another one puts into a field."""
 _MANY: Final = 64
-"""Functions that one field holds, beyond which it tells nothing."""
+"""Functions that one field holds, or that may fill one with a table, beyond which it tells nothing."""
 _ROUNDS: Final = 3
 """Calls of objects that lead to one another."""
 _SEVERAL: Final = 8
@@ -116,7 +116,7 @@ class _Kept(NamedTuple):
 
 
 def field_edges(graph: CallGraph, signatures: Signatures) -> list[EdgeColumns]:
-    """Edges from functions that threads run, and that call through fields, to what is put there."""
+    """Edges from functions that threads or children run, and that call through fields, to what is put there."""
     return _Fields(graph, signatures).edges()
 
 
@@ -157,8 +157,9 @@ class _Fields(Search):
         base, found = self.program.base, list[EdgeColumns]()
         inside = [f for obj in self._libc for f in range(base[obj], base[obj + 1])]
         begin = np.setdiff1d(unique(self.graph.target[self.graph.kind == EdgeKind.THREAD]), inside)
+        children = self._forking() if len(begin) else begin
         for _ in range(_ROUNDS):
-            calls = self.calls(begin, inside)
+            calls = [*self.calls(begin, inside, _DEPTH), *self.calls(children, inside, _DEPTH_OF_CHILDREN)]
             held = self.held({field for _, _, field in calls}) if calls else {}
             kept = {(int(f), to, site) for f, site, field in calls if len(held[field]) <= _MANY for to in held[field]}
             found += _edges(sorted(kept | self.chosen), EdgeKind.FIELD)
@@ -166,9 +167,16 @@ class _Fields(Search):
             if not dynamic:
                 break
             found += dynamic
-            begin = unique(np.concatenate([target for _, target, _, _ in dynamic]))
+            begin, children = unique(np.concatenate([target for _, target, _, _ in dynamic])), begin[:0]
             self.called, self.virtual, self.chosen = [], [], set()
         return found
+
+    def _forking(self) -> Columns:
+        """The functions that fork, and those that call them: what these call may be called in a child."""
+        names = {forker.name for forker in self.signatures.forkers if forker.kind != "spawn"}
+        forking = {caller for f in self.program.called(sorted(names)) for caller, _ in self._callers(f, self._libc)}
+        above = {caller for f in forking for caller, _ in self._callers(f, self._libc)}
+        return np.array(sorted(forking | above), np.int64)
 
     @cached_property
     def _libc(self) -> list[int]:
@@ -176,14 +184,15 @@ class _Fields(Search):
 
     # ---- calls -----------------------------------------------------------------------------
 
-    def calls(self, begin: Columns, inside: Collection[int]) -> list[tuple[Function, int, Field]]:
-        """(function, site, field) of the calls through fields that threads make and nothing has explained."""
+    def calls(self, begin: Columns, inside: Collection[int], depth: int) -> list[tuple[Function, int, Field]]:
+        """(function, site, field) of the calls through fields that these and what they call make, and that nothing has
+        explained."""
         reach = self.graph.distances(begin, blocked=inside)
         may_call = self._calls_unknown | self._are_tiny | self._call_variables
-        near = np.flatnonzero((reach >= 0) & (reach <= _DEPTH) & may_call)
+        near = np.flatnonzero((reach >= 0) & (reach <= depth) & may_call)
         order = [Function(f) for f in near[np.lexsort((near, reach[near]))].tolist()]
         asked = (f for f in order if f not in self.looked and self._size(f) <= _LARGEST and self._may_jump(f))
-        chosen = list(islice(asked, _MOST_CALLERS))
+        chosen = list(islice(asked, _MOST_CALLERS * depth // _DEPTH))
         self.looked.update(chosen)
         return [(f, site, field) for f in chosen for site, field in self._through_fields(f)]
 
@@ -220,7 +229,7 @@ class _Fields(Search):
         body = decode(self.program.image(obj), [(rva, self._size(function))])
         found: dict[int, tuple[Origin, Origin]] = {}
         loads: dict[int, Load] = {}
-        for position, through in _unknown_calls(body):
+        for position, through in unknown_calls(body):
             site = body.instructions[position].address
             if site in explained:
                 continue
@@ -440,7 +449,7 @@ class _Fields(Search):
             chosen = stores.between(site, end, offset, is_global)
             for at, target in zip(site[chosen].tolist(), taken[chosen].tolist(), strict=True):
                 if len(found) <= _MANY and any(True for _ in self._functions_at(Place(obj, target), slot)):
-                    for cell, after in _stores_of(decode(image, [(at, _AFTER)], vectors=True), target):
+                    for cell, after in stores_of(decode(image, [(at, _AFTER)], vectors=True), target):
                         is_variable = cell.base == "pc"
                         place = is_variable, cell.displacement + (after if is_variable else 0)
                         if place == (is_global, offset) and cell.base not in (None, self.convention.stack):
@@ -457,6 +466,8 @@ class _Fields(Search):
         found: dict[Function, list[Field]] = {}
         for field in fields:
             fills = stores.between(first, last, field.offset, field.is_global)
+            if slot is not None and np.count_nonzero(fills) > _MANY:
+                continue
             if field.data is not None:
                 fills &= stores.between(first, last, field.data, False)
             for function in (mine[fills] + base[obj]).tolist():
@@ -495,7 +506,7 @@ class _Fields(Search):
         program, arguments = self.program, self.convention.arguments
         obj, rva = program.object_of(function), program.rva_of(function)
         body = decode(program.image(obj), [(rva, self._size(function))], vectors=True)
-        stores = _stores(body)
+        stores = registers_stored(body)
         offsets = {memory.displacement for places in stores.values() for memory, _ in places}
         words = {body.instructions[body.index[s]].end + m.displacement for s in stores for m, _ in stores[s]}
         if program.image(obj).machine is Machine.X86_64:  # a variable is named by what stores to it
@@ -557,45 +568,3 @@ class _Fields(Search):
             value = call.state.register(self.convention.arguments[parameter])
             if value is not None and isinstance(value.base, Entry) and self._is_given(value):
                 yield self.convention.arguments.index(value.base.register)
-
-
-def _unknown_calls(body: Body) -> Iterator[tuple[int, Operand]]:
-    """(position, what it goes through) of calls and tail calls that name no function."""
-    for position, instruction in enumerate(body.instructions):
-        for o in instruction.operations:
-            is_call = isinstance(o, Call) or (isinstance(o, JumpUnknown) and not body.orphans)
-            if is_call and isinstance(o, Call | JumpUnknown) and o.through is not None:
-                yield position, o.through
-
-
-def _stores(body: Body) -> dict[int, list[tuple[Memory, Register]]]:
-    """What a function stores of its registers, by site."""
-    found: dict[int, list[tuple[Memory, Register]]] = {}
-    for instruction in body.instructions:
-        for o in instruction.operations:
-            is_store = isinstance(o, Set) and o.bits == 64 and isinstance(o.destination, Memory)
-            if is_store and isinstance(o, Set) and isinstance(o.source, Register):
-                assert isinstance(o.destination, Memory)
-                found.setdefault(instruction.address, []).append((o.destination, o.source))
-    return found
-
-
-def _stores_of(body: Body, address: int) -> Iterator[tuple[Memory, int]]:
-    """Cells into which the first instruction's result goes, each with the end of the instruction that stores it."""
-    names = set[str]()
-    for instruction in body.instructions:
-        for o in instruction.operations:
-            if isinstance(o, Call | Jump | JumpUnknown | Return):
-                return
-            place = getattr(o, "destination", None)
-            is_it = not names if isinstance(o, Address) else False
-            if isinstance(o, Set):
-                is_it = o.source == Const(address) or (isinstance(o.source, Register) and o.source.name in names)
-                if is_it and o.bits == 64 and isinstance(place, Memory) and not place.indexed:
-                    yield place, instruction.end
-            if isinstance(place, Register):
-                (names.add if is_it or (not names and instruction is body.instructions[0]) else names.discard)(
-                    place.name
-                )
-        if not names and instruction is not body.instructions[0]:
-            return

@@ -169,6 +169,33 @@ def test_callback_of_another_call_is_not_taken_for_this_one(build: Build, machin
     assert not {e for e in _edges(_graph(path, machine)) if e[1] == "compare"}
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    ("between", "found"),
+    [
+        ("", {("starts", "work", "thread")}),
+        ("count += puts(text);", set()),  # which may change every register
+        ("work((void *)text);", {("starts", "work", "thread")}),
+        ("if (count) other();", set()),
+    ],
+)
+def test_an_argument_that_a_call_leaves_alone(build: Build, machine: str, between: str, found: Edges) -> None:
+    """Compilers put it there before such a call: GCC's -fipa-ra."""
+    lea, call = {
+        "x86_64": ("lea work(%%rip), %%rdx", "call set; call pthread_create@PLT"),
+        "aarch64": ("adrp x2, work; add x2, x2, :lo12:work", "bl set; bl pthread_create"),
+    }[machine]
+    code = f"""
+    #include <stdio.h>
+    int count; extern void other(void);
+    __attribute__((noinline, used)) static void *work(void *p) {{ __asm__ volatile("" : : "r"(p)); return p; }}
+    __attribute__((noinline, used)) static int set(const char *text) {{ {between} return text[0]; }}
+    void starts(void) {{ __asm__ volatile("{lea}; {call}" : : : "memory"); }}
+    """
+    path = build(machine, code, "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-optimize-sibling-calls")
+    assert {e for e in _edges(_graph(path, machine)) if e[1] == "work" and e[2] == "thread"} == found
+
+
 # ---- tail calls, cold parts, tables ------------------------------------------------------------
 
 

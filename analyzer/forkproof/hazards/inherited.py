@@ -688,7 +688,7 @@ class _Window:
         is_doubtful = rare or Answer.UNKNOWN in answers or not starts_near(self.window)
         is_doubtful |= any(self.graph.kind[e] == EdgeKind.DYNAMIC for e in edges)
         # What is found in a field is a guess, and what that comes to far below it is another.
-        far = thread.depth > _HELD[0] or child.depth > self._limits[1]
+        far = thread.depth > _HELD[0] or child.depth > _LIVES[0]
         guesses = {(int(self.graph.target[e]), int(self.graph.site[e])) for e in edges if self._is_field(e)}
         is_doubtful |= bool(guesses) and (far or len(guesses) > 1)
         if is_doubtful and severity.rank < Severity.LOW.rank:
