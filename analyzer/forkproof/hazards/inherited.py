@@ -50,11 +50,13 @@ from forkproof.model import Answer, Conditions, Finding, Frame, Lock, Severity, 
 from forkproof.program import Function
 from forkproof.threads import constructor_functions
 
-_LEAVES: Final = 1, 4
+_LEAVES: Final = 1, 2
 """Calls below a child's own code at which it asks for a lock as a matter of course, and beyond which hardly anybody
 goes, so that nobody looks: for a child that execs or exits soon,"""
 _LIVES: Final = 4, 8
-"""and for one that lives on."""
+"""and for one that lives on;"""
+_LEAVES_AT_HOME: Final = 4
+"""and for one that execs or exits, where all of these functions are of the object that forks."""
 _HELD: Final = 5, 8
 """The same for a thread, from where it begins."""
 _SUSPECTED: Final = frozenset({EdgeKind.FIELD, EdgeKind.DYNAMIC})
@@ -228,18 +230,27 @@ class _Window:
     def by_child(self) -> Functions:
         """What the child can run before it execs or exits, its own part of the functions that fork included."""
         starts = [int(self.graph.target[e]) for level in self.levels for e in self._edges(level)]
-        reach = self.graph.distances(starts, _FOLLOWED, blocked=self.ends)
-        found: Functions = (reach >= 0) & (reach < self._limits[1])
+        found = self._near(starts)
         found[self._level_functions()] = True
         if self.bodies:
             edges = [e for f in self.bodies for e in self.flow.outgoing(f) if self.graph.kind[e] in _FOLLOWED]
-            reach = self.graph.distances([int(self.graph.target[e]) for e in edges], _FOLLOWED, blocked=self.ends)
-            found |= (reach >= 0) & (reach < self._limits[1])
+            found |= self._near([int(self.graph.target[e]) for e in edges])
         if self.exits:
             at_exit = self.graph.distances(self.exit_handlers, blocked=self.ends)
             found |= (at_exit >= 0) & (at_exit <= _LIVES[0])
         handlers = self.graph.distances(self._handlers(2), blocked=self.ends)
         return found | ((handlers >= 0) & (handlers <= _HANDLER_ASKS))
+
+    def _near(self, starts: Collection[int]) -> Functions:
+        """What calls of the child's own code lead to, if that is not too far."""
+        reach = self.graph.distances(starts, _FOLLOWED, blocked=self.ends)
+        found: Functions = (reach >= 0) & (reach < self._limits[1])
+        base, home = self.flow.program.base, self.flow.program.object_of(self.window.window.function)
+        outside = np.ones(self.graph.size, bool)
+        outside[base[home] : base[home + 1]] = False
+        outside[self.ends] = True
+        reach = self.graph.distances([f for f in starts if not outside[f]], _FOLLOWED, blocked=outside)
+        return found | ((reach >= 0) & (reach < _LEAVES_AT_HOME))
 
     def _edges(self, level: Level, kinds: Collection[EdgeKind] = _FOLLOWED) -> list[int]:
         """What the child calls itself there; with the suspected kinds, by way of fields too."""
