@@ -56,7 +56,7 @@ goes, so that nobody looks: for a child that execs or exits soon,"""
 _LIVES: Final = 4, 8
 """and for one that lives on;"""
 _LEAVES_AT_HOME: Final = 4
-"""and for one that execs or exits, where all of these functions are of the object that forks."""
+"""and for one that execs or exits, where all of these functions are the program's own, and it forks itself."""
 _HELD: Final = 5, 8
 """The same for a thread, from where it begins."""
 _SUSPECTED: Final = frozenset({EdgeKind.FIELD, EdgeKind.DYNAMIC})
@@ -245,9 +245,10 @@ class _Window:
         """What calls of the child's own code lead to, if that is not too far."""
         reach = self.graph.distances(starts, _FOLLOWED, blocked=self.ends)
         found: Functions = (reach >= 0) & (reach < self._limits[1])
-        base, home = self.flow.program.base, self.flow.program.object_of(self.window.window.function)
+        if not self.window.is_own:
+            return found
         outside = np.ones(self.graph.size, bool)
-        outside[base[home] : base[home + 1]] = False
+        outside[: self.flow.program.base[1]] = False
         outside[self.ends] = True
         reach = self.graph.distances([f for f in starts if not outside[f]], _FOLLOWED, blocked=outside)
         return found | ((reach >= 0) & (reach < _LEAVES_AT_HOME))
