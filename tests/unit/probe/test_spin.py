@@ -11,6 +11,7 @@ from forkproof.probe.ptrace import MACHINES, Registers
 from forkproof.probe.spin import repeats, spins_on
 
 AT, LOCK, OTHER, STACK = 0x1000, 0x5000, 0x6000, 0x7000
+COUNTERS = {"x86_64": "r15", "aarch64": "x28"}
 ADDRESSES = {"rdi": LOCK, "rsi": OTHER, "rsp": STACK, "x0": LOCK, "x1": OTHER, "sp": STACK}
 LOOK, NOP = "8b07", "90"  # mov eax, [rdi]
 LOOK_ARM, NOP_ARM = "000040b9", "1f2003d5"  # ldr w0, [x0]
@@ -37,7 +38,7 @@ class Thread:
     @property
     def registers(self) -> Registers:
         pc = AT + sum(map(len, self.codes[: self.at]))
-        values = {**ADDRESSES, self.machine.pc: pc, self.machine.registers[0]: self.counter}
+        values = {**ADDRESSES, self.machine.pc: pc, COUNTERS[self.machine.name]: self.counter}
         return Registers(self.machine, tuple(values.get(name, 0) for name in self.machine.registers))
 
     def step(self, _: object) -> bool:
