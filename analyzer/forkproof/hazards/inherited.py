@@ -703,12 +703,19 @@ class _Window:
         far = thread.depth > _HELD[0] or child.depth > _LIVES[0]
         guesses = {(int(self.graph.target[e]), int(self.graph.site[e])) for e in edges if self._is_field(e)}
         is_doubtful |= bool(guesses) and (far or len(guesses) > 1)
+        is_doubtful |= any(self._is_field(e) and self._is_one_of_several(e) for e in child.edges)
         if is_doubtful and severity.rank < Severity.LOW.rank:
             severity = Severity.LOW
         return severity, verdict
 
     def _is_field(self, edge: int) -> bool:
         return bool(self.graph.kind[edge] == EdgeKind.FIELD)
+
+    def _is_one_of_several(self, edge: int) -> bool:
+        """The field holds other functions too; which of them a thread's objects have, and which the child's, is open."""
+        source, site = Function(int(self.graph.source[edge])), self.graph.site[edge]
+        others = (e for e in self.flow.outgoing(source) if self.graph.site[e] == site and self._is_field(e))
+        return len({int(self.graph.target[e]) for e in others}) > 1
 
     def _not_quiesced(self, lock: Lock) -> str:
         if not self.window.window.handlers_run:
