@@ -712,7 +712,7 @@ class _Window:
         return bool(self.graph.kind[edge] == EdgeKind.FIELD)
 
     def _is_one_of_several(self, edge: int) -> bool:
-        """The field holds other functions too; which of them a thread's objects have, and which the child's, is open."""
+        """The field holds other functions too: which of them the child's object has, and which a thread's, is open."""
         source, site = Function(int(self.graph.source[edge])), self.graph.site[edge]
         others = (e for e in self.flow.outgoing(source) if self.graph.site[e] == site and self._is_field(e))
         return len({int(self.graph.target[e]) for e in others}) > 1
