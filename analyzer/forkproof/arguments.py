@@ -18,7 +18,7 @@ import numpy.typing as npt
 from forkproof.code.conventions import CONVENTIONS
 from forkproof.code.decode import decode, keep_register
 from forkproof.code.index import SCANNERS, CodeIndex
-from forkproof.code.operations import Register
+from forkproof.code.operations import JumpUnknown, Register, Syscall
 from forkproof.code.register_calls import arguments_at
 from forkproof.columns import position_in, unique
 from forkproof.elf.image import Image
@@ -168,7 +168,8 @@ def _survives(image: Image, code: CodeIndex, at: int, call: int, register: str) 
         if size > _SMALL or (len(outside) and outside[0] < start + size):
             return False
         body = decode(image, [(start, size)])
-        if any(getattr(o, "destination", None) == written for i in body.instructions for o in i.operations):
+        operations = [o for instruction in body.instructions for o in instruction.operations]
+        if any(isinstance(o, JumpUnknown | Syscall) or getattr(o, "destination", None) == written for o in operations):
             return False
         inner = sites.direct_target[(sites.direct_site >= start) & (sites.direct_site < start + size)].tolist()
         pending += [target for target in inner if target not in seen]

@@ -1,16 +1,17 @@
 """Functions that are put into fields of objects, and called from there: jobs of a pool, callbacks of a loop.
 
-Owns: which fields threads call through, what is put into the same fields, and the edges between both.
+Owns: which fields threads and children call through, what is put into the same fields, and the edges between both.
 Takes: a call graph with all other edges, the signatures. Gives: edges of the kinds `field` and `dynamic`.
 Must never: be taken for evidence that this very object comes to the call: a field is known by the code's object and its
       offset, and by what is passed along. Findings by such edges are suspected.
 Wrong where: objects of two types have functions in the same place; where a library keeps what another one calls.
 
-A thread that calls `job->run(job->data)` names no function. What is looked for is the other end: a function that stores
+Who calls `job->run(job->data)` names no function. What is looked for is the other end: a function that stores
 its parameter at that offset of something (`submit`), and the functions that are passed to it; or code that stores a
 function there itself. If the thread passes another field along, that field must be filled in the same place. Where the
 thread adds an index to the address of data (`kinds[i].run(p)`), what the tables hold that its function refers to may be
-called. Calls of `std::function` objects are told apart (`functors`).
+called. A field may hold a table, too: then it is asked which are put there, and what stands in that place of them.
+Calls of `std::function` objects are told apart (`functors`).
 """
 
 from __future__ import annotations
@@ -75,7 +76,6 @@ _BEFORE: Final = 160
 _AFTER: Final = 64
 """Bytes after a function's address is formed in which it is stored."""
 _WORD: Final = 8
-_NO_TABLE: Final = -1
 _TABLE: Final = 1 << 10
 """Bytes of a table of functions: operations of a driver, of a kind of file."""
 _FAR: Final = 1 << 12
@@ -391,19 +391,18 @@ class _Fields(Search):
     def held(self, fields: Collection[Field]) -> dict[Field, set[int]]:
         """The functions that are put into these fields; of those that hold more than `_MANY`, not all."""
         found: dict[Field, set[int]] = {field: set() for field in fields}
-        for obj, slot in sorted({(field.object, _NO_TABLE if field.slot is None else field.slot) for field in fields}):
-            what = None if slot == _NO_TABLE else slot
-            mine = [field for field in fields if (field.object, field.slot) == (obj, what)]
+        for obj, slot in dict.fromkeys((field.object, field.slot) for field in sorted(fields, key=repr)):
+            mine = [field for field in fields if (field.object, field.slot) == (obj, slot)]
             for field in mine:
                 found[field].update(self._at_first(field))
-            self._stored(obj, {field: found[field] for field in mine}, what)
+            self._stored(obj, {field: found[field] for field in mine}, slot)
             passed: dict[tuple[Function, int], set[int]] = {}
-            for function, filled in self._receivers(obj, [f for f in mine if len(found[f]) <= _MANY], what):
+            for function, filled in self._receivers(obj, [f for f in mine if len(found[f]) <= _MANY], slot):
                 few = [field for field in filled if len(found[field]) <= _MANY]
                 for kept in self._keeps(function, few) if few else ():
                     key = kept.function, kept.parameter
                     if key not in passed:
-                        passed[key] = {f for place in self._passed_to(kept) for f in self._functions_at(place, what)}
+                        passed[key] = {f for place in self._passed_to(kept) for f in self._functions_at(place, slot)}
                     found[kept.field] |= passed[key]
         return found
 
@@ -553,7 +552,7 @@ class _Fields(Search):
         program = self.program
         if is_table:
             tables = data_arguments(program, obj, sites, parameter)
-            found = ((tables.get(site)) for site in sites.tolist())
+            found = (tables.get(site) for site in sites.tolist())
             places = (None if f is None else (Place(obj, f[0]), f[1]) for f in found)
             return [None if p is None else self._fixed(p[0]) if p[1] else p[0] for p in places]
         passed = address_arguments(program, obj, sites, parameter)

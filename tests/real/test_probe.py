@@ -335,7 +335,7 @@ class TestWaits:
         assert Verdict.CONFIRMED in verdicts(waiting(what))
 
     @pytest.mark.parametrize(
-        "what", ["timed", "tried", "timer", "freed", "spin-bounded", "spin-counted", "spin-clocked"]
+        "what", ["timed", "tried", "timer", "freed", "spin-bounded", "spin-counted", "spin-clocked", "spin-ticked"]
     )
     def test_ends(self, waiting: Robust, what: str) -> None:
         assert verdicts(waiting(what)) == {Verdict.INCONCLUSIVE}

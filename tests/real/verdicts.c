@@ -62,6 +62,12 @@ OWN int spin_busily(void)
     if (is("spin-bare"))
         while (atomic_exchange(&word, 1))
             ;
+#if defined(__x86_64__)
+    if (is("spin-ticked"))
+        for (unsigned long last = __builtin_ia32_rdtsc() + 3000000000; atomic_exchange(&word, 1);)
+            if (__builtin_ia32_rdtsc() > last)
+                return 1;
+#endif
     for (long i = 0; atomic_exchange(&word, 1); i++)
         if (is("spin-counted") ? i == 100000000 : time(NULL) > end)
             return 1;

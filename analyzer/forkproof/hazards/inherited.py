@@ -485,11 +485,7 @@ class _Window:
                 last = Function(int(self.graph.target[edges[-1]])) if edges else best.function
                 place = best.place or by_function[last] if last is not None else best.place
                 end = dead_end(self.facts, edges, self.bodies)
-                if end is not None and end not in self.dead:
-                    self.dead.add(end)
-                    continue
-                if unmade := {e for e in edges if self.flow.is_dead(e)}:
-                    failing.update(unmade)
+                if self._is_refused(edges, end, failing):
                     continue
                 assert place is not None
                 way = self._way(edges, place, end)
@@ -503,6 +499,18 @@ class _Window:
                 seldom = seldom or request
                 failing.update(after)
         return seldom
+
+    def _is_refused(self, edges: Collection[int], end: Function | None, failing: set[int]) -> bool:
+        """Nobody goes that way: it ends in a function that never comes back, or makes a call that no input leads to.
+
+        What was found so is left out of the next search.
+        """
+        if end is not None and end not in self.dead:
+            self.dead.add(end)
+            return True
+        unmade = {edge for edge in edges if self.flow.is_dead(edge)}
+        failing.update(unmade)
+        return bool(unmade)
 
     def _is_of_new_object(self, address: Value, begin: _Begin) -> bool:
         """What the child asks for there lies in an object that it has made itself."""
@@ -556,11 +564,7 @@ class _Window:
                     start = min(found)[1]
                     edges = self.graph.path(start, reach, kinds, without=without) or []
                     end = dead_end(self.facts, edges)
-                    if end is not None and end not in self.dead:
-                        self.dead.add(end)
-                        continue
-                    if unmade := {e for e in edges if self.flow.is_dead(e)}:
-                        failing.update(unmade)
+                    if self._is_refused(edges, end, failing):
                         continue
                     last = Function(int(self.graph.target[edges[-1]])) if edges else start
                     holder = self._way(edges, by_function[last], end), start, answer

@@ -27,6 +27,8 @@ from forkproof.probe.tracee import Thread
 _ROUND: Final = 128
 _LONGEST: Final = 15
 """Bytes of an instruction."""
+_CLOCKS: Final = frozenset({"rdtsc", "rdtscp", "rdpmc", "rdrand", "rdseed", "mrs"})
+"""Instructions that give something else each time, of which nothing may be left when the round is over."""
 _STRINGS: Final = frozenset({"movs", "stos", "ins"})
 """Instructions that write where no operand of the lifter's says so."""
 _FRAME: Final = 4096
@@ -43,7 +45,7 @@ def spins_on(stage: Stage, thread: Thread, is_lock: Callable[[int], bool]) -> bo
         step = _decoded(stage, thread, here)
         if step is None:
             return False
-        size, operations = step
+        size, _, operations = step
         for operation in operations:
             if _does_something(stage, operation, here, here.pc + size):
                 return False
@@ -64,7 +66,9 @@ def repeats(stage: Stage, thread: Thread) -> bool:
         step = _decoded(stage, thread, here)
         if step is None or not stage.modules.address(process, here.pc).object.startswith("/"):
             return False  # the kernel's own code, [vdso], reads clocks where no instruction shows it
-        size, operations = step
+        size, mnemonic, operations = step
+        if mnemonic in _CLOCKS:
+            return False
         cells = [_address(o.cell, here, here.pc + size) for o in operations if isinstance(o, Atomic)]
         if any(isinstance(o, Reserve) or _changes(stage, o, here, here.pc + size) for o in operations):
             return False
@@ -94,7 +98,8 @@ def _general(registers: Registers) -> list[int]:
     return [registers[name] for name in registers.machine.dwarf]
 
 
-def _decoded(stage: Stage, thread: Thread, here: Registers) -> tuple[int, tuple[Operation, ...]] | None:
+def _decoded(stage: Stage, thread: Thread, here: Registers) -> tuple[int, str, tuple[Operation, ...]] | None:
+    """Size, name and operations of the instruction at which a thread is."""
     machine = Machine(stage.machine)
     rows = listing(thread.process.memory.read(here.pc, _LONGEST), here.pc, machine)
     if not rows:
@@ -103,7 +108,7 @@ def _decoded(stage: Stage, thread: Thread, here: Registers) -> tuple[int, tuple[
     if machine is Machine.X86_64 and mnemonic.split()[-1].rstrip("bwdq") in _STRINGS and "xmm" not in operands:
         return None
     lift = lift_x86_64.lift if machine is Machine.X86_64 else lift_aarch64.lift
-    return size, lift(mnemonic, operands)
+    return size, mnemonic, lift(mnemonic, operands)
 
 
 def _does_something(stage: Stage, operation: Operation, here: Registers, end: int) -> bool:

@@ -212,7 +212,7 @@ class Watch:
                 asked.in_row = asked.in_row + 1 if self._still_asks(thread, asked) else 0
                 if not asked.in_row:
                     del child.asked[thread.tid]
-                elif asked.in_row in _WHEN_TO_STEP and not {thread.tid} & (child.futex.keys() | child.rounds.keys()):
+                elif asked.in_row in _WHEN_TO_STEP and thread.tid not in child.futex and thread.tid not in child.rounds:
                     asked.is_endless = asked.is_endless or self._with_stopped(thread, repeats)
             elif thread.tid not in child.futex and self._spins(thread, seen):
                 self.was_asked = True

@@ -113,6 +113,9 @@ class TestGoesRoundForEver:
     def test_it_asks_the_kernel(self, machine: str, exchange: str) -> None:
         assert not goes_round(machine, [exchange, {"x86_64": "0f05", "aarch64": "010000d4"}[machine]])
 
+    def test_it_reads_a_clock_of_which_nothing_is_left(self, machine: str, exchange: str) -> None:
+        assert not goes_round(machine, [exchange, {"x86_64": "0f31", "aarch64": "41e03bd5"}[machine]])
+
     def test_in_the_kernels_code(self, machine: str, exchange: str) -> None:
         assert not goes_round(machine, [exchange], where="")
 
