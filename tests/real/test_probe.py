@@ -113,6 +113,49 @@ def verdicts(findings: list[Finding]) -> set[Verdict]:
     return {f.probe.verdict for f in findings if f.probe is not None}
 
 
+_HOLDERS = """
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+struct holder { long kind; pthread_mutex_t lock; };
+static struct holder *first, *second;
+static volatile int rounds;
+__attribute__((noinline)) static void enter(struct holder *h) { pthread_mutex_lock(&h->lock); }
+__attribute__((noinline)) static void leave(struct holder *h) { pthread_mutex_unlock(&h->lock); }
+__attribute__((noinline)) static struct holder *make(void) {
+    struct holder *h = calloc(1, sizeof *h); pthread_mutex_init(&h->lock, 0); return h; }
+static void *worker(void *p) {
+    for (;; rounds++) { enter(first); rounds++; leave(first); enter(second); rounds++; leave(second); }
+    return p; }
+int main(int count, char **words) {
+    pthread_t t; first = make(); second = make(); pthread_create(&t, 0, worker, 0);
+    while (rounds < 9) usleep(100);
+    pid_t child = fork();
+    if (child == 0) {
+        enter(first); leave(first);
+        if (count > 1) { enter(second); leave(second); }
+        _exit(0);
+    }
+    return waitpid(child, 0, 0);
+}
+"""
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("more", [[], ["more"]])
+def test_a_lock_behind_a_pointer_is_told_from_another(tmp_path: Path, more: list[str]) -> None:
+    """Both are taken at one instruction; only the one that its own pointer leads to shows a finding."""
+    (tmp_path / "holders.c").write_text(_HOLDERS, encoding="utf-8")
+    subprocess.run(["gcc", "-O2", "-pthread", "holders.c", "-o", "holders"], cwd=tmp_path, check=True)
+    found = {f.lock.name: f.probe for f in probed([str(tmp_path / "holders"), *more]) if f.lock is not None}
+    first, second = found["(*first)+0x8"], found["(*second)+0x8"]
+    assert first is not None
+    assert first.verdict is Verdict.CONFIRMED
+    assert second is not None
+    assert (second.verdict is Verdict.CONFIRMED) == bool(more)
+
+
 @pytest.mark.usefixtures("nothing_left")
 class TestFixtures:
     @pytest.mark.parametrize("name", HANGING)

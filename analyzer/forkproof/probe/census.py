@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from forkproof.model import Frame
 from forkproof.probe import syscalls, watch
+from forkproof.probe.pointers import Key, Way
 from forkproof.probe.ptrace import Gone
 from forkproof.probe.sites import AcquireSite
 from forkproof.probe.spin import spins_on
@@ -75,6 +76,8 @@ class Census:
     places: dict[int, Address] = field(default_factory=dict)
     sites: dict[int, set[AcquireSite]] = field(default_factory=dict)
     """Where in the code each was taken."""
+    pointed: dict[Key, set[int]] = field(default_factory=dict)
+    """Where the locks lay, at the forks, that are reached by pointers."""
     end: str = ""
     seconds: float = 0.0
 
@@ -99,6 +102,8 @@ class Census:
         """Another run of the same program: addresses are the same."""
         for mine, theirs in ((self.before, other.before), (self.leader, other.leader), (self.after, other.after)):
             mine.update(theirs)
+        for key, found in other.pointed.items():
+            self.pointed.setdefault(key, set()).update(found)
         for lock, place in other.places.items():
             self.places.setdefault(lock, place)
             self.sites.setdefault(lock, set()).update(other.sites[lock])
@@ -109,10 +114,10 @@ class Census:
         return tuple(Taken(k, self.places[k], by, n) for by, counts in rows for k, n in sorted(counts.items()))
 
 
-def take(stage: Stage, seconds: float) -> Census:
-    """Run the program once, until it ends or comes to rest in its children."""
+def take(stage: Stage, seconds: float, pointers: Mapping[Key, Way] | None = None) -> Census:
+    """Run the program once, until it ends or comes to rest in its children; where pointers lead is seen at forks."""
     begun = time.monotonic()
-    census, run = Census(), _Run(stage)
+    census, run = Census(), _Run(stage, pointers or {})
     root = stage.start().process
     for thread in list(root.threads.values()):
         stage.go(thread)
@@ -131,8 +136,8 @@ def take(stage: Stage, seconds: float) -> Census:
 class _Run:
     """The state of a census run."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, stage: Stage, pointers: Mapping[Key, Way]) -> None:
+        self.stage, self.pointers = stage, pointers
         self.met: Counter[tuple[int, int, bool]] = Counter()
         self.places: Counter[tuple[Frame, ...]] = Counter()
         """From where it forked."""
@@ -148,6 +153,9 @@ class _Run:
                 self.stage.arm(thread.process)
             case Kind.FORK, thread if thread is not None:
                 self.places[scene.stack] += 1
+                for key, way in self.pointers.items():
+                    if (address := way.follow(thread.process, self.stage.modules)) is not None:
+                        census.pointed.setdefault(key, set()).add(address)
                 census.forks.append(
                     Fork(
                         len(census.forks) + 1, thread.process.pid, scene.stack, scene.call.name if scene.call else "",

@@ -32,6 +32,7 @@ from forkproof.facts import Facts
 from forkproof.flow import Flow
 from forkproof.locks.identity import is_resolved, lock_of
 from forkproof.model import Finding, Frame, Lock
+from forkproof.probe.pointers import Key, Way, offsets_of
 from forkproof.probe.sites import AcquireSite
 from forkproof.program import Function
 
@@ -55,6 +56,8 @@ class Plan:
     """Locks that can be asked for by name: those of the allocators' allocation paths."""
     claims: Mapping[tuple[str, int], Lock] = field(default_factory=dict)
     """Which lock the scan says is taken at a site, by (path, rva): what a run shows can be held against it."""
+    pointers: Mapping[Key, Way] = field(default_factory=dict)
+    """Where locks lie that are reached by pointers."""
 
 
 def make(facts: Facts, root: str = "/", findings: Sequence[Finding] = ()) -> Plan:
@@ -70,7 +73,20 @@ def make(facts: Facts, root: str = "/", findings: Sequence[Finding] = ()) -> Pla
     known = {(inside.path(path), rva): name for (path, rva), name in known_names(facts).items()}
     sites = {name: tuple(rows) for name, rows in found.items()}
     claims = {(inside.path(path), rva): lock for (path, rva), lock in _claims(facts, findings)}
-    return Plan(sites, known, tuple(active_objects(facts)), tuple(_locks(facts)), claims)
+    pointers = {key: Way(inside.path(path), offsets) for key, path, offsets in _pointers(facts, findings)}
+    return Plan(sites, known, tuple(active_objects(facts)), tuple(_locks(facts)), claims, pointers)
+
+
+def _pointers(facts: Facts, findings: Sequence[Finding]) -> Iterator[tuple[Key, str, tuple[int, ...]]]:
+    """The ways to the locks of findings that lie behind pointers."""
+    wanted = {(f.lock.object, f.lock.name) for f in findings if f.lock is not None and f.lock.form == "field"}
+    program, everywhere = facts.flow.program, np.ones(facts.flow.graph.size, bool)
+    for address in facts.other_locks.places(everywhere) if wanted else ():
+        found = offsets_of(address)
+        if found is not None:
+            lock = lock_of(program, address, found[0])
+            if (lock.object, lock.name) in wanted:
+                yield (lock.object, lock.name), str(program.closure.objects[found[0]].host_path), found[1]
 
 
 def _claims(facts: Facts, findings: Sequence[Finding]) -> Iterator[tuple[tuple[str, int], Lock]]:

@@ -15,6 +15,7 @@ from typing import Any
 from forkproof.errors import InputError
 from forkproof.model import Lock, Report
 from forkproof.probe.plan import Plan
+from forkproof.probe.pointers import Way
 from forkproof.probe.sites import AcquireSite
 from forkproof.report import json
 
@@ -32,6 +33,7 @@ def dump(report: Report, plan: Plan) -> str:
         "known": sorted([path, rva, name] for (path, rva), name in plan.known.items()),
         "active": list(plan.active),
         "locks": [_row(lock) for lock in plan.locks],
+        "pointers": sorted([*key, way.path, list(way.offsets)] for key, way in plan.pointers.items()),
         "claims": sorted([path, rva, *_row(lock)] for (path, rva), lock in plan.claims.items()),
     }
     return standard.dumps(document, indent=1) + "\n"
@@ -49,7 +51,11 @@ def load(text: str, path: str) -> tuple[Report, Plan]:
         known = {(str(where), int(rva)): str(name) for where, rva, name in found["known"]}
         locks = tuple(_lock(*row) for row in found.get("locks", ()))
         claims = {(str(where), int(rva)): _lock(*row) for where, rva, *row in found.get("claims", ())}
-        return report, Plan(sites, known, tuple(map(str, found["active"])), locks, claims)
+        pointers = {
+            (str(holder), str(name)): Way(str(where), tuple(map(int, offsets)))
+            for holder, name, where, offsets in found.get("pointers", ())
+        }
+        return report, Plan(sites, known, tuple(map(str, found["active"])), locks, claims, pointers)
     except (json.BadReport, KeyError, TypeError, ValueError) as error:
         raise InputError(
             path, f"is no plan: {error}", next_step="Make one with: forkproof probe --write-plan FILE -- CMD"

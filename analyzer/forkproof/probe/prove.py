@@ -27,6 +27,7 @@ from forkproof.probe import beforehand, covered, reenter
 from forkproof.probe import census as counting
 from forkproof.probe.census import Census
 from forkproof.probe.plan import Plan
+from forkproof.probe.pointers import Key, Way
 from forkproof.probe.sites import AcquireSite
 from forkproof.probe.stack import Address, Module
 from forkproof.probe.stage import Command, Stage, decoded
@@ -116,6 +117,7 @@ class Prover:
         self._sites: dict[str, tuple[AcquireSite, ...]] = {}
         self._known: Mapping[tuple[str, int], str] = {}
         self._claims: Mapping[tuple[str, int], Lock] = {}
+        self._pointers: Mapping[Key, Way] = {}
         self._asked: set[Lock] = set()
 
     def prove(self, plan: Plan, findings: list[Finding]) -> list[Finding]:
@@ -126,7 +128,7 @@ class Prover:
         asked = covered.questions(plan, target, findings, self.wanted.lock) if self.wanted.covered else []
         objects = sorted({f.object for f in (*chosen, *asked)})
         if objects:
-            self._known, self._claims = plan.known, plan.claims
+            self._known, self._claims, self._pointers = plan.known, plan.claims, plan.pointers
             self._sites = {name: plan.sites.get(name, ()) for name in objects}
             self._asked = {lock for lock in plan.locks if lock.name == self.wanted.lock}
         proven = self._reentries([f for f in chosen if f.rule == _REENTRY])
@@ -157,7 +159,7 @@ class Prover:
 
     def _census_run(self, sites: Sequence[AcquireSite], seconds: float) -> Census:
         with self._stage(sites, None) as stage:
-            return counting.take(stage, min(seconds, self.wanted.seconds))
+            return counting.take(stage, min(seconds, self.wanted.seconds), self._pointers)
 
     def _perform(self, finding: Finding, cast: Cast) -> Performance:
         step = "steering" if cast.holds else "the control run"
@@ -244,18 +246,18 @@ class Prover:
 
     def _known_tries(self, finding: Finding) -> list[_Try]:
         """Runs that were made for other findings and tell of this one too: of the same object and, if given, fork."""
-        key = _fork_key(finding)
+        key = self._fork_key(finding)
         return [t for (k, _), t in self._tries.items() if k == key or k.startswith(f"{key}\0")]
 
     def _try(self, finding: Finding, number: int) -> _Try:
         """Steer one fork until a child hangs, the fork proves protected, or nothing is left to try."""
-        key = _fork_key(finding), number
+        key = self._fork_key(finding), number
         if key in self._tries:
             return self._tries[key]
         assert self.census is not None
         found = self._tries[key] = _Try()
         left = frozenset(lock for lock in self.census.wanted if self._is_meant(lock, finding))
-        if not left and (self._asked or (finding.lock is not None and finding.lock.rva is not None)):
+        if not left and (self._asked or self._is_named(finding.lock)):
             return found
         cast = Cast(
             number, left, leader_too=any(not f.is_leader for f in matching(self.census, finding.fork)),
@@ -343,7 +345,32 @@ class Prover:
         if self.census.sites[seen].isdisjoint(self._sites[finding.object]):
             return False
         place = self.census.places.get(seen)
-        return is_of(place, finding.lock) and (not self._asked or any(is_of(place, each) for each in self._asked))
+        is_it = self._is_of(seen, finding.lock)
+        return is_it and (not self._asked or any(is_of(place, each) for each in self._asked))
+
+    def _is_of(self, seen: int, lock: Lock | None) -> bool:
+        """A lock that was seen is the one that a finding names, by its address or by the pointers that lead to it."""
+        assert self.census is not None
+        if lock is None or not self._is_pointed(lock):
+            return is_of(self.census.places.get(seen), lock)
+        found = self.census.pointed.get(_key(lock), set())
+        # A ticket lock has two words.
+        return seen in found or (
+            found.isdisjoint(self.census.sites) and any(abs(seen - each) < _TICKET_REACH for each in found)
+        )
+
+    def _is_pointed(self, lock: Lock | None) -> bool:
+        return lock is not None and _key(lock) in self._pointers
+
+    def _is_named(self, lock: Lock | None) -> bool:
+        """The finding says where its lock is."""
+        return lock is not None and (lock.rva is not None or self._is_pointed(lock))
+
+    def _fork_key(self, finding: Finding) -> str:
+        """Findings with the same key are the same runs; one that names less is told by those that name more."""
+        lock, fork = finding.lock, finding.fork
+        parts = [finding.object, *([lock.name] if lock is not None and self._is_named(lock) else [])]
+        return "\0".join([*parts, *([fork.object, fork.function] if fork is not None else [])])
 
     def _is_idle(self, finding: Finding) -> bool:
         """No thread took such a lock, on either side of a fork, and it would have been seen: a site is understood at
@@ -354,7 +381,7 @@ class Prover:
         understood = {(a.site.object, a.site.rva) for a in decoded(sites)}
         is_seen = bool(understood & named if named else understood)
         taken = (lock for lock, where in self.census.sites.items() if not where.isdisjoint(sites))
-        return is_seen and not any(is_of(self.census.places.get(lock), finding.lock) for lock in taken)
+        return is_seen and not any(self._is_of(lock, finding.lock) for lock in taken)
 
     # ---- the verdict -----------------------------------------------------------------------
 
@@ -407,7 +434,7 @@ class Prover:
         watched = run.watched
         return replace(
             blank,
-            lock=named_lock(run, finding),
+            lock=finding.lock if self._is_pointed(finding.lock) else named_lock(run, finding),
             lock_address=f"{run.lock.address:#x}" if run.lock is not None else "",
             fork=run.fork,
             fork_number=number,
@@ -441,6 +468,12 @@ def judged(finding: Finding, record: ProbeRecord) -> Finding:
     return replace(finding, probe=record, verdict=record.verdict)
 
 
+def _key(lock: Lock) -> Key:
+    return lock.object, lock.name
+
+
+_TICKET_REACH: Final = 256
+"""Bytes between the words of a ticket lock, at most."""
 _ARRAY_REACH: Final = 1 << 20
 """Bytes after the start of an array of locks within which its elements lie."""
 
@@ -454,14 +487,6 @@ def is_of(place: Address | None, lock: Lock | None) -> bool:
     if lock.form == "global":  # the next one may be another lock
         return place.rva == lock.rva
     return lock.rva <= place.rva < lock.rva + _ARRAY_REACH
-
-
-def _fork_key(finding: Finding) -> str:
-    """Findings with the same key are the same runs; one that names less is told by the runs of those that name more."""
-    lock, fork = finding.lock, finding.fork
-    is_named = lock is not None and lock.rva is not None
-    parts = [finding.object, *([lock.name] if is_named and lock is not None else [])]
-    return "\0".join([*parts, *([fork.object, fork.function] if fork is not None else [])])
 
 
 def matching(census: Census, fork: Frame | None) -> list[counting.Fork]:
