@@ -1,7 +1,7 @@
 """Which calls a function makes only after a system call has failed, and which functions only report the worst and end.
 
 Owns: one assumption, and what it excludes: no system call returns a negative number, no exec comes back, and
-      nobody has a reason to read errno or to ask what an error is called.
+      nobody has a reason to read errno, to ask what an error is called, or to warn.
 Takes: `Flow`, and the objects of the C library. Gives: sites of calls; yes or no for a function.
 Must never: be evidence that a call does not happen. It ranks: what programs do when open(2) fails is not what
       they do as a matter of course.
@@ -11,6 +11,7 @@ Wrong where: a program expects the failure (EAGAIN in a loop, a file that need n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 
 import numpy as np
@@ -19,6 +20,7 @@ from forkproof.callgraph import CALLS
 from forkproof.code.decode import Body
 from forkproof.code.explore import CallEffect, Effects, Exploration, explore
 from forkproof.code.operations import Memory, Set
+from forkproof.elf.image import Machine
 from forkproof.flow import GUARDS, Flow
 from forkproof.program import Function
 
@@ -31,6 +33,15 @@ _SOON = 3
 """Instructions after a call of it in which errno is read, if it is."""
 _NEAR = 2
 """Calls between a function and the exec that it is there for, at most."""
+_SEVERAL = 3
+"""Calls, at least, of a function that reports the worst; what is called once may be what its caller is there for."""
+_STANDS_STILL = {
+    Machine.X86_64: re.compile(rb"(?:\xe8....|\xff\x15....)\xeb\xfe", re.DOTALL),
+    Machine.AARCH64: re.compile(rb"....\x00\x00\x00\x14", re.DOTALL),
+}
+"""A call, and a jump to itself: what `for (;;);` behind a call becomes, as in g_error of glib's gmessages.h."""
+_CALL_AND_JUMP = 8
+"""Bytes of them, at most."""
 _LARGEST = 20_000
 """Instructions of a function that is looked at; in larger ones, every call counts as ordinary."""
 
@@ -47,12 +58,41 @@ class Failures:
         self._exits = frozenset(flow.program.called(flow.signatures.exit_names.exact - {"abort"}))
         self.texts = frozenset(flow.program.called(flow.signatures.error_texts.exact))
         """Functions that say what an error is: called when something has failed."""
+        named = flow.signatures.reports
+        self._reports = {f: named[name] for f, name in flow.program.called(sorted(named)).items()}
         self._bad_ends = dict.fromkeys(flow.program.called(flow.signatures.aborts.exact), True)
 
     def among(self, edges: Iterable[int]) -> list[int]:
         """Those of some call edges that are taken only after a failure."""
         graph = self.flow.graph
-        return [e for e in edges if int(graph.site[e]) in self.sites(Function(int(graph.source[e])))]
+        return [
+            e for e in edges if int(graph.site[e]) in self.sites(Function(int(graph.source[e]))) or self._reports_one(e)
+        ]
+
+    def _reports_one(self, edge: int) -> bool:
+        """The call writes a message that says so by a constant."""
+        report = self._reports.get(Function(int(self.flow.graph.target[edge])))
+        if report is None:
+            return False
+        source = self.flow.whole(Function(int(self.flow.graph.source[edge])))
+        passed = self.flow.constant_calls.passed(source, int(self.flow.graph.site[edge]))
+        return bool(passed.get(self.flow.convention.arguments[report.argument], 0) & report.bits)
+
+    def last(self, edges: Iterable[int]) -> set[int]:
+        """Those of some call edges behind which a function stands still, and all of that kind to the same functions."""
+        graph, found = self.flow.graph, set[int]()
+        for edge in edges:
+            if edge not in found and self._is_last(edge):
+                alike = graph.edges_to(Function(int(graph.target[edge])))
+                if len(alike) >= _SEVERAL:
+                    found.update(e for e in alike if self._is_last(e))
+        return found
+
+    def _is_last(self, edge: int) -> bool:
+        graph, program = self.flow.graph, self.flow.program
+        obj = program.object_of(Function(int(graph.source[edge])))
+        code = program.image(obj).read(int(graph.site[edge]), _CALL_AND_JUMP).tobytes()
+        return int(graph.kind[edge]) in CALLS and _STANDS_STILL[self.flow.machine].match(code) is not None
 
     def sites(self, function: Function) -> frozenset[int]:
         """The calls of a function, or of the one that it is a cold part of, that it makes only after a failure."""

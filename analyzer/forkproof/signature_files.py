@@ -42,6 +42,7 @@ from forkproof.signature_values import (
     Problem,
     ProcessSyscall,
     Recognise,
+    ReportFunction,
     SignalSafe,
     ThreadStarter,
     VersionRange,
@@ -453,6 +454,13 @@ KINDS: Final[Mapping[str, Kind]] = {
     "clocks": Kind("locks", "names", Names, {"names": Field(_names)}),
     "error-texts": Kind("failures", "names", Names, {"names": Field(_names)}),
     "aborts": Kind("failures", "names", Names, {"names": Field(_names)}),
+    "reports": Kind(
+        "failures",
+        "entries",
+        ReportFunction,
+        {"name": Field(_text), "argument": Field(_index), "bits": Field(_number)},
+        lambda function: f"name {function.name!r}",
+    ),
     "fills": Kind(
         "locks",
         "entries",
@@ -469,6 +477,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "blocking": Kind("locks", "names", Names, {"names": Field(_names)}),
     "joins": Kind("threads", "names", Names, {"names": Field(_names)}),
+    "pools": Kind("threads", "names", Names, {"names": Field(_names)}),
     "futures": Kind(
         "threads",
         "entries",

@@ -447,6 +447,16 @@ class FillFunction:
     origin: Origin
 
 
+@dataclass(frozen=True, slots=True)
+class ReportFunction:
+    """Tells of something that has gone wrong if argument ``argument`` is a constant with any of these ``bits``."""
+
+    name: str
+    argument: int
+    bits: int
+    origin: Origin
+
+
 When = Literal["during", "later", "exit", "thread-exit", "new-thread", "new-process", "prepare", "parent", "child"]
 
 

@@ -39,6 +39,7 @@ from forkproof.signature_values import (
     NameSet,
     Problem,
     ProcessSyscall,
+    ReportFunction,
     SignalSafe,
     SignatureError,
     ThreadStarter,
@@ -204,9 +205,19 @@ class Signatures:
         return self._name_set("joins")
 
     @cached_property
+    def pools(self) -> NameSet:
+        """Functions that wait for threads which their library keeps, and does not start again in a child."""
+        return self._name_set("pools")
+
+    @cached_property
     def futures(self) -> Mapping[str, FutureFunction]:
         """What waits for the results of futures, and what tells that they are there."""
         return self._by_name("futures")
+
+    @cached_property
+    def reports(self) -> Mapping[str, ReportFunction]:
+        """What writes messages of all kinds, and how one says that something has gone wrong."""
+        return self._by_name("reports")
 
     @cached_property
     def fills(self) -> Mapping[str, FillFunction]:

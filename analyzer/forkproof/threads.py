@@ -286,6 +286,13 @@ class Threads:
                 found.setdefault(entry, Answer.UNKNOWN)
         return found
 
+    def calls_before(self, window: ForkWindow, roots: tuple[Function, ...]) -> frozenset[int]:
+        """The calls that surely come before a fork, on the ways that lead to it."""
+        from_roots = self.graph.distances(roots, _IN_THREADS, without=self.harmless)
+        sure, _ = self._calls_before(window, from_roots, self._to_window(window))
+        own = self._sites_of_child(window)
+        return sure if own is None else frozenset(e for e in sure if int(self.graph.site[e]) in own)
+
     def _entries_in_child(self, sure: frozenset[int]) -> Mapping[Function, Answer]:
         """Only one thread came through the earlier fork; others are those that the child or a handler has started."""
         handlers = [r.handlers[2].function for r in self.registrations if r.is_effective]

@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from forkproof.callgraph import CERTAIN, EdgeKind, Reach
+from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Reach
 from forkproof.facts import Facts, WindowFacts
+from forkproof.flow import Flow
 from forkproof.hazards.evidence import (
     FOLLOWED,
     ChildCall,
@@ -41,6 +42,12 @@ _LIVES: Final = 4
 """The same for one that lives on,"""
 _RUNS: Final = 5
 """and at which a thread signals."""
+_FAR: Final = 8
+"""Calls below the child's own code at which a team of threads is asked for, at most."""
+_TEAM: Final = 2
+"""Which argument of libgomp's functions says how many threads are wanted (libgomp_g.h of GCC 12)."""
+_TOLD_HOW_MANY: Final = ("omp_set_num_threads",)
+"""What tells a library otherwise how many."""
 _BARRIER: Final = "pthread_barrier_init"
 _PARTIES: Final = 2
 """Which argument of that says how many it waits for."""
@@ -69,6 +76,7 @@ def _matters(window: WindowFacts) -> bool:
 
 def _of_window(facts: Facts, window: WindowFacts) -> Iterator[Finding]:
     child = ChildCalls(facts, window, ())
+    yield from _pools(facts, window, child)
     waits = _waits(facts, window, child)
     if not waits and window.window.kind is not WindowKind.DAEMONIZE:
         return
@@ -76,6 +84,57 @@ def _of_window(facts: Facts, window: WindowFacts) -> Iterator[Finding]:
         reliance = _reliance(facts, window, child, waits, entry)
         if reliance is not None:
             yield _finding(facts, window, child, entry, reliance)
+
+
+def _pools(facts: Facts, window: WindowFacts, child: ChildCalls) -> Iterator[Finding]:
+    """Threads that a library keeps for the next call of it, which the child makes: it waits for all of them."""
+    flow, graph = facts.flow, facts.flow.graph
+    asking = [
+        e
+        for function in flow.program.called(sorted(flow.signatures.pools.exact))
+        for e in graph.edges_to(function)
+        if int(graph.kind[e]) in CALLS and not _is_alone(flow, e)
+    ]
+    calls = sorted(
+        (0 if e in child.own else int(child.ahead[graph.source[e]]) + 1, e)
+        for e in asking
+        if e in child.own or child.ahead[graph.source[e]] >= 0
+    )
+    if not calls:
+        return
+    # Each thread that calls has a team of its own: another one's is not missed.
+    to_asking = graph.distances({int(graph.source[e]) for e in asking}, backward=True)
+    before = facts.threads.calls_before(window.window, facts.roots)
+    if not any(e in asking or (int(graph.kind[e]) in CERTAIN and to_asking[graph.target[e]] >= 0) for e in before):
+        return
+    effective = [r for r in facts.registrations if r.is_effective and r.handlers[2].function is not None]
+    renewed = {flow.program.object_of(r.outermost) for r in effective} | facts.libc.objects
+    is_daemon = window.window.kind is WindowKind.DAEMONIZE
+    home_of = flow.program.object_of
+    may_be_told = any(
+        home_of(Function(int(graph.source[e]))) != home_of(f)
+        for f in flow.program.called(_TOLD_HOW_MANY)
+        for e in graph.edges_to(f)
+    )
+    for entry, exists in facts.threads.entries_at(window.window, facts.roots).items():
+        home = flow.program.object_of(entry)
+        mine = [(d, e) for d, e in calls if flow.program.object_of(Function(int(graph.target[e]))) == home]
+        if mine and mine[0][0] <= _FAR and home not in renewed:
+            depth, edge = mine[0]
+            is_sure = exists is Answer.YES and not window.is_deferred and not may_be_told
+            is_sure = is_sure and depth <= (_LIVES if is_daemon else _LEAVES)
+            name = flow.name(Function(int(graph.target[edge])))
+            evidence = f"{name} counts on those of its library's last call, and waits until each has done its part"
+            wait = Call(edge, "pool", frozenset())
+            severity = Severity.HIGH if is_sure else Severity.MEDIUM
+            yield _finding(facts, window, child, entry, _Reliance(severity, evidence, wait, depth))
+            return
+
+
+def _is_alone(flow: Flow, edge: int) -> bool:
+    """A call that asks for one thread."""
+    site, caller = int(flow.graph.site[edge]), flow.whole(Function(int(flow.graph.source[edge])))
+    return flow.constant_calls.passed(caller, site).get(flow.convention.arguments[_TEAM]) == 1
 
 
 def _lost(facts: Facts, window: WindowFacts, child: ChildCalls) -> list[Function]:
@@ -196,6 +255,9 @@ def _finding(facts: Facts, window: WindowFacts, child: ChildCalls, entry: Functi
     what = f"the daemon forks in {fork.function}" if is_daemon else f"{fork.function} forks"
     where = "in it" if is_daemon else "in the child, which waits for it"
     fix = "Start threads after the daemon has forked, or again in it: in its own code, or in a child handler."
+    if reliance.wait is None or reliance.wait.kind != "pool":
+        again = f"nothing that this one was seen to run, no fork handler included, starts {name} again"
+        reliance = reliance._replace(evidence=f"{again}; {reliance.evidence}")
     if not is_daemon:
         fix = "Keep what needs the thread out of the child: ask it before the fork, or in the parent."
     return Finding(
@@ -205,8 +267,7 @@ def _finding(facts: Facts, window: WindowFacts, child: ChildCalls, entry: Functi
         target=facts.target,
         object=facts.object_name(facts.flow.program.object_of(entry)),
         message=f"the thread {name} is started before {what}, and does not exist {where}",
-        why=f"{_where(facts, window.source)} starts it. A child of fork has one thread; nothing that this one was seen "
-        f"to run, no fork handler included, starts {name} again; {reliance.evidence}.",
+        why=f"{_where(facts, window.source)} starts it. A child of fork has one thread; {reliance.evidence}.",
         fix=fix,
         fork=fork,
         holder=facts.flow.frames(window.source.path, entry) if window.source is not None else (),
