@@ -229,6 +229,7 @@ class _Fields(Search):
         body = decode(self.program.image(obj), [(rva, self._size(function))])
         found: dict[int, tuple[Origin, Origin]] = {}
         loads: dict[int, Load] = {}
+        kept: dict[int, str] = {}
         for position, through in unknown_calls(body):
             site = body.instructions[position].address
             if site in explained:
@@ -236,11 +237,13 @@ class _Fields(Search):
             target = self._origin(body, position, through)
             if isinstance(target.operand, Memory):
                 found[site] = target, self._origin(body, position, Register(self.convention.arguments[0]))
+            elif isinstance(through, Register):  # loaded before ways parted and met
+                kept[site] = through.name
             if (load := load_of(body, position, through)) is not None:
                 loads[site] = load
         steps = {site: self._step(body, target) for site, (target, _) in found.items()}
         watch = {origin.site for pair in found.values() for origin in pair} | {s for s, _ in steps.values()}
-        watch |= {*loads, *(body.instructions[load.position].address for load in loads.values())}
+        watch |= {*kept, *loads, *(body.instructions[load.position].address for load in loads.values())}
         machine = self.program.image(obj).machine
         states = explore(body, machine, rva, watch=watch, within=body.leading_to(watch), fields=True).states
         parts = {site: functor_part(body, site, load, machine, states) for site, load in loads.items()}
@@ -248,6 +251,10 @@ class _Fields(Search):
         others = {site: load for site, load in loads.items() if parts[site] is None and load.cell.base != "pc"}
         slots = {site: virtual_slot(body, site, load, machine, states) for site, load in others.items()}
         self.virtual += [(function, site, slot) for site, slot in slots.items() if slot is not None]
+        for site, name in kept.items():
+            value = states[site].register(name) if site in states else None
+            if value is not None and isinstance(value.base, Word) and value.offset == 0:
+                yield site, Field(obj, value.base.address, True, None)
         for site, (target, data) in found.items():
             if parts.get(site) is not None:
                 continue

@@ -53,6 +53,16 @@ class Anew:
             return not is_own or self._passes_new(level.function, state, word[1])
         return not is_own and self._is_replaced_below(level, site, word[1])
 
+    def constants(self, depth: int, site: int) -> Mapping[int, int]:
+        """What the child has stored into variables of its object when it comes to a site of a level: constants only."""
+        state = self._states(self.levels[depth]).get(site)
+        cells = state.cells.items() if state is not None else ()
+        return {
+            word: held.value.offset
+            for (base, word), held in cells
+            if base is None and held is not None and held.value.base is None
+        }
+
     def _stores(self, level: Level) -> bool:
         """The child may allocate there at all: most do not."""
         return any(0 <= int(self._to_memory[self.graph.target[e]]) <= _NEAR for e in level.edges)

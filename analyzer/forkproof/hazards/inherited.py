@@ -39,9 +39,9 @@ from forkproof.hazards.evidence import (
     too_early,
 )
 from forkproof.hazards.guards import handlers_at
+from forkproof.hazards.unusual import Unusual
 from forkproof.locks.coverage import prepared_by, surely_lets_go, tried_by
 from forkproof.locks.identity import Match, lock_of
-from forkproof.locks.ordinary import Occasions
 from forkproof.locks.others import Functions, Place
 from forkproof.locks.runs import Held
 from forkproof.locks.summary import step_frames
@@ -53,6 +53,8 @@ from forkproof.threads import constructor_functions
 _LEAVES: Final = 1, 2
 """Calls below a child's own code at which it asks for a lock as a matter of course, and beyond which hardly anybody
 goes, so that nobody looks: for a child that execs or exits soon,"""
+_WORKS: Final = 2, 8
+"""for one that does something and exits,"""
 _LIVES: Final = 4, 8
 """and for one that lives on;"""
 _LEAVES_AT_HOME: Final = 4
@@ -144,6 +146,7 @@ class _Window:
         self.ends = [*self.dying, *self.flow.execs, *self.flow.forkers]
         self.same = self.others.summaries.arrays.same
         self.anew = Anew(self.flow, self.levels)
+        self.unusual = Unusual(facts, self.anew, self.levels)
 
     def findings(self) -> Iterator[Finding]:
         """One for each lock that a thread and the child both take, and that nothing quiesces."""
@@ -303,7 +306,7 @@ class _Window:
 
     @property
     def _limits(self) -> tuple[int, int]:
-        return _LIVES if self.window.window.kind is WindowKind.DAEMONIZE else _LEAVES
+        return {WindowKind.DAEMONIZE: _LIVES, WindowKind.EXIT: _WORKS}.get(self.window.window.kind, _LEAVES)
 
     def _level_functions(self) -> list[Function]:
         return [level.function for level in self.levels]
@@ -447,17 +450,26 @@ class _Window:
         return self.others.cleared_in(level.function)
 
     def _first(self, functions: Iterable[Function]) -> _Position | None:
-        """The first of the child's own calls that can lead to one of these functions, other than once in a process:
-        the parent has come there when a thread of it has the lock."""
-        once = self.others.once
-        reach = self.graph.distances(functions, backward=True, blocked=self.ends, without=once)
-        found = [
-            (depth, int(self.graph.site[e]))
-            for depth, level in enumerate(self.levels)
-            for e in level.edges
-            if reach[self.graph.target[e]] >= 0 and e not in once
-        ]
-        return min(found, default=None)
+        """The first of the child's own calls that can lead to one of these functions, other than once in a process or
+        until something is set up: the parent has come there when a thread of it has the lock."""
+        functions, without = list(functions), set(self.others.once)
+        for _ in range(_TRIES):
+            reach = self.graph.distances(functions, backward=True, blocked=self.ends, without=without)
+            found = [
+                ((depth, int(self.graph.site[e])), e)
+                for depth, level in enumerate(self.levels)
+                for e in level.edges
+                if reach[self.graph.target[e]] >= 0 and e not in without
+            ]
+            if not found:
+                return None
+            position, edge = min(found)
+            way = self.graph.path(Function(int(self.graph.target[edge])), reach, without=without) or []
+            rare = self.unusual.among([edge, *way])
+            if not rare:
+                return position
+            without.update(rare)
+        return None
 
     # ---- ways --------------------------------------------------------------------------------
 
@@ -488,12 +500,15 @@ class _Window:
                 if self._is_refused(edges, end, failing):
                     continue
                 assert place is not None
+                if edges and best.edge is not None and self.unusual.rules_out(best.position, edges, place):
+                    failing.add(edges[-1])
+                    continue
                 way = self._way(edges, place, end)
                 if best.edge is None and best.function is not None and best.position[0] >= 0:
                     is_sure = self.exit_handlers[best.function]
                     way = replace(way, depth=way.depth + 1, exit_site=best.position, is_sure=is_sure)
                 request = _Request(way, best.position[0], best.position), min(b.position for b in found)
-                after = self.facts.failures.among(edges)
+                after = self.unusual.among(edges)
                 if not after:
                     return request
                 seldom = seldom or request
@@ -508,7 +523,7 @@ class _Window:
         if end is not None and end not in self.dead:
             self.dead.add(end)
             return True
-        unmade = {edge for edge in edges if self.flow.is_dead(edge)}
+        unmade = {edge for edge in edges if self.flow.is_dead(edge)} | self.facts.failures.last(edges)
         failing.update(unmade)
         return bool(unmade)
 
@@ -568,7 +583,7 @@ class _Window:
                         continue
                     last = Function(int(self.graph.target[edges[-1]])) if edges else start
                     holder = self._way(edges, by_function[last], end), start, answer
-                    after = self.facts.failures.among(edges)
+                    after = self.unusual.among(edges)
                     if not after:
                         return holder
                     seldom = seldom or holder
@@ -587,8 +602,8 @@ class _Window:
         rare = ""
         if end is not None and self.facts.failures.is_fatal(end):
             rare = "only where the program ends because something is wrong"
-        elif self.facts.failures.among(edges):
-            rare = "only after a call has failed"
+        else:
+            rare = next(iter(self.unusual.among(edges).values()), "")
         return _Way(tuple(edges), place, len(edges) - is_method, rare=rare)
 
     def _frames(self, way: _Way) -> tuple[Frame, ...]:
@@ -691,7 +706,7 @@ class _Window:
 
     def _rare(self, way: _Way, address: Value) -> str:
         """What must be the case for the lock to be taken there, if it is something rare."""
-        return way.rare or Occasions(self.others.summaries, (), writes_often=True).rare_lock(way.place.steps, address)
+        return way.rare or self.unusual.occasions.rare_lock(way.place.steps, address)
 
     def _rank(
         self, answers: tuple[Answer, Answer, Answer, Answer], address: Value, child: _Way, thread: _Way, *, rare: bool
@@ -702,6 +717,7 @@ class _Window:
         is_ordinary = is_sure and child.depth <= self._limits[0] and thread.depth <= _HELD[0] and not rare
         severity, verdict = rank(answers, self.window, is_ordinary=is_ordinary)
         is_doubtful = rare or Answer.UNKNOWN in answers or not starts_near(self.window)
+        is_doubtful |= self.window.window.kind is WindowKind.EXIT and child.depth > _HELD[0]
         is_doubtful |= any(self.graph.kind[e] == EdgeKind.DYNAMIC for e in edges)
         # What is found in a field is a guess, and what that comes to far below it is another.
         far = thread.depth > _HELD[0] or child.depth > _LIVES[0]

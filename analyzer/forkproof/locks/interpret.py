@@ -163,7 +163,7 @@ class _Interpreter:
             self.blocks.enter(start, held, State())
         while self.blocks:
             self._run_block(*self.blocks.next())
-        choices = Choices(self.data, self.joins)
+        choices = Choices(self.data, self.joins, self.body, self.convention)
         unposted = self.ledger.waited - self.ledger.posted
         signals = {a for a in unposted if not self.calls.is_lock(a)}
         self.exits = {Exit(e.held - signals, e.result) for e in self.exits} if signals else self.exits

@@ -16,6 +16,9 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from forkproof.callgraph import CALLS, Reach
 from forkproof.code.operations import Call, Const, Memory, Set
 from forkproof.locks.newcomers import Newcomers
@@ -74,22 +77,25 @@ class Occasion:
 class Occasions:
     """Answers for the locks of one allocator, or of what has no entries of its own.
 
-    An allocator writes to report a problem; `writes_often`: so does a logger whenever it works, under its lock. Its
-    lock may lie behind a pointer that is null at start, and is set for whoever knows the lock.
+    An allocator writes to report a problem. Where instead all that may run is given (`running`), the locks are those of
+    a program and its libraries: a logger writes whenever it works, under its lock; a lock may lie behind a pointer that
+    is null at start, and is set for whoever knows the lock; what the program computes may turn a switch on.
     """
 
-    def __init__(self, summaries: Summaries, entries: Iterable[Function], *, writes_often: bool = False) -> None:
+    def __init__(
+        self, summaries: Summaries, entries: Iterable[Function], running: npt.NDArray[np.bool_] | None = None
+    ) -> None:
         self.summaries = summaries
-        self.reporting = _DYING if writes_often else _REPORTING
-        self.follows_pointers = writes_often
-        self.entries = tuple(entries)
+        self.reporting = _REPORTING if running is None else _DYING
+        self.follows_pointers = running is not None
+        self.entries, self._running = tuple(entries), running
         self._steps: dict[Step, str] = {}
         self._easy: dict[tuple[Step, ...], tuple[Step, ...]] = {}
         self._reporters: dict[Step, bool] = {}
         self._named: dict[frozenset[str], frozenset[Function]] = {}
         self._acquiring: dict[Function, dict[Value, list[tuple[int, Function | None, Value]]]] = {}
         self._sure: dict[tuple[Function, Value], bool] = {}
-        self._switches = Switches(summaries, lambda: self._reach)
+        self._switches = Switches(summaries, lambda: self._reach, believes=running is None)
         self._newcomers = Newcomers(summaries, lambda: self._reach)
 
     def of(self, taken: Taken) -> Occasion:
@@ -101,6 +107,8 @@ class Occasions:
 
     @cached_property
     def _reach(self) -> Reach:
+        if self._running is not None:
+            return np.where(self._running, 0, -1).astype(np.int32)
         return self.summaries.graph.distances(self.entries)
 
     def is_sure(self, function: Function, address: Value, depth: int = 0) -> bool:
@@ -206,7 +214,8 @@ class Occasions:
             reason = next((r for turn in turns if (r := self._reason(step, turn))), "")
             if not reason and self._is_once(step):
                 reason = "only once"
-            if not reason and zero_words(turns) and self._is_kept(step) and self._asks_again(step, turns):
+            is_set = any(self._may_set_up(step, word) for word in zero_words(turns))
+            if not reason and is_set and self._is_kept(step) and self._asks_again(step, turns):
                 reason = "only where something is first set up"
             if not reason and self._is_out_of_memory(step):
                 reason = "only when an allocation has failed"
@@ -214,6 +223,18 @@ class Occasions:
                 reason = "only in a thread that is new to it"
             self._steps[step] = reason
         return self._steps[step]
+
+    def required(self, step: Step) -> tuple[Turn, ...]:
+        """The branches that every way of a function to an instruction takes."""
+        run = self.summaries.run(step.function)
+        return tuple(run.blocks.requires(run.block_of(step.site)))
+
+    def _may_set_up(self, step: Step, word: Value) -> bool:
+        """A function may store to a word that it has looked at; what it does not is a switch."""
+        base = word.base
+        if not self.follows_pointers or not isinstance(base, Content | Word) or not isinstance(base.base, Object):
+            return True
+        return self._switches.sets_up(step.function, Value(base.base, base.offset))
 
     def _asks_in_callee(self, step: Step, last: Step) -> bool:
         """The function that takes the lock looks, with the lock, at a word that had to be 0 for it to be called."""
@@ -273,12 +294,12 @@ class Occasions:
     def _reason(self, step: Step, turn: Turn) -> str:
         value, other = (turn.value, turn.other) if turn.other.base is None else (turn.other, turn.value)
         if turn.equal is None:
-            return self._switch(value, other, equal=True, bits=1) if turn.tells else ""
+            return self._switch(step, value, other, equal=True, bits=1) if turn.tells else ""
         if other.base is not None:
             return "only for one value in particular" if turn.equal and self._is_particular(step, turn) else ""
         if self._is_failed_allocation(step, value, other, equal=turn.equal):
             return "only when an allocation has failed"
-        return self._switch(value, other, equal=turn.equal, bits=turn.bits)
+        return self._switch(step, value, other, equal=turn.equal, bits=turn.bits)
 
     def _is_failed_allocation(self, step: Step, value: Value, other: Value, *, equal: bool) -> bool:
         """A call that allocates, takes a lock each time, or maps memory, has returned 0 or -1.
@@ -307,12 +328,13 @@ class Occasions:
         roles = self.summaries.flow.signatures.malloc_family
         return not _MAPPING.isdisjoint(names) or any(roles.get(n) in ("allocate", "resize") for n in names)
 
-    def _switch(self, value: Value, other: Value, *, equal: bool, bits: int) -> str:
+    def _switch(self, step: Step, value: Value, other: Value, *, equal: bool, bits: int) -> str:
         """A word of the object's own data must be what it rarely is."""
         base = value.base
         if not isinstance(base, Content | Word) or not isinstance(base.base, Object) or value.offset != 0:
             return ""
-        return self._switches.why_rare(Value(base.base, base.offset), other.offset, equal=equal, bits=bits)
+        word = Value(base.base, base.offset)
+        return self._switches.why_rare(step.function, word, other.offset, equal=equal, bits=bits)
 
     def _is_particular(self, step: Step, turn: Turn) -> bool:
         """A number that the code has computed equals what a variable holds: rarely so by chance."""

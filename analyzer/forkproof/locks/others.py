@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CALLS, CERTAIN, EdgeKind
+from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Reach
 from forkproof.code.operations import Atomic, AtomicKind, Const, Memory, Operand, Register, Set
 from forkproof.code.state import State
 from forkproof.code.values import Entry as KnownEntry
@@ -69,6 +69,8 @@ _KIND: Final = 16
 """Where a pthread_mutex_t of glibc tells its type: bits/struct_mutex.h."""
 _WRAPPER: Final = 256
 """Bytes of a function that may do no more than make a lock new."""
+_NEAR: Final = 2
+"""Calls between a function that returns new memory and the allocation, at most."""
 _WRAPPERS: Final = 4
 """Functions that pass a lock on to one another."""
 
@@ -384,7 +386,7 @@ class OtherLocks:
             states = flow.states(function, sites)
             asked = [s for s, state in states.items() if _is_asked(flow.passed(function, state, 1).constant)]
             named = [s for s in asked if makers[sites[s]] in _SHARED_INITS]
-            made = [addresses for _, addresses in self._made_at(function)] if len(named) < len(asked) else []
+            made = [addresses for _, addresses, _ in self._made_at(function)] if len(named) < len(asked) else []
             for addresses in [*made, *(self._first_of(function, states[s]) for s in named)]:
                 found.update(addresses)
                 if not addresses:
@@ -412,7 +414,7 @@ class OtherLocks:
             types = {flow.passed(function, st, 1).constant for s, st in states.items() if targets[s] in setters}
             if types and types <= _OWNED:
                 plain = {s for s, st in states.items() if flow.passed(function, st, 1).constant == 0}
-                found.update(a for s, addresses in self._made_at(function) if s not in plain for a in addresses)
+                found.update(a for s, addresses, _ in self._made_at(function) if s not in plain for a in addresses)
         return frozenset(found)
 
     def _first_of(self, function: Function, state: State) -> list[Value]:
@@ -427,8 +429,9 @@ class OtherLocks:
         return {value for site, value in made if site not in guarded}
 
     def makes_another(self, function: Function) -> bool:
-        """It makes a lock new whose address is not known: a parameter's, or one that some other way leads to."""
-        return any(not addresses for _, addresses in self._made_at(function))
+        """It makes a lock new whose address is not known: a parameter's, or one that some other way leads to. In
+        memory that it has just got, that is nobody else's lock."""
+        return any(not addresses and not is_fresh for _, addresses, is_fresh in self._made_at(function))
 
     def cleared_in(self, function: Function) -> list[tuple[int, Value]]:
         """Where a function makes a lock new, by a call or by filling a word that it takes no lock at."""
@@ -469,9 +472,10 @@ class OtherLocks:
         return run.releases - named - {a.address for a in run.acquires}
 
     def _made(self, function: Function) -> list[tuple[int, Value]]:
-        return [(site, value) for site, values in self._made_at(function) for value in values]
+        return [(site, value) for site, values, _ in self._made_at(function) for value in values]
 
-    def _made_at(self, function: Function) -> list[tuple[int, list[Value]]]:
+    def _made_at(self, function: Function) -> list[tuple[int, list[Value], bool]]:
+        """Where a function makes locks new by a call: what is known of the address, and whether it is new memory's."""
         graph, flow = self.graph, self.flow
         targets = {int(graph.site[e]): Function(int(graph.target[e])) for e in flow.outgoing(function)}
         arguments = {s: self._inits[t].argument for s, t in targets.items() if t in self._inits}
@@ -483,8 +487,21 @@ class OtherLocks:
             if library is not None and library.op == "release" and self.summaries.relevant[function]:
                 own = {address for address, _ in self.taken_in(function)}
                 addresses = [address for address in addresses if address not in own]
-            found.append((site, addresses))
+            found.append((site, addresses, value is not None and self._is_fresh(function, value)))
         return found
+
+    def _is_fresh(self, function: Function, value: KnownValue) -> bool:
+        """A call has returned it that allocates, or does so not far below."""
+        if not isinstance(value.base, Result):
+            return False
+        targets = [int(self.graph.target[e]) for e in self.flow.edges_at(function, value.base.site)]
+        return bool(targets) and all(0 <= int(self._to_memory[t]) <= _NEAR for t in targets)
+
+    @cached_property
+    def _to_memory(self) -> Reach:
+        roles = self.flow.signatures.malloc_family
+        allocating = self.flow.program.called(sorted(n for n, role in roles.items() if role == "allocate"))
+        return self.graph.distances(allocating, backward=True)
 
     @cached_property
     def _inits(self) -> Mapping[Function, LockFunction]:

@@ -18,8 +18,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CALLS, EdgeKind
+from forkproof.callgraph import CALLS, EdgeKind, Reach
 from forkproof.code.operations import Atomic, Call, Memory, Return
+from forkproof.code.values import Result
+from forkproof.code.values import Word as KnownWord
 from forkproof.elf.tables import RelocationKind
 from forkproof.flow import Flow
 from forkproof.locks.branches import Attempts
@@ -30,7 +32,18 @@ from forkproof.locks.interpret import interpret
 from forkproof.locks.runs import NOTHING, Effect, Exit, Held, Run
 from forkproof.locks.state import State
 from forkproof.locks.survivors import Survivors
-from forkproof.locks.values import Base, Entry, Foreign, Object, Substitution, Value, root, substituted, unrooted
+from forkproof.locks.values import (
+    Base,
+    Content,
+    Entry,
+    Foreign,
+    Object,
+    Substitution,
+    Value,
+    root,
+    substituted,
+    unrooted,
+)
 from forkproof.model import Frame
 from forkproof.program import Function
 from forkproof.signature_values import LockFunction
@@ -44,6 +57,8 @@ _GETTER: Final = 24
 """Bytes of a function that may do no more than give the address of a variable, or what one holds;"""
 _MAKER: Final = 512
 """and of one that gives the address of a static object, which it makes when it first runs."""
+_NEAR: Final = 2
+"""Calls between such a function and the allocation, at most."""
 _MOST: Final = 160
 """Locks that one summary keeps."""
 
@@ -460,14 +475,33 @@ class Summaries:
         return self._given[function]
 
     def _find_made(self, function: Function) -> Value | None:
-        """The static object of a function that makes it once, if that is what it returns on every way."""
-        if self.guards.isdisjoint(self._callees(function)):
+        """The static object of a function that makes it once, or what the variable holds that keeps one, if that is
+        what it returns on every way; what it has just made is kept there."""
+        callees = self._callees(function)
+        is_maker = not self._making.isdisjoint(callees) or 0 <= int(self._to_memory[function]) <= _NEAR
+        if not is_maker:
             return None
         obj = self.program.object_of(function)
+        image = self.program.image(obj)
         results = self.flow.explore_from(function, self.program.rva_of(function), {}).results
-        value = results[0] if len(results) == 1 else None
-        is_address = value is not None and value.base is None and self.program.image(obj).is_writable(value.offset)
+        kept = {r.base.address for r in results if r is not None and isinstance(r.base, KnownWord) and r.offset == 0}
+        if len(kept) == 1 and all(r is None or isinstance(r.base, KnownWord | Result) for r in results):
+            (word,) = kept
+            return Value(Content(Object(obj), word), 0) if image.is_writable(word) else None
+        value = results[0] if len(results) == 1 and not self.guards.isdisjoint(callees) else None
+        is_address = value is not None and value.base is None and image.is_writable(value.offset)
         return Value(Object(obj), value.offset) if value is not None and is_address else None
+
+    @cached_property
+    def _making(self) -> frozenset[Function]:
+        """The same, and g_once_init_enter."""
+        return self.guards | {Function(f) for f, k in self.library.items() if k.kind == "once" and k.op == "acquire"}
+
+    @cached_property
+    def _to_memory(self) -> Reach:
+        roles = self.flow.signatures.malloc_family
+        allocating = self.program.called(sorted(n for n, role in roles.items() if role == "allocate"))
+        return self.graph.distances(allocating, backward=True)
 
     @cached_property
     def guards(self) -> frozenset[Function]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
+
 from forkproof.callgraph import Reach
 from forkproof.code.values import Value as KnownValue
 from forkproof.locks.chosen import Stores
@@ -29,16 +31,19 @@ _ENVIRONMENT: Final = ("getenv", "secure_getenv", "__secure_getenv")
 class Switches:
     """Answers for the words of one program, seen from functions that run often."""
 
-    def __init__(self, summaries: Summaries, reach: Callable[[], Reach]) -> None:
-        """`reach`: distances from the functions that run often."""
-        self.summaries, self._reach = summaries, reach
+    def __init__(self, summaries: Summaries, reach: Callable[[], Reach], *, believes: bool = True) -> None:
+        """`reach`: distances from the functions that run often; `believes`: what those compute is off, as settings
+        are, and nobody else sets a word. Of a program's own variables, that is not so."""
+        self.summaries, self._reach, self._believes = summaries, reach, believes
         self._often = Stores(summaries, lambda function: bool(reach()[function] >= 0))
+        self._anybodys = Stores(summaries, lambda _: True)
         self._once = Stores(summaries, self._is_setup, self._quiet_run)
         self._constructed: dict[int, Reach] = {}
         self._environment = frozenset(summaries.program.called(_ENVIRONMENT))
 
-    def why_rare(self, word: Value, constant: int, *, equal: bool, bits: int) -> str:
-        """Why the low bits of a word of an object rarely equal a constant's, or differ from them."""
+    def why_rare(self, asker: Function, word: Value, constant: int, *, equal: bool, bits: int) -> str:
+        """Why the low bits of a word of an object rarely equal a constant's, or differ from them, where a function asks
+        for it."""
         assert isinstance(word.base, Object)
         image = self.summaries.program.image(word.base.number)
         if image.pointer_at(word.offset) is not None:
@@ -50,10 +55,28 @@ class Switches:
         is_computed = len(holds) < len(stored)
         if _is(first, constant, bits) is equal:
             # What is computed differs from one number in particular.
-            return "only until it has been set up" if not all(holds) or (is_computed and equal) else ""
-        if any(holds) or any(value.base is not None for value in started):
+            is_rare = not all(holds) or (is_computed and equal)
+            if not self._believes:  # what runs may set it back, and others tell a thread to stop in the same way
+                is_rare = is_rare and not any(holds) and self.sets_up(asker, word)
+            return "only until it has been set up" if is_rare else ""
+        computed = started if self._believes else stored
+        if any(holds) or any(value.base is not None for value in computed):
             return ""  # code that runs at start, or that allocation runs through, turns it on
+        if not self._believes and (self._is_given_away(word) or not (stored or self._anybodys.of(word))):
+            return ""  # what no code stores into by name is set through a pointer: compilers drop what nobody sets
         return "only while a switch is on that is off at start"
+
+    def sets_up(self, asker: Function, word: Value) -> bool:
+        """Who asks for a word sees to it that it is set."""
+        reach = self.summaries.graph.distances([asker])
+        return any(reach[f] >= 0 and word in self.summaries.stores(f) for f in self._often.naming(word))
+
+    def _is_given_away(self, word: Value) -> bool:
+        """Other objects know the word by its name, or a table holds its address: of options, say."""
+        assert isinstance(word.base, Object)
+        image = self.summaries.program.image(word.base.number)
+        table = image.dynamic_symbols
+        return bool(np.any(image.pointers[1] == word.offset) or np.any(table.value == word.offset))
 
     def _is_setup(self, function: Function) -> bool:
         """Constructors of the object run it, and nothing that runs often does."""

@@ -121,6 +121,13 @@ class Made(NamedTuple):
     site: int
 
 
+class Default(NamedTuple):
+    """A parameter, or what stands in for it where it is null: `context ? context : the_default`."""
+
+    of: Entry
+    instead: Value
+
+
 class Foreign(NamedTuple):
     """A value that means nothing outside of a function; -1: of any function."""
 
@@ -129,7 +136,7 @@ class Foreign(NamedTuple):
 
 Base: TypeAlias = (
     "Object | Entry | Content | Word | Thread | Flag | Element | Old | Status | Won | Masked | Joined | Part | Named | "
-    "Made | Foreign | None"
+    "Made | Default | Foreign | None"
 )
 DEEPEST: Final = 4
 
@@ -177,7 +184,7 @@ def root(base: Base) -> Base:
     """Where a chain begins."""
     while isinstance(base, _CHAINED):
         base = base.base
-    return base
+    return base.of if isinstance(base, Default) else base
 
 
 Substitution = Callable[[Base], Value]
@@ -198,8 +205,16 @@ def substituted(value: Value, replace: Substitution) -> Value:
         if isinstance(inner.base, Element):  # an array in an array: one unknown index is as good as two
             return Value(inner.base, inner.offset + value.offset)
         return Value(Element(inner.base, inner.offset, base.stride), value.offset)
-    result = replace(base)
+    result = _default(base, replace) if isinstance(base, Default) else replace(base)
     return _new(Value, (result.base, result.offset + value.offset))
+
+
+def _default(base: Default, replace: Substitution) -> Value:
+    result = replace(base.of)
+    if result == ZERO:
+        return base.instead
+    is_parameter = isinstance(result.base, Entry) and result.offset == 0
+    return Value(Default(result.base, base.instead), 0) if is_parameter else result  # type: ignore[arg-type]
 
 
 TELLING: Final = 0x100

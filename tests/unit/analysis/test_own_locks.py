@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkproof.model import Finding
+from forkproof.model import Finding, Severity
 from tests.unit.analysis.snippets import MACHINES, Build, Case, findings_of, parameters, program
 
 pytestmark = pytest.mark.together("build")
@@ -25,7 +25,7 @@ def _own(found: list[Finding]) -> list[Finding]:
 CHILDREN = (
     Case(
         "child_main",
-        "medium",
+        "high",
         """
         NOINLINE static void child_main(void) { log_line("c"); _exit(0); }
         int main(void) { @UP if (fork() == 0) child_main(); return ask(); }""",
@@ -47,7 +47,7 @@ CHILDREN = (
     ),
     Case(
         "after_descriptors_are_closed",
-        "medium",
+        "high",
         """
         NOINLINE static void child_main(void) { log_line("c"); _exit(0); }
         int main(void) {
@@ -92,6 +92,75 @@ CHILDREN = (
 def test_a_child_that_never_comes_back(case: Case, build: Build) -> None:
     code = _LOG + _WRITER + case.code.replace("@UP", _UP)
     assert " ".join(f.severity.value for f in _own(findings_of(program(build, code)))) == case.expected
+
+
+#: What lies between a child and a lock. Expected: severity of the finding, or empty for none above low.
+BETWEEN = (
+    Case(
+        "a_report_that_stands_still",
+        "",
+        """
+        NOINLINE static int one(int n) { if (n > 9) { log_line("too many"); for (;;); } return n + ask(); }
+        NOINLINE static int two(int n) { if (n > 8) { log_line("too many"); for (;;); } return one(n) + ask(); }
+        NOINLINE static int three(int n) { if (n > 7) { log_line("too many"); for (;;); } return two(n) + ask(); }
+        int main(void) { @UP if (fork() == 0) { work(three(ask())); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "a_report_of_which_one_does_not_stand_still",
+        "high",
+        """
+        NOINLINE static int one(int n) { if (n > 9) { log_line("too many"); for (;;); } return n + ask(); }
+        NOINLINE static int two(int n) { if (n > 8) { log_line("too many"); for (;;); } return one(n) + ask(); }
+        NOINLINE static int three(int n) { if (n > 7) log_line("too many"); return two(n) + ask(); }
+        int main(void) { @UP if (fork() == 0) { work(three(ask())); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "a_switch_that_main_computes",
+        "high",
+        """
+        static int verbose;
+        NOINLINE static void note(void) { if (verbose) log_line("c"); }
+        NOINLINE static void set_up(int n) { verbose = n; }
+        int main(int c, char **v) { set_up(c > 1 ? atoi(v[1]) : 1); @UP
+            if (fork() == 0) { note(); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "what_is_not_known_yet",
+        "high",
+        """
+        static int threaded = -1;
+        NOINLINE void look(void) { threaded = ask() ? 1 : 0; }
+        NOINLINE static void note(void) { if (threaded < 0) look(); if (threaded != 0) log_line("c"); }
+        int main(void) { @UP if (fork() == 0) { note(); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "a_hook_that_is_loaded_before_a_branch",
+        "medium",
+        """
+        static void plain(const char *s) { log_line(s); }
+        static void (*volatile hook)(const char *) = plain;
+        void set_hook(void (*f)(const char *)) { hook = f; }
+        NOINLINE void note(const char *s) {
+            void (*f)(const char *) = hook; if (ask() > 5) work(2); else work(1); if (f) f(s); work(3); }
+        int main(void) { @UP if (fork() == 0) { note("c"); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "another_lock_is_made",
+        "high",
+        """
+        NOINLINE pthread_mutex_t *make(void) {
+            pthread_mutex_t *made = malloc(sizeof *made); pthread_mutex_init(made, 0); return made; }
+        pthread_mutex_t *mine;
+        int main(void) { @UP if (fork() == 0) { mine = make(); log_line("c"); _exit(0); } return ask(); }""",
+    ),
+)
+
+
+@pytest.mark.parametrize(("case", "build"), parameters(BETWEEN, MACHINES))
+def test_what_lies_between_a_child_and_a_lock(case: Case, build: Build) -> None:
+    code = _LOG + _WRITER + case.code.replace("@UP", _UP)
+    found = [f.severity for f in _own(findings_of(program(build, code))) if f.severity.rank < Severity.LOW.rank]
+    assert " ".join(severity.value for severity in found) == case.expected
 
 
 _QUEUE = """
