@@ -11,6 +11,7 @@
 #   make probe-runs  every fixture probed twenty times; time to verdict beside brute force      (half an hour)
 #   make callgraph-check  40 MB of code of each machine, by objdump and by forkproof   (five minutes)
 #   make unwinder-check  forkproof's stacks against gdb's, at chance states of real programs (ten minutes)
+#   make library-check  everyday uses of Debian's libraries: run, scanned and probed         (half an hour)
 #   make fixtures    every fixture, for every machine there is a compiler for: build/fixtures/<machine>/
 #   make sysroots    Debian sysroots for the tests that need real binaries (about 300 MB, in the user's cache)
 #   make validators  the SARIF validators from npm, for the tests that use them: build/node/
@@ -31,7 +32,7 @@ sources := pyproject.toml $(shell find analyzer signatures -type f -not -name '*
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-tree lock-tables libc-stress probe-runs callgraph-check unwinder-check fixtures sysroots validators fuzz manual docs dev clean
+.PHONY: help demo test lint bench bench-tree lock-tables libc-stress probe-runs callgraph-check unwinder-check library-check fixtures sysroots validators fuzz manual docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -90,6 +91,11 @@ callgraph-check: $(VENV)/.wheel
 unwinder-check: $(VENV)/.wheel
 	@tools/require cc cross qemu gdb
 	$(bin)/python -m tools.unwinder_check
+
+library-check: $(VENV)/.wheel
+	@tools/require cc cxx
+	$(bin)/python tools/sysroot.py bookworm-amd64-libraries
+	$(bin)/python -m tools.libraries
 
 fixtures: $(VENV)/.dependencies
 	@tools/require cc cxx cross
