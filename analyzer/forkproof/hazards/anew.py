@@ -14,10 +14,10 @@ from functools import cached_property
 from typing import Final
 
 from forkproof.callgraph import CERTAIN, Reach
-from forkproof.code.explore import explore
+from forkproof.code.explore import CallEffect, explore
 from forkproof.code.operations import Return
 from forkproof.code.state import State
-from forkproof.code.values import Result, Word
+from forkproof.code.values import Entry, Result, Word
 from forkproof.code.values import Value as KnownValue
 from forkproof.flow import Flow
 from forkproof.forks import Level
@@ -27,6 +27,11 @@ from forkproof.program import Function
 
 _NEAR: Final = 2
 """Calls between a function and the allocation, or the store, that it is there for, at most."""
+_SETTER: Final = 64
+"""Bytes of a function that may do no more than keep what it is passed."""
+_MEMORY: Final = 1 << 44
+"""Numbers from here on stand for memory that an allocation has just given: no code holds such."""
+_MADE, _PASSED = "made", "passed"
 _BY_POINTER: Final = frozenset({"posix_memalign", "__posix_memalign"})
 """What gives memory in another way than by its result."""
 
@@ -36,7 +41,9 @@ class Anew:
 
     def __init__(self, flow: Flow, levels: Sequence[Level]) -> None:
         self.flow, self.graph, self.levels = flow, flow.graph, levels
-        self._replacing: dict[tuple[Function, int], bool] = {}
+        self._replacing: dict[tuple[Function, int], str] = {}
+        self._setters: dict[tuple[Function, int], str] = {}
+        """By function and word: the register in which it is passed what it puts there."""
         self._fresh: dict[Function, bool] = {}
 
     def is_new(self, address: Value, depth: int, site: int, *, is_own: bool) -> bool:
@@ -110,6 +117,8 @@ class Anew:
 
     def _is_fresh_value(self, function: Function, value: KnownValue) -> bool:
         """It is the memory that a call of the function has just got."""
+        if value.base is None and value.offset >= _MEMORY:
+            return True
         if not isinstance(value.base, Result):
             return False
         targets = [Function(int(self.graph.target[e])) for e in self.flow.edges_at(function, value.base.site)]
@@ -126,7 +135,8 @@ class Anew:
                 states = self._at_returns(function).values()
                 results = [state.register(self.flow.convention.result) for state in states]
                 self._fresh[function] = bool(results) and all(
-                    r is not None and r.offset == 0 and self._is_fresh_value(function, r) for r in results
+                    r is not None and (r.base is None or r.offset == 0) and self._is_fresh_value(function, r)
+                    for r in results
                 )
         return self._fresh[function]
 
@@ -137,17 +147,35 @@ class Anew:
         calls = {
             int(self.graph.site[e])
             for e in level.edges
-            if int(self.graph.kind[e]) in CERTAIN and self._replaces(Function(int(self.graph.target[e])), word)
+            if int(self.graph.kind[e]) in CERTAIN and self._replaces(level, e, word)
         } - {site}
         return bool(calls) and comes_first(self.flow, level, calls, site)
 
-    def _replaces(self, function: Function, word: int) -> bool:
-        function = self.flow.whole(function)
+    def _replaces(self, level: Level, edge: int, word: int) -> bool:
+        """A call puts a new object there that it has made, or that it is given."""
+        function = self.flow.whole(Function(int(self.graph.target[edge])))
+        put = self._put(function, word)
+        if put != _PASSED:
+            return put == _MADE
+        state = self._states(level).get(int(self.graph.site[edge]))
+        register = self._setters[function, word]
+        value = state.register(register) if state is not None else None
+        return value is not None and self._is_fresh_value(level.function, value)
+
+    def _put(self, function: Function, word: int) -> str:
+        """What a function surely puts into a word: an object that it makes, one that it is passed, or neither."""
         key = function, word
         if key not in self._replacing:
-            near = 0 < int(self._to_memory[function]) <= _NEAR
-            states = [*self._at_returns(function).values()] if near else []
-            self._replacing[key] = bool(states) and all(self._holds_new(function, s, word) for s in states)
+            found = ""
+            if 0 < int(self._to_memory[function]) <= _NEAR:
+                states = self._at_returns(function).values()
+                found = _MADE if states and all(self._holds_new(function, s, word) for s in states) else ""
+            elif self.flow.program.size_of(function) <= _SETTER:
+                held = {s.cells.get((None, word)) for s in self._at_returns(function).values()}
+                one = next(iter(held)) if len(held) == 1 else None
+                if one is not None and isinstance(one.value.base, Entry) and one.value.offset == 0:
+                    self._setters[key], found = one.value.base.register, _PASSED
+            self._replacing[key] = found
         return self._replacing[key]
 
     def _at_returns(self, function: Function) -> Mapping[int, State]:
@@ -157,10 +185,16 @@ class Anew:
         run = self.flow.explored(function)
         if any(transfer.is_jump for transfer in run.transfers) or not run.complete:
             return {}
-        return explore(
-            body, self.flow.machine, self.flow.program.rva_of(function), effects=self.flow.effects(function),
-            watch=returns,
-        ).states  # fmt: skip
+        usual = self.flow.effects(function)
+
+        def effect(site: int) -> CallEffect:
+            """No allocation fails: a function that gives up then does not make the object that it was to make."""
+            targets = [Function(int(self.graph.target[e])) for e in self.flow.edges_at(function, site)]
+            is_memory = bool(targets) and all(t in self._allocating for t in targets)
+            return CallEffect(result=_MEMORY + site) if is_memory else usual(site)
+
+        entry = self.flow.program.rva_of(function)
+        return explore(body, self.flow.machine, entry, effects=effect, watch=returns).states
 
 
 def _pointer(address: Value) -> tuple[int, int] | None:

@@ -145,6 +145,48 @@ BETWEEN = (
         int main(void) { @UP if (fork() == 0) { note("c"); _exit(0); } return ask(); }""",
     ),
     Case(
+        "a_switch_that_the_child_turns_off",
+        "",
+        """
+        static int logging; NOINLINE void set_up(int n) { logging = n; }
+        NOINLINE static void note(void) { if (logging) log_line("c"); }
+        int main(void) { set_up(1); @UP if (fork() == 0) { logging = 0; note(); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "a_switch_that_a_function_of_the_child_turns",
+        "",
+        """
+        static int is_closed;
+        NOINLINE static void note(void) { if (is_closed) return; log_line("c"); }
+        NOINLINE void close_log(void) { is_closed = 1; }
+        int main(void) { @UP if (fork() == 0) { close_log(); note(); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "a_switch_that_the_child_turns_on",
+        "high",
+        """
+        static int logging; NOINLINE void set_up(int n) { logging = n; }
+        NOINLINE static void note(void) { if (logging) log_line("c"); }
+        int main(void) { set_up(1); @UP if (fork() == 0) { logging = 2; note(); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "a_switch_that_is_on_at_zero",
+        "high",
+        """
+        static int quiet = 1; NOINLINE void set_up(void) { quiet = 0; }
+        NOINLINE static void say(void) {
+            if (!quiet) pthread_mutex_lock(&lock); work(1); if (!quiet) pthread_mutex_unlock(&lock); }
+        int main(void) { set_up(); @UP if (fork() == 0) { say(); _exit(0); } return ask(); }""",
+    ),
+    Case(
+        "what_is_set_back_again",
+        "high",
+        """
+        static int is_valid; NOINLINE void invalidate(void) { is_valid = 0; }
+        NOINLINE static void fill(void) { if (is_valid) return; log_line("c"); is_valid = 1; }
+        int main(void) { @UP if (fork() == 0) { invalidate(); fill(); _exit(0); } return ask(); }""",
+    ),
+    Case(
         "another_lock_is_made",
         "high",
         """
@@ -161,6 +203,39 @@ def test_what_lies_between_a_child_and_a_lock(case: Case, build: Build) -> None:
     code = _LOG + _WRITER + case.code.replace("@UP", _UP)
     found = [f.severity for f in _own(findings_of(program(build, code))) if f.severity.rank < Severity.LOW.rank]
     assert " ".join(severity.value for severity in found) == case.expected
+
+
+_OBJECT = """
+struct log { pthread_mutex_t m; int n; }; static struct log *g;
+NOINLINE static void say(void) { pthread_mutex_lock(&g->m); work(g->n++); pthread_mutex_unlock(&g->m); }
+static void *sayer(void *p) { for (;;) say(); return p; }
+NOINLINE static void open_log(void) {
+    struct log *l = malloc(sizeof *l); if (!l) return; pthread_mutex_init(&l->m, 0); g = l; }
+NOINLINE static struct log *new_log(void) {
+    struct log *l = calloc(1, sizeof *l); pthread_mutex_init(&l->m, 0); return l; }
+NOINLINE static void set_log(struct log *l) { g = l; }
+NOINLINE static struct log *get_log(void) { if (!g) g = calloc(1, sizeof *g); return g; }
+NOINLINE static void tell(void) {
+    struct log *l = get_log(); pthread_mutex_lock(&l->m); work(2); pthread_mutex_unlock(&l->m); }
+"""
+
+#: What a child does to the object whose lock it asks for. Expected: severity of the finding, or empty for none.
+OBJECTS = (
+    Case("nothing", "high", "say();"),
+    Case("one_is_made_unless_memory_is_out", "", "open_log(); say();"),
+    Case("one_is_made_and_set", "", "set_log(new_log()); say();"),
+    Case("the_same_is_set", "high", "set_log(get_log()); say();"),
+    Case("one_is_made_and_forgotten", "high", "new_log(); say();"),
+    Case("it_is_got", "high", "tell();"),
+)
+
+
+@pytest.mark.parametrize(("case", "build"), parameters(OBJECTS, MACHINES))
+def test_what_a_child_does_to_an_object(case: Case, build: Build) -> None:
+    main = f"int main(void) {{ open_log(); @UP if (fork() == 0) {{ {case.code} _exit(0); }} return ask(); }}"
+    code = _OBJECT + main.replace("@UP", _UP.replace("writer", "sayer"))
+    found = [f.severity.value for f in _own(findings_of(program(build, code))) if f.severity.rank < Severity.LOW.rank]
+    assert " ".join(found) == case.expected
 
 
 _QUEUE = """
