@@ -73,6 +73,8 @@ _HANDLER_DEPTH: Final = 2
 """Calls below a child handler in which it makes locks new."""
 _RENEWER: Final = 512
 """Bytes of a function that may be there to make locks new by filling their words."""
+_CALLERS: Final = 3
+"""Calls above a function that forks at which its callers are asked what they hold."""
 _HANDLER_ASKS: Final = 3
 """Calls below a child handler beyond which what it asks for is not followed."""
 _ABOUT: Final = 2
@@ -368,7 +370,21 @@ class _Window:
         is_held = [address in self.others.held_at(level.function, level.site) for level in self.levels]
         if request.level < 0:
             return is_held[0]
-        return any(is_held[: request.level + 1]) or self._is_held_above(request.level, is_held)
+        if any(is_held[: request.level + 1]) or self._is_held_above(request.level, is_held):
+            return True
+        return len(self.levels) == 1 and self._is_held_by_callers(self.levels[0].function, address, _CALLERS)
+
+    def _is_held_by_callers(self, function: Function, address: Value, depth: int) -> bool:
+        """Whoever calls a function holds the lock at the call, or is called so: `lock(); spawn(); unlock();`."""
+        edges = [e for e in self.graph.edges_to(function) if self.facts.may_run[self.graph.source[e]]]
+        if not edges or len(edges) > _TRIES or any(int(self.graph.kind[e]) not in CALLS for e in edges):
+            return False
+        calls = {(self.flow.whole(Function(int(self.graph.source[e]))), int(self.graph.site[e])) for e in edges}
+        return all(
+            address in self.others.held_at(caller, site)
+            or (depth > 1 and self._is_held_by_callers(caller, address, depth - 1))
+            for caller, site in calls
+        )
 
     def _is_renewed(self, address: Value) -> bool:
         """A child handler of the lock's object lets the lock go, or makes it new."""

@@ -330,7 +330,8 @@ class OtherLocks:
                 self.summaries.add(callee)
                 self.summaries.forget(function)
         if not self.summaries.relevant[function]:
-            if not any(self.summaries.relevant[c] and self.keeps(c) for c in callees):
+            is_taker = self.library_takers[function]
+            if not is_taker and not any(self.summaries.relevant[c] and self.keeps(c) for c in callees):
                 return frozenset()
             self.summaries.add(function)
         held = [call.held for call in self.summaries.run(function).calls if call.site == site]

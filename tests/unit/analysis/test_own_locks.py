@@ -187,6 +187,23 @@ BETWEEN = (
         int main(void) { @UP if (fork() == 0) { invalidate(); fill(); _exit(0); } return ask(); }""",
     ),
     Case(
+        "the_caller_of_what_forks_holds_it",
+        "",
+        """
+        NOINLINE int spawn(void) {
+            int pid = fork();
+            if (pid == 0) { pthread_mutex_unlock(&lock); log_line("c"); _exit(0); } return pid; }
+        int main(void) { @UP pthread_mutex_lock(&lock); int pid = spawn(); pthread_mutex_unlock(&lock); return pid; }""",
+    ),
+    Case(
+        "one_of_two_callers_of_what_forks_holds_it",
+        "high",
+        """
+        NOINLINE int spawn(void) { int pid = fork(); if (pid == 0) { log_line("c"); _exit(0); } return pid; }
+        int main(void) { @UP pthread_mutex_lock(&lock); int pid = spawn(); pthread_mutex_unlock(&lock);
+            return pid + spawn(); }""",
+    ),
+    Case(
         "another_lock_is_made",
         "high",
         """
