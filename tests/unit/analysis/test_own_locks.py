@@ -193,7 +193,8 @@ BETWEEN = (
         NOINLINE int spawn(void) {
             int pid = fork();
             if (pid == 0) { pthread_mutex_unlock(&lock); log_line("c"); _exit(0); } return pid; }
-        int main(void) { @UP pthread_mutex_lock(&lock); int pid = spawn(); pthread_mutex_unlock(&lock); return pid; }""",
+        int main(void) { @UP pthread_mutex_lock(&lock); int pid = spawn(); pthread_mutex_unlock(&lock);
+            return pid; }""",
     ),
     Case(
         "one_of_two_callers_of_what_forks_holds_it",
