@@ -54,6 +54,8 @@ _X86_EPILOGUE: Final = re.compile(
 also the ModRM byte of `mov %eax, %ebx`."""
 _X86_TAIL: Final = re.compile(rb"(?:[\x58-\x5f\xc9]|\x48\x83\xc4.|\x48\x81\xc4....)\xe9$", re.DOTALL)
 _TAIL_REACH: Final = 8
+_BY_POINTER: Final = frozenset({"posix_memalign", "__posix_memalign"})
+"""What gives memory in another way than by its result."""
 """Bytes before a tail call that can hold the end of an epilogue."""
 _EPILOGUE_REACH: Final = 64
 """Bytes after a call in which a function's end stands, checks of the stack guard included."""
@@ -239,6 +241,18 @@ class Flow:
         """Functions by which a program ends or throws: exit, abort, failed assertions."""
         names = self.signatures.noreturn.exact | self.signatures.exit_names.exact
         return frozenset(self.program.called(sorted(names - self.signatures.exec_names.exact)))
+
+    @cached_property
+    def allocating(self) -> frozenset[Function]:
+        """Functions whose result is new memory."""
+        roles = self.signatures.malloc_family
+        names = sorted(n for n, role in roles.items() if role == "allocate" and n not in _BY_POINTER)
+        return frozenset(self.program.called(names))
+
+    @cached_property
+    def to_memory(self) -> Reach:
+        """Distance of every function to the nearest of them."""
+        return self.graph.distances(self.allocating, backward=True)
 
     @cached_property
     def to_exec(self) -> Reach:

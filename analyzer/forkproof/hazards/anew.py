@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
-from forkproof.callgraph import CERTAIN, Reach
+from forkproof.callgraph import CERTAIN
 from forkproof.code.explore import CallEffect, explore
 from forkproof.code.operations import Return
 from forkproof.code.state import State
@@ -31,9 +31,6 @@ _SETTER: Final = 64
 """Bytes of a function that may do no more than keep what it is passed."""
 _MEMORY: Final = 1 << 44
 """Numbers from here on stand for memory that an allocation has just given: no code holds such."""
-_MADE, _PASSED = "made", "passed"
-_BY_POINTER: Final = frozenset({"posix_memalign", "__posix_memalign"})
-"""What gives memory in another way than by its result."""
 
 
 class Anew:
@@ -41,9 +38,7 @@ class Anew:
 
     def __init__(self, flow: Flow, levels: Sequence[Level]) -> None:
         self.flow, self.graph, self.levels = flow, flow.graph, levels
-        self._replacing: dict[tuple[Function, int], str] = {}
-        self._setters: dict[tuple[Function, int], str] = {}
-        """By function and word: the register in which it is passed what it puts there."""
+        self._putting: dict[tuple[Function, int], KnownValue | None] = {}
         self._fresh: dict[Function, bool] = {}
 
     def is_new(self, address: Value, depth: int, site: int, *, is_own: bool) -> bool:
@@ -72,17 +67,7 @@ class Anew:
 
     def _stores(self, level: Level) -> bool:
         """The child may allocate there at all: most do not."""
-        return any(0 <= int(self._to_memory[self.graph.target[e]]) <= _NEAR for e in level.edges)
-
-    @cached_property
-    def _allocating(self) -> frozenset[Function]:
-        roles = self.flow.signatures.malloc_family
-        names = sorted(n for n, role in roles.items() if role == "allocate" and n not in _BY_POINTER)
-        return frozenset(self.flow.program.called(names))
-
-    @cached_property
-    def _to_memory(self) -> Reach:
-        return self.graph.distances(self._allocating, backward=True)
+        return any(0 <= int(self.flow.to_memory[self.graph.target[e]]) <= _NEAR for e in level.edges)
 
     @cached_property
     def _known(self) -> dict[tuple[Function, int], Mapping[int, State]]:
@@ -127,11 +112,11 @@ class Anew:
     def _gives_memory(self, function: Function) -> bool:
         """Every way through a function returns memory that it has got: `new_logger()`."""
         function = self.flow.whole(function)
-        if function in self._allocating:
+        if function in self.flow.allocating:
             return True
         if function not in self._fresh:
             self._fresh[function] = False  # of what calls itself
-            if 0 <= int(self._to_memory[function]) <= _NEAR:
+            if 0 <= int(self.flow.to_memory[function]) <= _NEAR:
                 states = self._at_returns(function).values()
                 results = [state.register(self.flow.convention.result) for state in states]
                 self._fresh[function] = bool(results) and all(
@@ -153,30 +138,29 @@ class Anew:
 
     def _replaces(self, level: Level, edge: int, word: int) -> bool:
         """A call puts a new object there that it has made, or that it is given."""
-        function = self.flow.whole(Function(int(self.graph.target[edge])))
-        put = self._put(function, word)
-        if put != _PASSED:
-            return put == _MADE
+        put = self._put(self.flow.whole(Function(int(self.graph.target[edge]))), word)
+        if put is None or not isinstance(put.base, Entry):
+            return put is not None
         state = self._states(level).get(int(self.graph.site[edge]))
-        register = self._setters[function, word]
-        value = state.register(register) if state is not None else None
+        value = state.register(put.base.register) if state is not None else None
         return value is not None and self._is_fresh_value(level.function, value)
 
-    def _put(self, function: Function, word: int) -> str:
-        """What a function surely puts into a word: an object that it makes, one that it is passed, or neither."""
+    def _put(self, function: Function, word: int) -> KnownValue | None:
+        """What a function surely puts into a word: memory that it gets, or what it is passed."""
         key = function, word
-        if key not in self._replacing:
-            found = ""
-            if 0 < int(self._to_memory[function]) <= _NEAR:
-                states = self._at_returns(function).values()
-                found = _MADE if states and all(self._holds_new(function, s, word) for s in states) else ""
-            elif self.flow.program.size_of(function) <= _SETTER:
-                held = {s.cells.get((None, word)) for s in self._at_returns(function).values()}
-                one = next(iter(held)) if len(held) == 1 else None
-                if one is not None and isinstance(one.value.base, Entry) and one.value.offset == 0:
-                    self._setters[key], found = one.value.base.register, _PASSED
-            self._replacing[key] = found
-        return self._replacing[key]
+        if key not in self._putting:
+            is_maker = 0 < int(self.flow.to_memory[function]) <= _NEAR
+            near = is_maker or self.flow.program.size_of(function) <= _SETTER
+            states = self._at_returns(function).values() if near else ()
+            held = [s.cells.get((None, word)) for s in states]
+            found = held[0].value if held and held[0] is not None else None
+            if is_maker:
+                is_sure = all(self._holds_new(function, s, word) for s in states)
+            else:
+                is_plain = found is not None and isinstance(found.base, Entry) and found.offset == 0
+                is_sure = is_plain and len(set(held)) == 1
+            self._putting[key] = found if is_sure else None
+        return self._putting[key]
 
     def _at_returns(self, function: Function) -> Mapping[int, State]:
         """What is known where a function returns; nothing of one that ends in a call."""
@@ -190,7 +174,7 @@ class Anew:
         def effect(site: int) -> CallEffect:
             """No allocation fails: a function that gives up then does not make the object that it was to make."""
             targets = [Function(int(self.graph.target[e])) for e in self.flow.edges_at(function, site)]
-            is_memory = bool(targets) and all(t in self._allocating for t in targets)
+            is_memory = bool(targets) and all(t in self.flow.allocating for t in targets)
             return CallEffect(result=_MEMORY + site) if is_memory else usual(site)
 
         entry = self.flow.program.rva_of(function)

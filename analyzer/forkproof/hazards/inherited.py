@@ -52,13 +52,13 @@ from forkproof.threads import constructor_functions
 
 _LEAVES: Final = 1, 2
 """Calls below a child's own code at which it asks for a lock as a matter of course, and beyond which hardly anybody
-goes, so that nobody looks: for a child that execs or exits soon,"""
+goes, so that nobody looks: for a child that may exec soon,"""
 _WORKS: Final = 2, 8
-"""for one that does something and exits,"""
+"""for one that works and then exits,"""
 _LIVES: Final = 4, 8
 """and for one that lives on;"""
 _LEAVES_AT_HOME: Final = 4
-"""and for one that execs or exits, where all of these functions are the program's own, and it forks itself."""
+"""and for one that may exec, where all of these functions are the program's own, and it forks itself."""
 _HELD: Final = 5, 8
 """The same for a thread, from where it begins."""
 _SUSPECTED: Final = frozenset({EdgeKind.FIELD, EdgeKind.DYNAMIC})

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CALLS, CERTAIN, EdgeKind, Reach
+from forkproof.callgraph import CALLS, CERTAIN, EdgeKind
 from forkproof.code.operations import Atomic, AtomicKind, Const, Memory, Operand, Register, Set
 from forkproof.code.state import State
 from forkproof.code.values import Entry as KnownEntry
@@ -496,13 +496,7 @@ class OtherLocks:
         if not isinstance(value.base, Result):
             return False
         targets = [int(self.graph.target[e]) for e in self.flow.edges_at(function, value.base.site)]
-        return bool(targets) and all(0 <= int(self._to_memory[t]) <= _NEAR for t in targets)
-
-    @cached_property
-    def _to_memory(self) -> Reach:
-        roles = self.flow.signatures.malloc_family
-        allocating = self.flow.program.called(sorted(n for n, role in roles.items() if role == "allocate"))
-        return self.graph.distances(allocating, backward=True)
+        return bool(targets) and all(0 <= int(self.flow.to_memory[t]) <= _NEAR for t in targets)
 
     @cached_property
     def _inits(self) -> Mapping[Function, LockFunction]:

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forkproof.callgraph import CALLS, EdgeKind, Reach
+from forkproof.callgraph import CALLS, EdgeKind
 from forkproof.code.operations import Atomic, Call, Memory, Return
 from forkproof.code.values import Result
 from forkproof.code.values import Word as KnownWord
@@ -478,7 +478,7 @@ class Summaries:
         """The static object of a function that makes it once, or what the variable holds that keeps one, if that is
         what it returns on every way; what it has just made is kept there."""
         callees = self._callees(function)
-        is_maker = not self._making.isdisjoint(callees) or 0 <= int(self._to_memory[function]) <= _NEAR
+        is_maker = not self._making.isdisjoint(callees) or 0 <= int(self.flow.to_memory[function]) <= _NEAR
         if not is_maker:
             return None
         obj = self.program.object_of(function)
@@ -496,12 +496,6 @@ class Summaries:
     def _making(self) -> frozenset[Function]:
         """The same, and g_once_init_enter."""
         return self.guards | {Function(f) for f, k in self.library.items() if k.kind == "once" and k.op == "acquire"}
-
-    @cached_property
-    def _to_memory(self) -> Reach:
-        roles = self.flow.signatures.malloc_family
-        allocating = self.program.called(sorted(n for n, role in roles.items() if role == "allocate"))
-        return self.graph.distances(allocating, backward=True)
 
     @cached_property
     def guards(self) -> frozenset[Function]:

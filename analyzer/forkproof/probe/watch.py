@@ -39,6 +39,8 @@ _ROUNDS: Final = 1000
 """Waits with a time limit, each made to be over at once, or pauses, before a thread is said to come back for ever;"""
 _PATIENT: Final = 250
 """or samples: it may do more than wait on its way. The same for who spins, and may count that."""
+_ENDED: Final = frozenset("ZX")
+"""States of threads that are no more."""
 _WHEN_TO_STEP: Final = frozenset({SAMPLES - 4, SAMPLES - 2, SAMPLES, 2 * SAMPLES})
 """Samples after which a round of a spinning thread's loop is looked at: more than once, since it may be on its way."""
 _MOVING: Final = frozenset("Rt")
@@ -297,9 +299,9 @@ class Watch:
 
     @property
     def may_change(self) -> bool:
-        """A thread of the process that hangs pauses, or runs, and may let the lock go after that.
+        """A thread of the process that hangs pauses, or does not rest in a call, and may let the lock go after that.
 
-        On a loaded machine one that is to pause has not always come to it.
+        On a loaded machine one that is to pause has not always come to it: it is on its way, in a fault or in a stop.
         """
         process = self.hung
         child = self.children[process.pid] if process is not None else None
@@ -307,10 +309,12 @@ class Watch:
             return False
         others = [t for t in process.threads.values() if not self._waits(child, t.tid)]
         seen = [self.stage.where(thread) for thread in others]
-        return any(
-            w is not None and (w.syscall is None or w.state == "R" or syscalls.is_pause(self.stage.machine, w.syscall))
-            for w in seen
-        )
+        return not all(w is not None and (w.state in _ENDED or self._rests(w)) for w in seen)
+
+    def _rests(self, seen: Where) -> bool:
+        if seen.state != "S" or seen.syscall is None:
+            return False
+        return not syscalls.is_pause(self.stage.machine, seen.syscall)
 
     @property
     def is_waiting(self) -> bool:
