@@ -28,6 +28,7 @@ import click
 from tools.sysroot import find
 
 SOURCES: Final = Path(__file__).resolve().parents[1] / "fixtures" / "libraries"
+NAMES: Final = sorted(p.stem for p in SOURCES.glob("*.c*") if p.stem != "driver")
 SYSROOT: Final = "bookworm-amd64-libraries"
 _WORD: Final = re.compile(r"^// (link|include): (.*)$", re.MULTILINE)
 _PLACES: Final = (
@@ -101,7 +102,7 @@ def row(name: str, program: Path, root: Path, *, forks: int, probes: bool) -> st
 
 
 @click.command()
-@click.option("--only", multiple=True, help="Names of programs; all without.")
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Programs; all without.")
 @click.option("--forks", default=100, show_default=True, help="Children of each; 0: do not run them.")
 @click.option("--no-probes", is_flag=True, help="Scan only.")
 def main(only: Sequence[str], forks: int, *, no_probes: bool) -> None:
@@ -109,10 +110,9 @@ def main(only: Sequence[str], forks: int, *, no_probes: bool) -> None:
     root = find(SYSROOT)
     if root is None:
         sys.exit(f"python tools/sysroot.py {SYSROOT} makes what this needs")
-    names = sorted(p.stem for p in SOURCES.glob("*.c*") if p.stem != "driver")
     print("| use | children that hung | scan | locks that a probe confirmed |\n|---|--:|---|---|")
     with tempfile.TemporaryDirectory(prefix="forkproof-libraries-") as scratch:
-        for name in only or names:
+        for name in only or NAMES:
             program = build(name, root, Path(scratch))
             print(row(name, program, root, forks=forks, probes=not no_probes), flush=True)
 
